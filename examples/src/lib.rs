@@ -1,0 +1,1 @@
+//! Programs that use windlass; see the `examples` targets.
