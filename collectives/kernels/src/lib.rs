@@ -1,1 +1,64 @@
-//! placeholder
+//! Data types, reduction operators and the vectorised [`Combine`]: the arithmetic of windlass.
+//!
+//! A combine reads k inputs, folds them element by element in input order, and stores the result to m outputs, in one
+//! pass over memory. Copy is 1→m; a reduction is k→m. [`Combine::reduce`] resolves a kernel for this CPU, and
+//! [`Combine::run`] is an indirect call.
+//!
+//! # What is calculated
+//!
+//! The result depends on the inputs and their order alone: not on the [`Level`], the count, the alignment, the place
+//! or the [`Store`]. It is the same to the bit everywhere, save that where it is NaN, which NaN is open.
+//!
+//! | | u8, i32, i64 | f32, f64 | f16, bf16 |
+//! |---|---|---|---|
+//! | sum, prod | wrap | input order, rounded after each input, never fused | as f32 over all inputs of the call, rounded once at the end |
+//! | avg | wrapping sum, then divided, truncating toward zero | sum, then divided | sum in f32, divided in f32, then rounded once |
+//! | min, max | exact | NaN if any input is NaN; −0.0 is less than +0.0 | the same |
+//! | copy | the bytes | the bytes, NaN payloads too | the same |
+//!
+//! - Rounding is to nearest, ties to even; subnormals are kept. The thread's floating-point environment is Rust's
+//!   default.
+//! - Only avg divides, and only if `divisor > 1`: whoever calculates a partial sum passes 1. The divisor is first
+//!   rounded to the type of the division, which matters beyond 2^24 ranks.
+//! - Neither min nor max depends on the order of the inputs.
+//! - A sum of one 16-bit input goes through f32 and back: the same number, but a signalling NaN becomes quiet.
+//!
+//! # How it is laid out
+//!
+//! `kernel` is the one algorithm, generic over a `vector::Vector` and an operator; `arch` has the vectors of each
+//! instruction set, and compiles the algorithm for them; `combine` picks from that table. `partial` is for what is
+//! smaller than a register: an all-reduce of one number is nothing else.
+//!
+//! # Example
+//!
+//! ```
+//! use windlass_kernels::{Combine, DataType, ReduceOp, Store};
+//!
+//! let (mut mine, theirs) = ([1.0_f32, 2.0], [10.0_f32, 20.0]);
+//! let sum = Combine::reduce(DataType::F32, ReduceOp::Sum);
+//! let place = mine.as_mut_ptr().cast::<u8>();
+//! // SAFETY: both arrays have two elements, and the output is exactly an input.
+//! unsafe { sum.run(&[place, theirs.as_ptr().cast()], &[place], 2, 1, Store::Cached) };
+//! assert_eq!(mine, [11.0, 22.0]);
+//! ```
+#![deny(missing_docs)]
+
+mod arch;
+mod combine;
+mod data_type;
+mod divisor;
+mod half_bits;
+mod kernel;
+mod level;
+mod name;
+mod partial;
+mod reduce_op;
+mod vector;
+
+pub use half::{bf16, f16};
+
+pub use crate::combine::{Combine, Store};
+pub use crate::data_type::{DataType, Element};
+pub use crate::level::{Level, level};
+pub use crate::name::UnknownName;
+pub use crate::reduce_op::ReduceOp;

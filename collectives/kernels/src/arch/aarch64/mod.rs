@@ -1,0 +1,3 @@
+//! AArch64, little-endian.
+
+pub(super) mod neon;

@@ -1,0 +1,69 @@
+//! x86-64.
+
+use std::arch::x86_64::*;
+use std::mem::transmute;
+
+use crate::partial;
+
+pub(super) mod avx2;
+pub(super) mod avx512;
+
+/// Reads at most 16 bytes; the others are zero. The usual sizes are single loads: in an all-reduce of one or two
+/// numbers this is most of the work.
+///
+/// # Safety
+/// `bytes <= 16`, and `from` is readable for `bytes` bytes.
+#[inline(always)]
+unsafe fn load_short(from: *const u8, bytes: usize) -> __m128i {
+    // SAFETY: SSE2, which every x86-64 has; no arm reads more than `bytes` bytes, and none needs alignment.
+    unsafe {
+        match bytes {
+            8 => _mm_loadl_epi64(from.cast()),
+            4 => _mm_loadu_si32(from),
+            16 => _mm_loadu_si128(from.cast()),
+            _ => transmute::<u128, __m128i>(partial::read(from, bytes)),
+        }
+    }
+}
+
+/// Writes the first `bytes` bytes.
+///
+/// # Safety
+/// `bytes <= 16`, and `to` is writable for `bytes` bytes.
+#[inline(always)]
+unsafe fn store_short(to: *mut u8, bytes: usize, value: __m128i) {
+    // SAFETY: SSE2, which every x86-64 has; no arm writes more than `bytes` bytes, and none needs alignment.
+    unsafe {
+        match bytes {
+            8 => _mm_storel_epi64(to.cast(), value),
+            4 => _mm_storeu_si32(to, value),
+            16 => _mm_storeu_si128(to.cast(), value),
+            _ => partial::write(to, bytes, transmute::<__m128i, u128>(value)),
+        }
+    }
+}
+
+/// The methods of `Vector` that are one expression over the registers `$a` and `$b`.
+macro_rules! lanewise {
+    ($($method:ident($a:ident, $b:ident) => $result:expr;)*) => { $(
+        #[inline(always)]
+        unsafe fn $method(self, other: Self) -> Self {
+            let (Self($a), Self($b)) = (self, other);
+            // SAFETY: arithmetic on registers; the caller promises the level's instructions.
+            Self(unsafe { $result })
+        }
+    )* };
+}
+use lanewise;
+
+/// The methods of a `Vector` of 16-bit floats, which are those of its two vectors of f32.
+macro_rules! pairwise {
+    ($float:ident: $($method:ident),*) => { $(
+        #[inline(always)]
+        unsafe fn $method(self, other: Self) -> Self {
+            // SAFETY: arithmetic on registers; the caller promises the level's instructions.
+            unsafe { Self($float(self.0).$method($float(other.0)).0, $float(self.1).$method($float(other.1)).0) }
+        }
+    )* };
+}
+use pairwise;
