@@ -1,0 +1,212 @@
+//! Which collective, on what: the arguments every rank must share.
+
+use std::fmt;
+use std::str::FromStr;
+
+use windlass_kernels::{DataType, ReduceOp};
+
+use crate::Rank;
+
+macro_rules! collectives {
+    ($($(#[$doc:meta])* $variant:ident = $code:literal, $name:literal, reduces: $reduces:literal, rooted: $rooted:literal;)*) => {
+        /// The collectives, and the two point-to-point operations, which are schedules of one step.
+        ///
+        /// This is the one table: a row gives the name, whether an operator and a root are among the
+        /// arguments, and the code the fingerprint carries.
+        #[derive(Clone, Copy, Debug, Eq, PartialEq, Hash, PartialOrd, Ord)]
+        #[repr(u8)]
+        #[non_exhaustive]
+        pub enum Collective { $($(#[$doc])* $variant = $code,)* }
+
+        impl Collective {
+            /// Every row.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// The name on the command line, in metrics and in errors.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+
+            /// Whether a reduction operator is an argument.
+            pub const fn reduces(self) -> bool {
+                match self { $(Self::$variant => $reduces,)* }
+            }
+
+            /// Whether a root (or a peer, for send and recv) is an argument.
+            pub const fn rooted(self) -> bool {
+                match self { $(Self::$variant => $rooted,)* }
+            }
+
+            /// The row with this code.
+            pub const fn from_code(code: u8) -> Option<Self> {
+                match code { $($code => Some(Self::$variant),)* _ => None }
+            }
+        }
+    };
+}
+
+collectives! {
+    /// Every rank ends with the reduction of all inputs.
+    AllReduce = 1, "all_reduce", reduces: true, rooted: false;
+    /// Rank `r` ends with block `r` of the reduction.
+    ReduceScatter = 2, "reduce_scatter", reduces: true, rooted: false;
+    /// Every rank ends with all inputs, in rank order.
+    AllGather = 3, "all_gather", reduces: false, rooted: false;
+    /// Every rank ends with the root's buffer.
+    Broadcast = 4, "broadcast", reduces: false, rooted: true;
+    /// No rank leaves before all have entered.
+    Barrier = 5, "barrier", reduces: false, rooted: false;
+    /// A message to one peer.
+    Send = 6, "send", reduces: false, rooted: true;
+    /// A message from one peer.
+    Recv = 7, "recv", reduces: false, rooted: true;
+}
+
+impl Collective {
+    /// Whether the operation involves one peer only and is numbered apart from the collectives.
+    pub const fn is_point_to_point(self) -> bool {
+        matches!(self, Self::Send | Self::Recv)
+    }
+}
+
+impl fmt::Display for Collective {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// The name is none of the collectives.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct UnknownCollective(pub String);
+
+impl fmt::Display for UnknownCollective {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}` is no collective; there are", self.0)?;
+        for (i, c) in Collective::ALL.iter().enumerate() {
+            write!(f, "{} {c}", if i == 0 { "" } else { "," })?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for UnknownCollective {}
+
+impl FromStr for Collective {
+    type Err = UnknownCollective;
+    fn from_str(name: &str) -> Result<Self, UnknownCollective> {
+        let found = Self::ALL.iter().copied().find(|c| c.name() == name);
+        found.ok_or_else(|| UnknownCollective(name.to_owned()))
+    }
+}
+
+/// The arguments of one call that all ranks share.
+///
+/// `count` is in elements: of the whole vector for all_reduce and broadcast, of one rank's block for
+/// all_gather (each rank's input) and reduce_scatter (each rank's output), of the message for send and recv.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Hash)]
+pub struct Call {
+    /// Which row of the table.
+    pub collective: Collective,
+    /// The elements' type.
+    pub data_type: DataType,
+    /// The operator; [`ReduceOp::Sum`] where the collective does not reduce.
+    pub op: ReduceOp,
+    /// Elements, see above.
+    pub count: u64,
+    /// The root of a broadcast, the peer of a send or recv, 0 elsewhere.
+    pub root: Rank,
+}
+
+impl Call {
+    /// Bytes of one block or of the whole vector: `count` times the element size.
+    pub const fn bytes(&self) -> u64 {
+        self.count * self.data_type.size_bytes() as u64
+    }
+
+    /// The bytes that travel: what the bench and the metrics call the operation's size.
+    pub const fn size_bytes(&self, ranks: u32) -> u64 {
+        match self.collective {
+            Collective::AllGather | Collective::ReduceScatter => self.bytes() * ranks as u64,
+            _ => self.bytes(),
+        }
+    }
+
+    /// What travels in the arrival line and in frame headers.
+    pub const fn fingerprint(&self) -> Fingerprint {
+        let what = self.collective as u64 | (self.data_type as u64) << 8 | (self.op as u64) << 16;
+        Fingerprint { what: what | (self.root as u64) << 32, count: self.count }
+    }
+}
+
+/// The shared arguments of a call in sixteen bytes, reversible so that an error can show both sides.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Hash)]
+pub struct Fingerprint {
+    /// Collective, data type, operator and root.
+    pub what: u64,
+    /// Elements.
+    pub count: u64,
+}
+
+impl Fingerprint {
+    /// The call it stands for, or `None` when the words are no call's.
+    pub fn call(self) -> Option<Call> {
+        let [collective, data_type, op, spare, ..] = self.what.to_le_bytes();
+        Some(Call {
+            collective: Collective::from_code(collective)?,
+            data_type: DataType::from_code(data_type)?,
+            op: ReduceOp::from_code(op).filter(|_| spare == 0)?,
+            count: self.count,
+            root: Rank::try_from(self.what >> 32).ok()?,
+        })
+    }
+}
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Some(call) = self.call() else {
+            return write!(f, "unknown({:#x},{})", self.what, self.count);
+        };
+        write!(f, "{}(", call.collective)?;
+        if call.collective != Collective::Barrier {
+            write!(f, "{} x {}", call.count, call.data_type)?;
+        }
+        if call.collective.reduces() {
+            write!(f, ", {}", call.op)?;
+        }
+        if call.collective.rooted() {
+            let name = if call.collective.is_point_to_point() { "peer" } else { "root" };
+            write!(f, ", {name} {}", call.root)?;
+        }
+        write!(f, ")")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fingerprints_are_reversible_and_distinct() {
+        let mut seen = std::collections::BTreeSet::new();
+        for &collective in Collective::ALL {
+            for &data_type in DataType::ALL {
+                for &op in ReduceOp::ALL {
+                    for (count, root) in [(0, 0), (1, 0), (u64::MAX, u32::MAX), (7, 3)] {
+                        let call = Call { collective, data_type, op, count, root };
+                        let print = call.fingerprint();
+                        assert_eq!(print.call(), Some(call));
+                        assert!(seen.insert((print.what, print.count)));
+                    }
+                }
+            }
+        }
+        assert_eq!(Fingerprint { what: 0, count: 1 }.call(), None);
+        assert_eq!(Fingerprint { what: 1 | 1 << 24, count: 1 }.call(), None);
+    }
+
+    #[test]
+    fn an_unknown_name_lists_the_known_ones() {
+        let error = "allreduce".parse::<Collective>().unwrap_err().to_string();
+        assert!(error.contains("all_reduce") && error.contains("barrier"), "{error}");
+    }
+}

@@ -1,0 +1,187 @@
+//! Blocks and chunks to byte ranges.
+
+use crate::call::{Call, Collective};
+use crate::step::{Action, Blocks, Operands, Role, Span};
+
+/// Parts of a vector begin on cache lines, so that two ranks never store to one.
+const CACHE_LINE_BYTES: u64 = 64;
+
+/// Maps the blocks of a vector to bytes.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Layout {
+    blocks: u32,
+    /// The whole vector.
+    bytes: u64,
+    /// What block boundaries are rounded down to; a multiple of the element size.
+    grain: u64,
+    element_bytes: u64,
+}
+
+impl Layout {
+    /// A vector of `count` elements cut into `blocks` parts: part `i` is `[i·n/p, (i+1)·n/p)`
+    /// rounded down to cache lines, so parts may be empty.
+    pub const fn parts(count: u64, element_bytes: u64, blocks: u32) -> Self {
+        Self { blocks, bytes: count * element_bytes, grain: CACHE_LINE_BYTES, element_bytes }
+    }
+
+    /// `blocks` blocks of `count` elements each.
+    pub const fn uniform(count: u64, element_bytes: u64, blocks: u32) -> Self {
+        let bytes = count * element_bytes * blocks as u64;
+        Self { blocks, bytes, grain: element_bytes, element_bytes }
+    }
+
+    /// The layout that `call` has on `ranks` ranks when its vector is cut into `blocks`.
+    pub const fn of(call: &Call, ranks: u32, blocks: u32) -> Self {
+        let size = call.data_type.size_bytes() as u64;
+        match call.collective {
+            Collective::ReduceScatter | Collective::AllGather => Self::uniform(call.count, size, ranks),
+            _ => Self::parts(call.count, size, blocks),
+        }
+    }
+
+    /// The number of blocks.
+    pub const fn blocks(&self) -> u32 {
+        self.blocks
+    }
+
+    /// The bytes of the whole vector.
+    pub const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// The bytes of one element.
+    pub const fn element_bytes(&self) -> u64 {
+        self.element_bytes
+    }
+
+    /// The offset at which block `block` begins; `start(blocks())` is the end.
+    pub const fn start(&self, block: u32) -> u64 {
+        if block == 0 {
+            return 0;
+        }
+        if block >= self.blocks {
+            return self.bytes;
+        }
+        let elements = self.bytes / self.element_bytes;
+        let before = match elements.checked_mul(block as u64) {
+            Some(product) => product / self.blocks as u64,
+            None => (elements as u128 * block as u128 / self.blocks as u128) as u64,
+        };
+        let start = before * self.element_bytes;
+        start - start % self.grain
+    }
+
+    /// The bytes of the last block, which in whole grains is the largest: the boundary before it
+    /// is rounded down, that after it is not.
+    pub const fn largest(&self) -> u64 {
+        self.bytes - self.start(self.blocks - 1)
+    }
+}
+
+/// A contiguous run of bytes of one rank's memory, relative to where the vector's block 0 would begin
+/// for `Input` and `Output`, and to the beginning of the memory for the others.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Piece {
+    /// Bytes from the origin of the role.
+    pub offset: u64,
+    /// Bytes.
+    pub bytes: u64,
+}
+
+/// How an execution cuts a layout into chunks.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Geometry {
+    /// Blocks to bytes.
+    pub layout: Layout,
+    /// The bytes of a message's chunk, and of a slot in a scratch ring.
+    pub chunk_bytes: u64,
+    /// The bytes of one block's piece in a chunk of a shared-memory schedule.
+    pub piece_bytes: u64,
+    /// How many chunks a ring holds. A power of two.
+    pub depth: u32,
+    /// The chunks of a shared-memory schedule, the same on every rank.
+    pieces: u32,
+}
+
+impl Geometry {
+    /// Cuts `layout`; the chunk sizes are rounded up to cache lines.
+    pub fn new(layout: Layout, chunk_bytes: u64, piece_bytes: u64, depth: u32) -> Self {
+        let round = |b: u64| b.max(1).next_multiple_of(CACHE_LINE_BYTES);
+        let piece_bytes = round(piece_bytes);
+        let pieces = clamp_chunks(layout.largest(), piece_bytes);
+        Self { layout, chunk_bytes: round(chunk_bytes), piece_bytes, depth, pieces }
+    }
+
+    /// How many chunks an action is handed out in. At least one, also for nothing.
+    pub fn chunks(&self, action: &Action) -> u32 {
+        match action {
+            Action::Copy { from: span, .. }
+            | Action::Send { from: span, .. }
+            | Action::Recv { into: span, .. } => self.chunks_of(span),
+            Action::Reduce { outputs, .. } => match outputs {
+                Operands::Mine(span) | Operands::All(span) | Operands::Pair(span, _) => self.chunks_of(span),
+            },
+            Action::Gather { .. } | Action::Signal { .. } | Action::Wait { .. } => self.pieces,
+        }
+    }
+
+    fn chunks_of(&self, span: &Span) -> u32 {
+        match span.blocks {
+            Blocks::Range { first, end } => {
+                clamp_chunks(self.layout.start(end) - self.layout.start(first), self.chunk_bytes)
+            }
+            Blocks::One(_) | Blocks::Each | Blocks::Others(_) => self.pieces,
+        }
+    }
+
+    /// Where chunk `chunk` of the contiguous blocks `first..end` lies in `role`.
+    pub fn range_piece(&self, role: Role, first: u32, end: u32, chunk: u32) -> Piece {
+        let (start, stop) = (self.layout.start(first), self.layout.start(end));
+        let begin = (start + u64::from(chunk) * self.chunk_bytes).min(stop);
+        let bytes = (stop - begin).min(self.chunk_bytes);
+        match role {
+            Role::Input | Role::Output | Role::Slot => Piece { offset: begin, bytes },
+            Role::Scratch(ring) => {
+                let slot = u64::from(ring) * u64::from(self.depth) + u64::from(chunk % self.depth);
+                Piece { offset: slot * self.chunk_bytes, bytes }
+            }
+            Role::Stage => Piece { offset: u64::from(chunk % self.depth) * self.chunk_bytes, bytes },
+            Role::Partial => Piece { offset: begin - start, bytes },
+        }
+    }
+
+    /// Where the chunks `first..end` of block `block` lie in `role`. They are one run of bytes in
+    /// `Input`, `Output` and `Slot`; in `Stage` only a single chunk is.
+    pub fn block_piece(&self, role: Role, block: u32, first: u32, end: u32) -> Piece {
+        let (start, stop) = (self.layout.start(block), self.layout.start(block + 1));
+        let begin = (start + u64::from(first) * self.piece_bytes).min(stop);
+        let bytes = (start + u64::from(end) * self.piece_bytes).min(stop) - begin;
+        match role {
+            Role::Input | Role::Output | Role::Slot => Piece { offset: begin, bytes },
+            Role::Stage | Role::Scratch(_) => {
+                let slot = u64::from(first % self.depth) * u64::from(self.layout.blocks()) + u64::from(block);
+                Piece { offset: slot * self.piece_bytes, bytes }
+            }
+            Role::Partial => Piece { offset: begin - start, bytes },
+        }
+    }
+
+    /// The bytes of stage memory a rank with heap memory needs.
+    pub fn stage_bytes(&self) -> u64 {
+        u64::from(self.depth) * u64::from(self.layout.blocks()) * self.piece_bytes
+    }
+
+    /// The bytes of the memory for partial sums, where the schedule keeps any.
+    pub fn partial_bytes(&self) -> u64 {
+        self.layout.largest()
+    }
+
+    /// The bytes of `rings` scratch rings.
+    pub fn scratch_bytes(&self, rings: u32) -> u64 {
+        u64::from(rings) * u64::from(self.depth) * self.chunk_bytes
+    }
+}
+
+fn clamp_chunks(bytes: u64, chunk_bytes: u64) -> u32 {
+    u32::try_from(bytes.div_ceil(chunk_bytes).max(1)).unwrap_or(u32::MAX)
+}

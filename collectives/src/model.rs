@@ -1,0 +1,260 @@
+//! What an algorithm will cost, and which one is chosen.
+//!
+//! The choice is a pure function of the call, the topology, the model and the configuration, all of
+//! which the ranks agree on when a communicator is made; so all ranks choose alike.
+
+use crate::call::{Call, Collective};
+use crate::layout::{Geometry, Layout};
+use crate::schedule::{Algorithm, Schedule, Unsupported};
+
+/// Who takes part, and over what.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Topology {
+    /// Ranks of the communicator.
+    pub ranks: u32,
+    /// Whether every rank can reach every other's memory with loads and stores.
+    pub mapped: bool,
+    /// Cores that the ranks of the most loaded host share.
+    pub cores: u32,
+}
+
+/// The constants of the cost model: what `windlass tune` measures. Times in nanoseconds.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Model {
+    /// One exchange of flags between two ranks.
+    pub flag_ns: f64,
+    /// Reading one more peer's flag line.
+    pub line_ns: f64,
+    /// Reading or writing a byte of cached shared memory.
+    pub cached_byte_ns: f64,
+    /// One message to a peer and its receipt.
+    pub message_ns: f64,
+    /// A byte of a message.
+    pub message_byte_ns: f64,
+    /// Combining a received byte with one's own.
+    pub reduce_byte_ns: f64,
+    /// Bytes of a message's chunk.
+    pub chunk_bytes: u64,
+    /// Bytes of one chunk of the stage, over all blocks.
+    pub stage_chunk_bytes: u64,
+    /// The most bytes a rank publishes in one slot.
+    pub slot_bytes: u64,
+}
+
+impl Default for Model {
+    /// One current x86 host: shared memory and loopback TCP.
+    fn default() -> Self {
+        Self {
+            flag_ns: 110.0,
+            line_ns: 25.0,
+            cached_byte_ns: 0.02,
+            message_ns: 6_000.0,
+            message_byte_ns: 0.25,
+            reduce_byte_ns: 0.08,
+            chunk_bytes: 128 << 10,
+            stage_chunk_bytes: 64 << 10,
+            slot_bytes: 8 << 10,
+        }
+    }
+}
+
+/// The rings of scratch and stage hold this many chunks.
+pub const DEPTH: u32 = 4;
+
+/// A piece of a staged block is never smaller: below, the flags cost more than the bytes.
+const MIN_PIECE_BYTES: u64 = 2 << 10;
+
+/// What all ranks do for a call.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Choice {
+    /// The algorithm.
+    pub algorithm: Algorithm,
+    /// Bytes of a message's chunk.
+    pub chunk_bytes: u64,
+    /// Bytes of one block's piece in the stage.
+    pub piece_bytes: u64,
+    /// What the model predicts.
+    pub predicted_ns: f64,
+}
+
+impl Choice {
+    /// The geometry of `schedule` under this choice.
+    pub fn geometry(&self, call: &Call, ranks: u32, schedule: &Schedule) -> Geometry {
+        let layout = Layout::of(call, ranks, schedule.blocks());
+        // What is published goes in one piece: the slot holds it whole.
+        let piece = if self.algorithm == Algorithm::Publish { layout.bytes() } else { self.piece_bytes };
+        Geometry::new(layout, self.chunk_bytes, piece, DEPTH)
+    }
+}
+
+impl Model {
+    /// The stage a rank needs, whatever the call: for the largest piece and for the smallest.
+    pub fn stage_bytes(&self, ranks: u32) -> u64 {
+        u64::from(DEPTH) * u64::from(ranks) * self.piece_bytes(ranks)
+    }
+
+    fn piece_bytes(&self, ranks: u32) -> u64 {
+        (self.stage_chunk_bytes / u64::from(ranks.max(1))).max(MIN_PIECE_BYTES).next_multiple_of(64)
+    }
+
+    /// Whether a rank's slot can hold what it would publish.
+    fn publishes(&self, call: &Call, ranks: u32) -> bool {
+        let bytes = match call.collective {
+            Collective::ReduceScatter | Collective::AllGather => {
+                call.bytes().saturating_mul(u64::from(ranks))
+            }
+            _ => call.bytes(),
+        };
+        bytes <= self.slot_bytes
+    }
+
+    /// The predicted time of `algorithm`, or `None` when it cannot serve the call there.
+    pub fn predict(&self, call: &Call, topology: &Topology, algorithm: Algorithm) -> Option<f64> {
+        use Collective as C;
+        let p = f64::from(topology.ranks);
+        let n = call.size_bytes(topology.ranks) as f64;
+        if !Schedule::supports(call.collective, algorithm, topology.ranks) {
+            return None;
+        }
+        if algorithm.needs_mapped_peers() && !topology.mapped {
+            return None;
+        }
+        let flags = |k: f64| k * (self.flag_ns + (p - 2.0).max(0.0) * self.line_ns);
+        let touch = |bytes: f64| bytes * self.cached_byte_ns;
+        let send = |bytes: f64| self.message_ns + bytes * self.message_byte_ns;
+        let rounds = f64::from(topology.ranks.next_power_of_two().ilog2());
+        let folded = if topology.ranks.is_power_of_two() { 0.0 } else { 2.0 };
+        Some(match (algorithm, call.collective) {
+            (Algorithm::Publish, _) if !self.publishes(call, topology.ranks) => return None,
+            (Algorithm::Publish, C::AllReduce) => flags(1.0) + touch(2.0 * n + p * n + n),
+            (Algorithm::Publish, C::ReduceScatter) => flags(1.0) + touch(2.0 * n + n + n / p),
+            (Algorithm::Publish, C::AllGather) => flags(1.0) + touch(2.0 * n / p + 2.0 * n),
+            (Algorithm::Publish, C::Broadcast) => flags(1.0) + touch(4.0 * n),
+            (Algorithm::Publish, _) => flags(1.0),
+            (Algorithm::Direct, C::ReduceScatter) => flags(2.0) + touch(n + n / p),
+            (Algorithm::Direct, _) => flags(2.0) + touch(2.0 * n),
+            (Algorithm::Ring, C::AllReduce) => {
+                2.0 * (p - 1.0) * send(n / p) + (p - 1.0) / p * n * self.reduce_byte_ns
+            }
+            (Algorithm::Ring, C::ReduceScatter) => (p - 1.0) * (send(n / p) + n / p * self.reduce_byte_ns),
+            (Algorithm::Ring, _) => (p - 1.0) * send(n / p),
+            (Algorithm::RecursiveDoubling, C::AllGather) => {
+                rounds * self.message_ns + (p - 1.0) / p * n * self.message_byte_ns
+            }
+            (Algorithm::RecursiveDoubling, _) => {
+                (rounds.floor() + folded) * (send(n) + n * self.reduce_byte_ns)
+            }
+            (Algorithm::Rabenseifner, _) => {
+                let halving = (p - 1.0) / p * n * (2.0 * self.message_byte_ns + self.reduce_byte_ns);
+                // Rounds of different sizes do not overlap: a chunk waits for the whole round before.
+                2.0 * rounds * self.message_ns + 1.15 * halving + folded * send(n)
+            }
+            (Algorithm::BinomialTree, _) => rounds * send(n.min(self.chunk_bytes as f64)) + send(n),
+            (Algorithm::Dissemination, _) => rounds * self.message_ns,
+            (Algorithm::Pair, _) => send(n),
+        })
+    }
+
+    /// The algorithm and chunk sizes for a call. `wanted` overrides the choice where it can serve.
+    ///
+    /// # Errors
+    /// When `wanted` serves the collective on no such topology.
+    pub fn choose(
+        &self,
+        call: &Call,
+        topology: &Topology,
+        wanted: Option<Algorithm>,
+    ) -> Result<Choice, Unsupported> {
+        let price = |a: Algorithm| self.predict(call, topology, a).map(|ns| (a, ns));
+        let cheapest = || {
+            let all = Algorithm::ALL.iter().filter_map(|&a| price(a));
+            all.min_by(|a, b| a.1.total_cmp(&b.1))
+        };
+        let chosen = match wanted {
+            // An override names an algorithm of one collective; the others keep their own.
+            Some(a) if Schedule::supports(call.collective, a, topology.ranks) => {
+                if a.needs_mapped_peers() && !topology.mapped {
+                    return Err(Unsupported {
+                        algorithm: a,
+                        collective: call.collective,
+                        ranks: topology.ranks,
+                    });
+                }
+                // Too large to publish: the slot cannot hold it, so the choice is the model's.
+                price(a).or_else(cheapest)
+            }
+            _ => cheapest(),
+        };
+        let (algorithm, predicted_ns) = chosen.ok_or(Unsupported {
+            algorithm: wanted.unwrap_or(Algorithm::Direct),
+            collective: call.collective,
+            ranks: topology.ranks,
+        })?;
+        let piece_bytes = self.piece_bytes(topology.ranks);
+        Ok(Choice { algorithm, chunk_bytes: self.chunk_bytes, piece_bytes, predicted_ns })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use windlass_kernels::{DataType, ReduceOp};
+
+    use super::*;
+
+    fn call(collective: Collective, bytes: u64) -> Call {
+        Call { collective, data_type: DataType::F32, op: ReduceOp::Sum, count: bytes / 4, root: 0 }
+    }
+
+    #[test]
+    fn every_collective_has_a_choice_everywhere() {
+        for &collective in Collective::ALL {
+            for ranks in 1..70 {
+                for mapped in [false, true] {
+                    for bytes in [0, 8, 4096, 1 << 20, 1 << 34] {
+                        let topology = Topology { ranks, mapped, cores: 2 };
+                        let choice =
+                            Model::default().choose(&call(collective, bytes), &topology, None).unwrap();
+                        assert!(mapped || !choice.algorithm.needs_mapped_peers());
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn small_is_published_and_large_is_direct() {
+        let topology = Topology { ranks: 2, mapped: true, cores: 2 };
+        let of =
+            |bytes| Model::default().choose(&call(Collective::AllReduce, bytes), &topology, None).unwrap();
+        assert_eq!(of(8).algorithm, Algorithm::Publish);
+        assert_eq!(of(1 << 20).algorithm, Algorithm::Direct);
+    }
+
+    #[test]
+    fn the_stage_holds_every_geometry() {
+        let model = Model::default();
+        for ranks in 1..100 {
+            let topology = Topology { ranks, mapped: true, cores: 2 };
+            for collective in [
+                Collective::AllReduce,
+                Collective::ReduceScatter,
+                Collective::AllGather,
+                Collective::Broadcast,
+            ] {
+                let call = call(collective, 1 << 24);
+                let choice = model.choose(&call, &topology, Some(Algorithm::Direct)).unwrap();
+                let schedule = Schedule::new(collective, choice.algorithm, 0, ranks, 0, true).unwrap();
+                let geometry = choice.geometry(&call, ranks, &schedule);
+                assert!(geometry.stage_bytes() <= model.stage_bytes(ranks), "{collective} {ranks}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_wrong_override_names_what_serves() {
+        let topology = Topology { ranks: 3, mapped: false, cores: 2 };
+        let error =
+            Model::default().choose(&call(Collective::AllReduce, 8), &topology, Some(Algorithm::Direct));
+        assert!(error.unwrap_err().to_string().contains("ring"));
+    }
+}

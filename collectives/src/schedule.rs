@@ -1,0 +1,267 @@
+//! An algorithm's steps for one rank, computed one at a time.
+
+use std::fmt;
+use std::str::FromStr;
+
+use crate::Rank;
+use crate::algorithms::{binomial, direct, dissemination, doubling, pair, publish, rabenseifner, ring};
+use crate::call::Collective;
+use crate::step::Step;
+
+/// The algorithms.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Hash, PartialOrd, Ord)]
+#[repr(u8)]
+#[non_exhaustive]
+pub enum Algorithm {
+    /// Each rank publishes its operand to its local peers and computes the result alone: one
+    /// exchange of flags. For small messages on shared memory.
+    Publish = 0,
+    /// Each rank reduces its part straight from all inputs to all outputs: two exchanges of flags,
+    /// every byte read and written once. Shared memory.
+    Direct = 1,
+    /// Chunks travel around a ring (Patarasuk and Yuan 2009): bandwidth-optimal, 2(p-1) rounds.
+    Ring = 2,
+    /// Whole vectors are exchanged with ranks at distance 1, 2, 4…: log₂ p rounds.
+    RecursiveDoubling = 3,
+    /// Recursive halving, then recursive doubling (Rabenseifner 2004): bandwidth-optimal, 2 log₂ p rounds.
+    Rabenseifner = 4,
+    /// A binomial tree from the root: log₂ p rounds.
+    BinomialTree = 5,
+    /// Notices at distance 1, 2, 4… (Hensgen, Finkel and Manber 1988): a barrier in log₂ p rounds.
+    Dissemination = 6,
+    /// One message between two ranks.
+    Pair = 7,
+}
+
+impl Algorithm {
+    /// Every algorithm.
+    pub const ALL: &'static [Self] = &[
+        Self::Publish,
+        Self::Direct,
+        Self::Ring,
+        Self::RecursiveDoubling,
+        Self::Rabenseifner,
+        Self::BinomialTree,
+        Self::Dissemination,
+        Self::Pair,
+    ];
+
+    /// The name in `WINDLASS_ALGORITHM` and in `windlass explain`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Publish => "publish",
+            Self::Direct => "direct",
+            Self::Ring => "ring",
+            Self::RecursiveDoubling => "recursive-doubling",
+            Self::Rabenseifner => "rabenseifner",
+            Self::BinomialTree => "binomial-tree",
+            Self::Dissemination => "dissemination",
+            Self::Pair => "pair",
+        }
+    }
+
+    /// Whether its steps reach peers' memory instead of sending messages.
+    pub const fn needs_mapped_peers(self) -> bool {
+        matches!(self, Self::Publish | Self::Direct)
+    }
+}
+
+impl fmt::Display for Algorithm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(self.name())
+    }
+}
+
+/// The name is none of the algorithms.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct UnknownAlgorithm(pub String);
+
+impl fmt::Display for UnknownAlgorithm {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "`{}` is no algorithm; there are", self.0)?;
+        for (i, a) in Algorithm::ALL.iter().enumerate() {
+            write!(f, "{} {a}", if i == 0 { "" } else { "," })?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for UnknownAlgorithm {}
+
+impl FromStr for Algorithm {
+    type Err = UnknownAlgorithm;
+    fn from_str(name: &str) -> Result<Self, UnknownAlgorithm> {
+        let found = Self::ALL.iter().copied().find(|a| a.name() == name);
+        found.ok_or_else(|| UnknownAlgorithm(name.to_owned()))
+    }
+}
+
+/// The algorithm does not serve the collective on that many ranks.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Unsupported {
+    /// What was asked for.
+    pub algorithm: Algorithm,
+    /// For this.
+    pub collective: Collective,
+    /// On so many ranks.
+    pub ranks: u32,
+}
+
+impl fmt::Display for Unsupported {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "algorithm {} does not serve {} on {} ranks; it can be served by",
+            self.algorithm, self.collective, self.ranks
+        )?;
+        let mut any = false;
+        for &a in Algorithm::ALL {
+            if Schedule::supports(self.collective, a, self.ranks) {
+                write!(f, "{} {a}", if any { "," } else { "" })?;
+                any = true;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Unsupported {}
+
+/// What one rank does for one collective: a pure function of a few numbers.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Schedule {
+    pub(crate) collective: Collective,
+    pub(crate) algorithm: Algorithm,
+    pub(crate) rank: Rank,
+    pub(crate) ranks: u32,
+    pub(crate) root: Rank,
+    pub(crate) staged: bool,
+    len: u32,
+}
+
+impl Schedule {
+    /// Whether `algorithm` serves `collective` on `ranks` ranks.
+    pub const fn supports(collective: Collective, algorithm: Algorithm, ranks: u32) -> bool {
+        use Algorithm as A;
+        use Collective as C;
+        match (collective, algorithm) {
+            (C::Send | C::Recv, A::Pair) => true,
+            (C::AllReduce | C::ReduceScatter | C::AllGather | C::Broadcast, A::Publish | A::Direct)
+            | (C::Barrier, A::Publish | A::Dissemination)
+            | (C::AllReduce, A::Ring | A::RecursiveDoubling | A::Rabenseifner)
+            | (C::ReduceScatter | C::AllGather, A::Ring)
+            | (C::Broadcast, A::BinomialTree) => ranks > 0,
+            (C::AllGather, A::RecursiveDoubling) => ranks.is_power_of_two(),
+            _ => false,
+        }
+    }
+
+    /// The schedule of `rank` among `ranks`. `staged` says that this rank's memory is heap memory,
+    /// which it lends through its stage; it changes nothing that its peers see.
+    ///
+    /// # Panics
+    /// When `rank` or `root` is not below `ranks`: the caller has checked its user's arguments.
+    pub fn new(
+        collective: Collective,
+        algorithm: Algorithm,
+        rank: Rank,
+        ranks: u32,
+        root: Rank,
+        staged: bool,
+    ) -> Result<Self, Unsupported> {
+        assert!(rank < ranks && root < ranks, "rank {rank} and root {root} lie below {ranks}");
+        if !Self::supports(collective, algorithm, ranks) {
+            return Err(Unsupported { algorithm, collective, ranks });
+        }
+        let staged = staged && algorithm == Algorithm::Direct && ranks > 1;
+        let mut schedule = Self { collective, algorithm, rank, ranks, root, staged, len: 0 };
+        schedule.len = match algorithm {
+            Algorithm::Publish => publish::len(&schedule),
+            Algorithm::Direct => direct::len(&schedule),
+            Algorithm::Ring => ring::len(&schedule),
+            Algorithm::RecursiveDoubling => doubling::len(&schedule),
+            Algorithm::Rabenseifner => rabenseifner::len(&schedule),
+            Algorithm::BinomialTree => binomial::len(&schedule),
+            Algorithm::Dissemination => dissemination::len(&schedule),
+            Algorithm::Pair => pair::len(&schedule),
+        };
+        Ok(schedule)
+    }
+
+    /// The algorithm.
+    pub const fn algorithm(&self) -> Algorithm {
+        self.algorithm
+    }
+
+    /// The collective.
+    pub const fn collective(&self) -> Collective {
+        self.collective
+    }
+
+    /// How many steps this rank has. O(1).
+    pub const fn len(&self) -> u32 {
+        self.len
+    }
+
+    /// Whether this rank has nothing to do.
+    pub const fn is_empty(&self) -> bool {
+        self.len == 0
+    }
+
+    /// Step `index`, for `index < len()`. O(1) or O(log p).
+    pub fn step(&self, index: u32) -> Step {
+        debug_assert!(index < self.len);
+        match self.algorithm {
+            Algorithm::Publish => publish::step(self, index),
+            Algorithm::Direct => direct::step(self, index),
+            Algorithm::Ring => ring::step(self, index),
+            Algorithm::RecursiveDoubling => doubling::step(self, index),
+            Algorithm::Rabenseifner => rabenseifner::step(self, index),
+            Algorithm::BinomialTree => binomial::step(self, index),
+            Algorithm::Dissemination => dissemination::step(self, index),
+            Algorithm::Pair => pair::step(self, index),
+        }
+    }
+
+    /// How many blocks the algorithm cuts the vector into.
+    pub const fn blocks(&self) -> u32 {
+        match (self.collective, self.algorithm) {
+            (Collective::ReduceScatter | Collective::AllGather, _) => self.ranks,
+            (Collective::AllReduce, Algorithm::Direct | Algorithm::Ring) => self.ranks,
+            (Collective::AllReduce, Algorithm::Rabenseifner) => rabenseifner::participants(self.ranks),
+            _ => 1,
+        }
+    }
+
+    /// Whether its steps use [`crate::Role::Partial`].
+    pub const fn keeps_partial(&self) -> bool {
+        matches!((self.collective, self.algorithm), (Collective::ReduceScatter, Algorithm::Ring))
+    }
+
+    /// How many scratch rings its steps use.
+    pub const fn scratch_rings(&self) -> u32 {
+        match self.algorithm {
+            Algorithm::Ring | Algorithm::Rabenseifner => 2,
+            Algorithm::RecursiveDoubling => match self.collective {
+                Collective::AllGather => 0,
+                _ => 2,
+            },
+            _ => 0,
+        }
+    }
+}
+
+/// A schedule as text, one step a line: what the golden tests review.
+impl fmt::Display for Schedule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {} rank {} of {}", self.collective, self.algorithm, self.rank, self.ranks)?;
+        if self.collective.rooted() {
+            write!(f, " root {}", self.root)?;
+        }
+        writeln!(f, "{}", if self.staged { " staged" } else { "" })?;
+        for i in 0..self.len {
+            writeln!(f, "{i:4}  {}", self.step(i))?;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,240 @@
+//! The proof catches planted faults: a proof that cannot fail proves nothing.
+
+mod proof;
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use windlass_collectives::{Action, Algorithm, Blocks, Collective, Operands, Role, Rule, Schedule, Span};
+
+use proof::case::{Case, Operation};
+use proof::check::Prover;
+
+const RANKS: [u32; 5] = [2, 3, 4, 5, 8];
+
+/// Cases that exercise every chunk rule: several chunks a block, more than the rings hold, staged
+/// and not, in place and not, and two roots.
+fn cases(collective: Collective, algorithm: Algorithm, ranks: u32) -> Vec<Case> {
+    let base = Case::new(collective, algorithm, ranks, 1);
+    let uniform = matches!(collective, Collective::AllGather | Collective::ReduceScatter);
+    let scale = if base.layout().blocks() > 1 && !uniform { u64::from(ranks) } else { 1 };
+    let mut cases = Vec::new();
+    for in_place in [false, true] {
+        for staged in [0, u64::MAX, 1] {
+            if staged != 0 && algorithm != Algorithm::Direct {
+                continue;
+            }
+            for root in if collective.rooted() { 0..2 } else { 0..1 } {
+                for (count, depth) in [(5 * scale, 2), (scale, 1)] {
+                    cases.push(Case { count, depth, staged, root, in_place, ..base });
+                }
+            }
+        }
+    }
+    cases
+}
+
+fn supported() -> impl Iterator<Item = (Collective, Algorithm, u32)> {
+    let pairs = Collective::ALL.iter().flat_map(|&c| Algorithm::ALL.iter().map(move |&a| (c, a)));
+    pairs
+        .flat_map(|(c, a)| RANKS.map(|p| (c, a, p)))
+        .filter(|&(c, a, p)| c != Collective::Recv && Schedule::supports(c, a, p))
+}
+
+/// Plants a fault in all cases of all algorithms, one place at a time; a place is a step of a rank,
+/// as it reads. Returns how many were planted, and the places where no case noticed.
+fn plant(mut fault: impl FnMut(&mut Operation, u32, u32) -> bool) -> (u64, BTreeSet<String>) {
+    let mut prover = Prover::default();
+    let mut places: BTreeMap<String, bool> = BTreeMap::new();
+    for (collective, algorithm, ranks) in supported() {
+        for case in cases(collective, algorithm, ranks) {
+            let operation = case.operation();
+            for rank in 0..ranks {
+                for (index, step) in operation.steps[rank as usize].iter().enumerate() {
+                    let place = format!("{collective} {algorithm}, rank {rank} of {ranks}, {index}: {step}");
+                    if places.get(&place) == Some(&true) {
+                        continue;
+                    }
+                    let mut faulty = operation.clone();
+                    if fault(&mut faulty, rank, index as u32) {
+                        let caught = prover.prove_all(&[faulty]).is_err();
+                        *places.entry(place).or_default() |= caught;
+                    }
+                }
+            }
+        }
+    }
+    let planted = places.len() as u64;
+    (planted, places.into_iter().filter(|(_, caught)| !caught).map(|(place, _)| place).collect())
+}
+
+fn must_catch(name: &str, fault: impl FnMut(&mut Operation, u32, u32) -> bool) {
+    let (planted, unnoticed) = plant(fault);
+    println!("canary: {name}: {planted} planted, {} unnoticed", unnoticed.len());
+    assert!(planted > 0);
+    assert!(unnoticed.is_empty(), "{name}: {} unnoticed:\n{unnoticed:#?}", unnoticed.len());
+}
+
+fn action(operation: &Operation, rank: u32, index: u32) -> Action {
+    operation.steps[rank as usize][index as usize].action
+}
+
+#[test]
+fn a_skipped_combine_is_caught() {
+    must_catch("skipped combine", |operation, rank, index| {
+        let combine = matches!(
+            action(operation, rank, index),
+            Action::Copy { .. } | Action::Reduce { .. } | Action::Gather { .. }
+        );
+        operation.muted = Some((rank, index));
+        combine
+    });
+}
+
+#[test]
+fn a_message_sent_twice_is_caught() {
+    must_catch("message twice", |operation, rank, index| {
+        operation.doubled = Some((rank, index, 0));
+        matches!(action(operation, rank, index), Action::Send { .. })
+    });
+}
+
+#[test]
+fn a_wrong_label_is_caught() {
+    must_catch("wrong label", |operation, rank, index| {
+        let wrong = match action(operation, rank, index) {
+            Action::Send { to, from, label } => Action::Send { to, from, label: label + 1 },
+            Action::Recv { from, into, label } => Action::Recv { from, into, label: label + 1 },
+            _ => return false,
+        };
+        operation.replace_action(rank, index, wrong);
+        true
+    });
+}
+
+#[test]
+fn a_wrong_peer_is_caught() {
+    must_catch("wrong peer", |operation, rank, index| {
+        let ranks = operation.ranks();
+        let wrong = match action(operation, rank, index) {
+            Action::Send { to, from, label } => Action::Send { to: (to + 1) % ranks, from, label },
+            Action::Recv { from, into, label } => Action::Recv { from: (from + 1) % ranks, into, label },
+            _ => return false,
+        };
+        operation.replace_action(rank, index, wrong);
+        true
+    });
+}
+
+#[test]
+fn a_flipped_last_is_caught() {
+    must_catch("flipped last", |operation, rank, index| {
+        let Action::Reduce { inputs, outputs, last } = action(operation, rank, index) else { return false };
+        operation.replace_action(rank, index, Action::Reduce { inputs, outputs, last: !last });
+        true
+    });
+}
+
+#[test]
+fn swapped_operands_are_caught() {
+    must_catch("swapped operands", |operation, rank, index| {
+        let Action::Reduce { inputs: Operands::Pair(a, b), outputs, last } = action(operation, rank, index)
+        else {
+            return false;
+        };
+        operation.replace_action(rank, index, Action::Reduce { inputs: Operands::Pair(b, a), outputs, last });
+        // In a ring or by halving an element is added up by one rank alone, in whatever order, as is
+        // the operand of a partner outside the core; doubling does it on all ranks alike.
+        let folds = b == Span::range(Role::Scratch(1), 0, 1) && a.role == Role::Input && index == 1;
+        operation.case.algorithm == Algorithm::RecursiveDoubling && !folds
+    });
+}
+
+fn next_block(span: Span, blocks: u32) -> Span {
+    let blocks = match span.blocks {
+        // These lie where the chunk's number says, whatever the block.
+        _ if matches!(span.role, Role::Scratch(_) | Role::Partial) => span.blocks,
+        Blocks::Range { first, end } if first == end => span.blocks,
+        Blocks::Range { first, end } if end < blocks => Blocks::Range { first: first + 1, end: end + 1 },
+        Blocks::Range { first, end } if first > 0 => Blocks::Range { first: first - 1, end: end - 1 },
+        Blocks::One(block) => Blocks::One((block + 1) % blocks),
+        Blocks::Others(block) => Blocks::Others((block + 1) % blocks),
+        other => other,
+    };
+    Span { blocks, ..span }
+}
+
+#[test]
+fn a_block_off_by_one_is_caught() {
+    must_catch("block off by one", |operation, rank, index| {
+        let before = action(operation, rank, index);
+        let blocks = operation.geometry.layout.blocks();
+        let next = |span| next_block(span, blocks);
+        let wrong = match before {
+            Action::Copy { whose, from, to } => Action::Copy { whose, from: next(from), to },
+            Action::Send { to, from, label } => Action::Send { to, from: next(from), label },
+            Action::Recv { from, into, label } => Action::Recv { from, into: next(into), label },
+            Action::Reduce { inputs: Operands::All(span), outputs, last } => {
+                Action::Reduce { inputs: Operands::All(next(span)), outputs, last }
+            }
+            Action::Reduce { inputs, outputs: Operands::Mine(span), last } => {
+                Action::Reduce { inputs, outputs: Operands::Mine(next(span)), last }
+            }
+            other => other,
+        };
+        operation.replace_action(rank, index, wrong);
+        before != wrong
+    });
+}
+
+#[test]
+fn a_wrong_root_is_caught() {
+    let mut prover = Prover::default();
+    for algorithm in [Algorithm::Publish, Algorithm::Direct, Algorithm::BinomialTree] {
+        for ranks in RANKS {
+            for rank in 0..ranks {
+                let case = Case::new(Collective::Broadcast, algorithm, ranks, 5);
+                let mut operation = case.operation();
+                let wrong = Case { root: 1, ..case }.schedule(rank).unwrap();
+                let steps: Vec<_> = (0..wrong.len()).map(|i| wrong.step(i)).collect();
+                if operation.steps[rank as usize] == steps {
+                    continue;
+                }
+                operation.steps[rank as usize] = steps;
+                assert!(prover.prove_all(&[operation]).is_err(), "{algorithm}, rank {rank} of {ranks}");
+            }
+        }
+    }
+}
+
+/// Dependencies that the proof can do without, each for its reason.
+fn is_allowed(place: &str) -> bool {
+    // A root publishes before it serves itself: for its peers' sake, not for correctness.
+    let root_first = place.starts_with("broadcast") && place.contains(": copy input[each] -> output[each]");
+    // On ranks that are no power of two, the notices reach some ranks by two ways; each may be spared, not both.
+    let twice =
+        place.starts_with("barrier dissemination") && (place.contains("of 3,") || place.contains("of 5,"));
+    root_first || twice
+}
+
+#[test]
+fn every_dependency_is_needed() {
+    let mut unneeded = BTreeSet::new();
+    let mut planted = 0;
+    for position in 0..windlass_collectives::step::MAX_DEPENDENCIES {
+        for rule in [Rule::Same, Rule::All, Rule::Reuse] {
+            let (number, unnoticed) = plant(|operation, rank, index| {
+                let step = operation.steps[rank as usize][index as usize];
+                if step.dependencies().nth(position).is_none_or(|d| d.rule != rule) {
+                    return false;
+                }
+                operation.drop_dependency(rank, index, position);
+                true
+            });
+            planted += number;
+            unneeded.extend(unnoticed.into_iter().map(|u| format!("{u} without its dependency {position}")));
+        }
+    }
+    println!("canary: dropped dependency: {planted} planted, {} unneeded", unneeded.len());
+    unneeded.retain(|u| !is_allowed(u));
+    assert!(unneeded.is_empty(), "{} dependencies are not needed:\n{unneeded:#?}", unneeded.len());
+}

@@ -1,0 +1,200 @@
+//! What is proved: a collective with all its parameters, as the steps of all its ranks.
+
+use windlass_collectives::{
+    Action, Algorithm, Collective, Dependency, Geometry, Layout, Rank, Schedule, Step,
+};
+
+use super::value::Value;
+
+/// The parameters of one proof.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Case {
+    pub(crate) collective: Collective,
+    pub(crate) algorithm: Algorithm,
+    pub(crate) ranks: u32,
+    /// The root of a broadcast, the receiver of a message, which the rank after it sends.
+    pub(crate) root: Rank,
+    /// As in a call: of the vector, or of a block for all_gather and reduce_scatter.
+    pub(crate) count: u64,
+    pub(crate) element_bytes: u64,
+    pub(crate) chunk_bytes: u64,
+    pub(crate) piece_bytes: u64,
+    pub(crate) depth: u32,
+    /// Bit `r`: rank `r` has heap memory.
+    pub(crate) staged: u64,
+    pub(crate) in_place: bool,
+}
+
+impl Case {
+    /// A case whose elements fill a cache line and whose chunks are one element.
+    pub(crate) const fn new(collective: Collective, algorithm: Algorithm, ranks: u32, count: u64) -> Self {
+        Self {
+            collective,
+            algorithm,
+            ranks,
+            root: 0,
+            count,
+            element_bytes: 64,
+            chunk_bytes: 64,
+            piece_bytes: 64,
+            depth: 2,
+            staged: 0,
+            in_place: false,
+        }
+    }
+
+    /// The schedule of `rank`, or `None` where it takes no part.
+    pub(crate) fn schedule(&self, rank: Rank) -> Option<Schedule> {
+        let (collective, root) = match self.collective {
+            Collective::Send | Collective::Recv => {
+                if rank == self.root {
+                    (Collective::Recv, self.sender())
+                } else if rank == self.sender() {
+                    (Collective::Send, self.root)
+                } else {
+                    return None;
+                }
+            }
+            collective => (collective, self.root),
+        };
+        let staged = self.staged >> (rank % 64) & 1 == 1;
+        let schedule = Schedule::new(collective, self.algorithm, rank, self.ranks, root, staged);
+        Some(schedule.expect("only supported cases are made"))
+    }
+
+    fn sender(&self) -> Rank {
+        (self.root + 1) % self.ranks
+    }
+
+    pub(crate) fn layout(&self) -> Layout {
+        let blocks = self.schedule(self.root).map_or(1, |s| s.blocks());
+        match self.collective {
+            Collective::ReduceScatter | Collective::AllGather => {
+                Layout::uniform(self.count, self.element_bytes, self.ranks)
+            }
+            _ => Layout::parts(self.count, self.element_bytes, blocks),
+        }
+    }
+
+    pub(crate) fn geometry(&self) -> Geometry {
+        Geometry::new(self.layout(), self.chunk_bytes, self.piece_bytes, self.depth)
+    }
+
+    pub(crate) fn operation(&self) -> Operation {
+        let schedules: Vec<_> = (0..self.ranks).map(|r| self.schedule(r)).collect();
+        let steps =
+            schedules.iter().map(|s| s.map_or_else(Vec::new, |s| (0..s.len()).map(|i| s.step(i)).collect()));
+        // Only the direct algorithm reaches into memory that may need a stage.
+        let stages = self.algorithm == Algorithm::Direct && self.ranks > 1;
+        Operation {
+            case: *self,
+            geometry: self.geometry(),
+            rings: schedules.iter().flatten().map(|s| s.scratch_rings()).max().unwrap_or(0),
+            partial_bytes: if schedules.iter().flatten().any(Schedule::keeps_partial) {
+                self.geometry().partial_bytes()
+            } else {
+                0
+            },
+            staged: (0..self.ranks).map(|r| stages && self.staged >> (r % 64) & 1 == 1).collect(),
+            steps: steps.collect(),
+            muted: None,
+            doubled: None,
+        }
+    }
+}
+
+/// One operation as all ranks perform it; a canary plants its fault here.
+#[derive(Clone, Debug)]
+pub(crate) struct Operation {
+    pub(crate) case: Case,
+    pub(crate) geometry: Geometry,
+    pub(crate) rings: u32,
+    pub(crate) partial_bytes: u64,
+    pub(crate) staged: Vec<bool>,
+    pub(crate) steps: Vec<Vec<Step>>,
+    /// A step of a rank that is reported complete without having done anything.
+    pub(crate) muted: Option<(Rank, u32)>,
+    /// A chunk of a step of a rank whose message is sent twice.
+    pub(crate) doubled: Option<(Rank, u32, u32)>,
+}
+
+impl Operation {
+    pub(crate) const fn ranks(&self) -> u32 {
+        self.case.ranks
+    }
+
+    /// The elements of the whole vector.
+    pub(crate) fn elements(&self) -> u32 {
+        self.elements_of(self.geometry.layout.bytes())
+    }
+
+    pub(crate) fn elements_of(&self, bytes: u64) -> u32 {
+        let size = self.case.element_bytes;
+        assert_eq!(bytes % size, 0, "{bytes} bytes are no whole number of elements");
+        u32::try_from(bytes / size).expect("a case is small")
+    }
+
+    fn block(&self, block: u32) -> (u32, u32) {
+        let layout = &self.geometry.layout;
+        (self.elements_of(layout.start(block)), self.elements_of(layout.start(block + 1)))
+    }
+
+    /// The elements of the vector that the caller's operand holds on `rank`.
+    pub(crate) fn input(&self, rank: Rank) -> (u32, u32) {
+        match self.case.collective {
+            Collective::AllReduce | Collective::ReduceScatter => (0, self.elements()),
+            Collective::AllGather => self.block(rank),
+            Collective::Broadcast if rank == self.case.root => (0, self.elements()),
+            Collective::Send if rank == self.case.sender() => (0, self.elements()),
+            _ => (0, 0),
+        }
+    }
+
+    /// The elements of the vector that the caller's result holds on `rank`.
+    pub(crate) fn output(&self, rank: Rank) -> (u32, u32) {
+        match self.case.collective {
+            Collective::AllReduce | Collective::AllGather | Collective::Broadcast => (0, self.elements()),
+            Collective::ReduceScatter => self.block(rank),
+            Collective::Send if rank == self.case.root => (0, self.elements()),
+            _ => (0, 0),
+        }
+    }
+
+    /// Whether `value` is what element `element` of a result must be in the `turn`-th operation. A
+    /// reduction may add in any order.
+    pub(crate) fn is_result(&self, turn: usize, element: u32, value: Value) -> bool {
+        let owner = match self.case.collective {
+            Collective::AllReduce | Collective::ReduceScatter => {
+                let weights = (0..self.ranks()).map(|r| Value::input(turn, r, element).sum);
+                return value.last && value.sum == weights.fold(0, u64::wrapping_add);
+            }
+            Collective::AllGather => (0..self.ranks())
+                .find(|b| (self.block(*b).0..self.block(*b).1).contains(&element))
+                .expect("every element lies in a block"),
+            Collective::Broadcast => self.case.root,
+            _ => self.case.sender(),
+        };
+        value == Value::input(turn, owner, element)
+    }
+
+    /// Takes dependency `position` away from a step.
+    pub(crate) fn drop_dependency(&mut self, rank: Rank, step: u32, position: usize) -> Dependency {
+        let place = &mut self.steps[rank as usize][step as usize];
+        let mut dropped = None;
+        let mut rest = Step::new(place.action);
+        for (i, dependency) in place.dependencies().enumerate() {
+            if i == position {
+                dropped = Some(dependency);
+            } else {
+                rest = rest.after(dependency.step, dependency.rule);
+            }
+        }
+        *place = rest;
+        dropped.expect("the step has that dependency")
+    }
+
+    /// Gives a step another action and leaves its dependencies.
+    pub(crate) fn replace_action(&mut self, rank: Rank, step: u32, action: Action) {
+        self.steps[rank as usize][step as usize].action = action;
+    }
+}
