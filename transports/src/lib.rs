@@ -1,1 +1,146 @@
-//! placeholder
+//! How bytes and notices reach a peer.
+//!
+//! A [`Transport`] carries messages between the ranks of a job. It reports facts ([`Event`]s) and never
+//! retries, times out or decides: replay, deadlines and the classification of failures live in one place above it.
+//!
+//! | module | one idea |
+//! |---|---|
+//! | [`message`] | a message's identity on the wire |
+//! | [`link`] | matching, eager credits and rendezvous between two ranks, without I/O |
+//! | [`tcp`] | links over TCP streams |
+//! | [`sim`] | links over a simulated network with virtual time |
+//! | [`shm`] | links over lanes in shared memory, and the boards through which mapped peers signal |
+
+pub mod conformance;
+pub mod link;
+pub mod message;
+pub mod shm;
+pub mod sim;
+pub mod tcp;
+
+pub use message::{Message, MessageId};
+
+use std::fmt;
+use std::os::fd::BorrowedFd;
+
+/// A rank's number in the job.
+pub type Rank = u32;
+
+/// What a transport can do: data for those who choose, so that nobody asks for its name.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Capabilities {
+    /// Peers' registered memory can be mapped and reached with loads and stores.
+    pub maps_peers: bool,
+    /// Messages up to this size leave without waiting for the receiver, while credits last.
+    pub eager_bytes: usize,
+    /// Completions may be waited for on a descriptor; otherwise on the job's doorbell.
+    pub has_descriptor: bool,
+}
+
+/// Names the posted operation in its completion; the poster chooses it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Hash, PartialOrd, Ord)]
+pub struct Token(pub u64);
+
+/// Why a peer cannot be reached any more, as the operating system put it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum LostCause {
+    /// The peer closed its end: it exited, or finished with the job.
+    Closed,
+    /// A system call failed.
+    System {
+        /// The call.
+        call: &'static str,
+        /// Its error.
+        errno: i32,
+    },
+    /// The peer sent bytes that are no frame of this protocol.
+    Garbled(&'static str),
+}
+
+impl fmt::Display for LostCause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Closed => write!(f, "it closed the connection"),
+            Self::System { call, errno } => {
+                write!(f, "{call}: {}", std::io::Error::from_raw_os_error(*errno))
+            }
+            Self::Garbled(what) => write!(f, "it sent {what}"),
+        }
+    }
+}
+
+/// What has happened.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Event {
+    /// A posted send is complete: its memory may be reused. The peer may not have it yet.
+    Sent(Token),
+    /// A posted receive is complete: its memory holds the message.
+    Received(Token),
+    /// A message met a receive with the same identity but other arguments. Nothing was delivered.
+    Mismatch {
+        /// The receive.
+        token: Token,
+        /// The sender.
+        peer: Rank,
+        /// What the sender said it sends.
+        theirs: Message,
+    },
+    /// A message that had already ended here with [`Event::Sent`] met a receive with the same identity but other
+    /// arguments at the peer, and was thrown away there.
+    Refused {
+        /// The receiver.
+        peer: Rank,
+        /// What the receiver expected.
+        theirs: Message,
+    },
+    /// A peer cannot be reached any more. Operations posted to it complete no more; their memory is not
+    /// touched after this event.
+    Lost {
+        /// Which.
+        peer: Rank,
+        /// Why.
+        cause: LostCause,
+    },
+}
+
+impl Event {
+    /// Whether it ends the operation with this token.
+    pub fn ends(&self, token: Token) -> bool {
+        matches!(*self, Self::Sent(of) | Self::Received(of) | Self::Mismatch { token: of, .. } if of == token)
+    }
+}
+
+/// Carries messages between the ranks of a job.
+///
+/// Every call returns at once. Completions come from [`poll`](Transport::poll), in any order.
+pub trait Transport: Send + fmt::Debug {
+    /// What it can do.
+    fn capabilities(&self) -> Capabilities;
+
+    /// Begins to send `bytes` bytes at `memory` to `peer`. Ends with [`Event::Sent`] or [`Event::Lost`].
+    ///
+    /// # Safety
+    /// `memory` stays valid for reads, and is not written, until the operation ends, or [`withdraw`](Transport::withdraw) names
+    /// its token, or the transport is dropped.
+    unsafe fn post_send(&mut self, peer: Rank, message: &Message, memory: *const u8, token: Token);
+
+    /// Begins to receive a message into `memory`, of `message.bytes` bytes. Ends with [`Event::Received`], [`Event::Mismatch`]
+    /// or [`Event::Lost`].
+    ///
+    /// # Safety
+    /// `memory` stays valid for writes, and is not accessed otherwise, until the operation ends, or is
+    /// withdrawn, or the transport is dropped.
+    unsafe fn post_recv(&mut self, peer: Rank, message: &Message, memory: *mut u8, token: Token);
+
+    /// Forgets a posted operation: after the return its memory is not touched again, and no event names
+    /// it. A half-sent message makes the link to that peer unusable, and it is lost then.
+    /// A large message that comes for a withdrawn receive is thrown away, unless a receive of the same identity has been posted before it comes.
+    fn withdraw(&mut self, token: Token);
+
+    /// Makes progress and appends what has happened to `events`. Never blocks. Returns whether anything moved, also
+    /// when it completed nothing.
+    fn poll(&mut self, events: &mut Vec<Event>) -> bool;
+
+    /// A descriptor that is readable when [`poll`](Transport::poll) has something to do, if there is one.
+    fn descriptor(&self) -> Option<BorrowedFd<'_>>;
+}

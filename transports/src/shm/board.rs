@@ -9,12 +9,17 @@ use std::ptr::NonNull;
 use windlass_memory::{Mapping, MemoryError, Segment};
 
 use super::doorbell::Doorbell;
+use super::lane::Positions;
 use super::line::{ArrivalLine, Watermark};
 
 /// How many operations a rank may be ahead of the slowest peer's last ended one.
 pub const WAYS: u64 = 8;
 
-const MAGIC: u64 = u64::from_le_bytes(*b"windlas1");
+/// Bytes that one rank can have under way to another by messages. Touched only by pairs that send any.
+pub const LANE_BYTES: u64 = 16 << 10;
+
+const LANE_STRIDE: usize = LANE_BYTES as usize + PAGE;
+const MAGIC: u64 = u64::from_le_bytes(*b"windlas2");
 const PAGE: usize = 4096;
 /// The lines of a rank: arrivals, done, ended.
 const LINES_BYTES: usize = (WAYS as usize + 2) * 128;
@@ -29,6 +34,8 @@ pub struct Shape {
     pub slot_bytes: u64,
     /// Bytes of a rank's stage.
     pub stage_bytes: u64,
+    /// Whether each pair of ranks has lanes for messages.
+    pub lanes: u64,
     /// Bytes of a rank's notes: what the layer above publishes to whoever maps the board.
     pub note_bytes: u64,
 }
@@ -52,8 +59,13 @@ impl Shape {
         self.slots_at() + WAYS as usize * Self::round(self.slot_bytes)
     }
 
-    fn notes_at(&self) -> usize {
+    fn lanes_at(&self) -> usize {
         self.stage_at() + Self::round(self.stage_bytes)
+    }
+
+    fn notes_at(&self) -> usize {
+        let lanes = if self.lanes == 0 { 0 } else { self.ranks as usize * LANE_STRIDE };
+        self.lanes_at() + lanes
     }
 
     fn stride(&self) -> usize {
@@ -98,7 +110,9 @@ impl Board {
         // SAFETY: inside the mapping, page-aligned; the header is written before the descriptor is handed out
         // and never again; any bits are valid integers.
         let Header { magic, shape } = unsafe { mapping.base().cast::<Header>().read() };
-        let fits = shape.ranks < 1 << 20 && [shape.slot_bytes, shape.stage_bytes, shape.note_bytes].iter().all(|&b| b < 1 << 40);
+        let fits = shape.ranks < 1 << 20
+            && shape.lanes <= 1
+            && [shape.slot_bytes, shape.stage_bytes, shape.note_bytes].iter().all(|&b| b < 1 << 40);
         if magic != MAGIC || !fits || shape.total() > mapping.len() {
             return Err(wrong(mapping.len()));
         }
@@ -152,6 +166,15 @@ impl Board {
         self.at(self.area(rank) + self.shape.stage_at())
     }
 
+    /// The lane from `source` to `target`: its positions and its ring of [`LANE_BYTES`] bytes.
+    pub fn lane(&self, source: usize, target: usize) -> (&Positions, NonNull<u8>) {
+        assert!(self.shape.lanes != 0 && source < self.shape.ranks as usize, "this board has no such lane");
+        let at = self.area(target) + self.shape.lanes_at() + source * LANE_STRIDE;
+        // SAFETY: inside the target's area, page-aligned, accessed only as Positions of atomics.
+        let positions = unsafe { self.at(at).cast::<Positions>().as_ref() };
+        (positions, self.at(at + PAGE))
+    }
+
     /// The notes of `rank`: `note_bytes` bytes.
     pub fn notes(&self, rank: usize) -> NonNull<u8> {
         self.at(self.area(rank) + self.shape.notes_at())
@@ -175,7 +198,7 @@ impl Board {
 mod tests {
     use super::*;
 
-    const SHAPE: Shape = Shape { ranks: 3, slot_bytes: 100, stage_bytes: 5000, note_bytes: 8 };
+    const SHAPE: Shape = Shape { ranks: 3, slot_bytes: 100, stage_bytes: 5000, lanes: 1, note_bytes: 8 };
 
     #[test]
     fn what_one_mapping_writes_the_other_reads() {
@@ -203,6 +226,11 @@ mod tests {
             add(std::ptr::from_ref(board.done(rank)).addr(), 128);
             add(std::ptr::from_ref(board.ended(rank)).addr(), 128);
             add(board.stage(rank).as_ptr().addr(), SHAPE.stage_bytes);
+            for source in 0..3 {
+                let (positions, ring) = board.lane(source, rank);
+                add(std::ptr::from_ref(positions).addr(), 256);
+                add(ring.as_ptr().addr(), LANE_BYTES);
+            }
             add(board.notes(rank).as_ptr().addr(), SHAPE.note_bytes);
         }
         ranges.sort_unstable();

@@ -29,6 +29,8 @@ pub struct Doorbell {
     /// How many ranks are parked: what a ringer looks at first. On the same line as the word, which nobody writes while nobody parks.
     parked_ranks: AtomicU32,
     parked: [AtomicU64; MAX_LOCAL_RANKS / 64],
+    #[cfg(loom)]
+    futex: std::sync::Mutex<Vec<loom::thread::Thread>>,
 }
 
 /// Whether a waiter slept.
@@ -125,14 +127,20 @@ impl Doorbell {
         let _ = rustix::thread::futex::wait_bitset(&self.word, flags, seen, Some(&end), bits);
     }
 
-    /// Loom has no futex: its sleeper spins on the word, and a lost wake-up is a spin without end.
+    /// Loom has no futex. Its model of one is a list of parked threads, all of which are woken.
     #[cfg(loom)]
-    fn wake(&self, _: u32) {}
+    fn wake(&self, _: u32) {
+        let sleepers = std::mem::take(&mut *self.futex.lock().unwrap_or_else(PoisonError::into_inner));
+        sleepers.iter().for_each(loom::thread::Thread::unpark);
+    }
 
+    /// Without a time limit: a lost wake-up is a deadlock, which loom reports.
     #[cfg(loom)]
     fn sleep(&self, _: usize, seen: u32, _: Duration) {
-        while self.word.load(Ordering::Acquire) == seen {
-            loom::thread::yield_now();
+        self.futex.lock().unwrap_or_else(PoisonError::into_inner).push(loom::thread::current());
+        // The kernel compares under the lock that wake takes, so it reads no old value; nor does a read-modify-write.
+        if self.word.fetch_add(0, Ordering::Relaxed) == seen {
+            loom::thread::park();
         }
     }
 
@@ -143,6 +151,7 @@ impl Doorbell {
             word: AtomicU32::new(0),
             parked_ranks: AtomicU32::new(0),
             parked: std::array::from_fn(|_| AtomicU64::new(0)),
+            futex: std::sync::Mutex::default(),
         }
     }
 }

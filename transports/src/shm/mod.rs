@@ -4,13 +4,22 @@
 //! |---|---|
 //! | [`board`] | one memfd a communicator: every local rank's flags, slots and stage |
 //! | [`line`] | the cache lines by which a rank tells its peers how far it is |
+//! | [`lane`], [`lanes`] | a byte ring between two ranks, and messages over it |
 //! | [`doorbell`] | sleeping until a peer has something to say |
 
+// A board is mapped memory, and loom's atomics do not lie in mapped memory.
+#[cfg(not(loom))]
 pub mod board;
 pub mod doorbell;
+pub mod lane;
+#[cfg(not(loom))]
+pub mod lanes;
 pub mod line;
 mod sync;
 
+#[cfg(not(loom))]
 pub use board::{Board, Shape, WAYS};
 pub use doorbell::{Doorbell, Parked};
+#[cfg(not(loom))]
+pub use lanes::Lanes;
 pub use line::{ArrivalLine, INLINE_BYTES, Lend, Watermark};

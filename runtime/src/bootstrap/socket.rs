@@ -1,0 +1,108 @@
+//! One message, perhaps with one descriptor, over a Unix socket that keeps message boundaries.
+
+use std::io::{IoSlice, IoSliceMut};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::io::Errno;
+use rustix::net::{
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
+    SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen, recvmsg, sendmsg, socket_with,
+};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+
+use super::protocol::MAX_BYTES;
+
+/// How an address is written in `WINDLASS_RENDEZVOUS`: an abstract Unix name.
+const SCHEME: &str = "unix:@";
+
+/// Parses `unix:@name`.
+pub(crate) fn parse_address(text: &str) -> Option<SocketAddrUnix> {
+    let name = text.strip_prefix(SCHEME)?;
+    SocketAddrUnix::new_abstract_name(name.as_bytes()).ok()
+}
+
+/// Writes `name` as an address.
+pub(crate) fn format_address(name: &str) -> String {
+    format!("{SCHEME}{name}")
+}
+
+fn new_socket() -> Result<OwnedFd, Errno> {
+    socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+}
+
+/// A listening socket at an abstract name.
+pub(crate) fn serve(name: &str) -> Result<OwnedFd, Errno> {
+    let socket = new_socket()?;
+    bind(&socket, &SocketAddrUnix::new_abstract_name(name.as_bytes())?)?;
+    listen(&socket, 4096)?;
+    Ok(socket)
+}
+
+/// Takes a connection.
+pub(crate) fn take(listener: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    accept_with(listener, SocketFlags::CLOEXEC)
+}
+
+/// Connects to an address.
+pub(crate) fn reach(address: &SocketAddrUnix) -> Result<OwnedFd, Errno> {
+    let socket = new_socket()?;
+    connect(&socket, address)?;
+    Ok(socket)
+}
+
+/// Sends a message, whole, with a descriptor or without. Blocks while the peer's buffer is full.
+pub(crate) fn send<M: Serialize>(socket: BorrowedFd<'_>, message: &M, descriptor: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
+    let bytes = postcard::to_stdvec(message).map_err(|_| Errno::INVAL)?;
+    if bytes.len() > MAX_BYTES {
+        return Err(Errno::MSGSIZE);
+    }
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    let descriptors = descriptor.map(|d| [d]);
+    if let Some(descriptors) = &descriptors {
+        ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
+    }
+    loop {
+        match sendmsg(socket, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL) {
+            Ok(_) => return Ok(()),
+            Err(Errno::INTR) => {}
+            Err(e) => return Err(e),
+        }
+    }
+}
+
+/// Receives a message; `None` when the peer has closed. Bytes that are no message are [`Errno::BADMSG`].
+pub(crate) fn receive<M: DeserializeOwned>(socket: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> Result<Option<(M, Option<OwnedFd>)>, Errno> {
+    buffer.resize(MAX_BYTES, 0);
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut ancillary = RecvAncillaryBuffer::new(&mut space);
+    let received = loop {
+        match recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+            Err(Errno::INTR) => {}
+            other => break other?,
+        }
+    };
+    if received.bytes == 0 {
+        return Ok(None);
+    }
+    let mut descriptor = None;
+    for message in ancillary.drain() {
+        if let RecvAncillaryMessage::ScmRights(descriptors) = message {
+            descriptor = descriptors.last();
+        }
+    }
+    if received.flags.contains(rustix::net::ReturnFlags::CTRUNC) && descriptor.is_none() {
+        // A descriptor was sent and could not be installed.
+        return Err(Errno::MFILE);
+    }
+    let message = postcard::from_bytes(&buffer[..received.bytes]).map_err(|_| Errno::BADMSG)?;
+    Ok(Some((message, descriptor)))
+}
+
+/// The user that opened the other end.
+pub(crate) fn peer_credentials(socket: BorrowedFd<'_>) -> Result<(u32, i32), Errno> {
+    let credentials = rustix::net::sockopt::socket_peercred(socket.as_fd())?;
+    Ok((credentials.uid.as_raw(), credentials.pid.as_raw_nonzero().get()))
+}

@@ -1,0 +1,531 @@
+//! The ranks that do something together, and what they can do.
+
+use std::any::Any;
+use std::marker::PhantomData;
+use std::sync::{Arc, Mutex, Weak};
+
+use windlass_collectives::{Choice, Collective};
+use windlass_kernels::{DataType, Element, ReduceOp};
+use windlass_transports::shm::Board;
+
+use crate::bootstrap::Identity;
+use crate::config::Config;
+use crate::error::{AbortReason, Error, JoinError, PeerCause, Problem};
+use crate::fork;
+use crate::group::{Group, lock};
+use crate::job::{Job, group_shape};
+use crate::memory::{Buffer, Memory, MemoryMut, Span};
+use crate::operation::{Kind, Operation};
+use crate::request::RawRequest;
+
+/// A tag tells point-to-point messages between the same two ranks apart. Below `u32::MAX`.
+pub type Tag = u32;
+
+/// A group of ranks, as one of them holds it.
+///
+/// Clones are the same communicator. The order of the calls on it, over all clones, is the order in which the collectives run; all ranks must
+/// make the same calls in the same order, and are told by [`Error::Mismatch`] when they do not. Different communicators are
+/// independent of each other.
+#[derive(Clone, Debug)]
+pub struct Communicator {
+    group: Arc<Group>,
+}
+
+static WORLD: Mutex<Weak<Group>> = Mutex::new(Weak::new());
+
+/// Joins the job that the environment describes and returns the communicator of all its ranks.
+///
+/// A process started by `windlass run` or by torchrun finds its job there; any other is a job of one. A second call returns the same
+/// communicator while it lives.
+///
+/// # Errors
+/// See [`JoinError`].
+pub fn init() -> Result<Communicator, JoinError> {
+    let mut world = lock(&WORLD);
+    if let Some(group) = world.upgrade() {
+        return Ok(Communicator { group });
+    }
+    let communicator = Communicator::join(&Identity::from_environment()?, Config::from_environment()?)?;
+    *world = Arc::downgrade(&communicator.group);
+    Ok(communicator)
+}
+
+impl Communicator {
+    /// Joins a job as `identity`, with `config`.
+    ///
+    /// # Errors
+    /// See [`JoinError`].
+    pub fn join(identity: &Identity, config: Config) -> Result<Self, JoinError> {
+        let job = Job::join(identity, config)?;
+        let board = if job.mapped { job.board.clone() } else { None };
+        let members = (0..job.ranks).collect();
+        Ok(Self { group: Group::new(&job, 0, members, board) })
+    }
+
+    /// This process's rank, from 0.
+    pub fn rank(&self) -> u32 {
+        self.group.rank
+    }
+
+    /// The number of ranks.
+    pub fn size(&self) -> u32 {
+        self.group.ranks
+    }
+
+    /// The members' ranks in the job.
+    pub fn members(&self) -> &[u32] {
+        &self.group.members
+    }
+
+    /// The configuration of the job.
+    pub fn config(&self) -> &Config {
+        &self.group.job.config
+    }
+
+    /// What the ranks would do for a call of `count` elements, and what the model predicts.
+    ///
+    /// # Errors
+    /// When the configuration asks for an algorithm that cannot serve it.
+    pub fn explain(&self, collective: Collective, data_type: DataType, count: usize) -> Result<Choice, Error> {
+        let request = RawRequest::new(collective, data_type, count);
+        let call = windlass_collectives::Call {
+            collective,
+            data_type,
+            op: request.op,
+            count: count as u64,
+            root: 0,
+        };
+        crate::engine::plan::choose(&self.group, &call)
+    }
+
+    /// Registered memory for `count` elements, zeroed: peers on this host reach it directly.
+    ///
+    /// # Errors
+    /// When there is not so much memory.
+    pub fn alloc<T: Element>(&self, count: usize) -> Result<Buffer<T>, Error> {
+        if fork::is_forked() {
+            return Err(Error::Forked { rank: self.group.job.rank });
+        }
+        Buffer::allocate(&self.group.job.pool, count)
+    }
+
+    /// The calls that block and borrow.
+    pub const fn blocking(&self) -> Blocking<'_> {
+        Blocking { communicator: self }
+    }
+
+    // ---- asynchronous operations ------------------------------------------------------------------------------------------
+
+    fn start<M: Send + 'static>(&self, request: &RawRequest, memory: M) -> Operation<M> {
+        Operation::new(Arc::clone(&self.group), self.group.submit(request), memory)
+    }
+
+    /// Reduces every element over all ranks; every rank's memory ends with the result.
+    pub fn all_reduce<M: MemoryMut>(&self, mut memory: M, op: ReduceOp) -> Operation<M> {
+        let span = memory.span();
+        self.start(&in_place(Collective::AllReduce, span).reduced(op), memory)
+    }
+
+    /// Reduces every element of `input` over all ranks into every rank's `output`, of the same length.
+    pub fn all_reduce_into<I, O>(&self, mut input: I, mut output: O, op: ReduceOp) -> Operation<(I, O)>
+    where
+        I: Memory,
+        O: MemoryMut<Element = I::Element>,
+    {
+        let request = all_reduce_into(input.span(), output.span(), op);
+        self.start_checked(request, (input, output))
+    }
+
+    /// Reduces `input`, of `size()` blocks, over all ranks; rank `r`'s `output` ends with block `r`.
+    pub fn reduce_scatter_into<I, O>(&self, mut input: I, mut output: O, op: ReduceOp) -> Operation<(I, O)>
+    where
+        I: Memory,
+        O: MemoryMut<Element = I::Element>,
+    {
+        let request = reduce_scatter_into(self.size(), input.span(), output.span(), op);
+        self.start_checked(request, (input, output))
+    }
+
+    /// Collects every rank's `input`, in rank order, in every rank's `output`, of `size()` times its length.
+    pub fn all_gather_into<I, O>(&self, mut input: I, mut output: O) -> Operation<(I, O)>
+    where
+        I: Memory,
+        O: MemoryMut<Element = I::Element>,
+    {
+        let request = all_gather_into(self.size(), input.span(), output.span());
+        self.start_checked(request, (input, output))
+    }
+
+    /// Every rank's memory ends with what `root`'s holds.
+    pub fn broadcast<M: MemoryMut>(&self, mut memory: M, root: u32) -> Operation<M> {
+        let span = memory.span();
+        self.start(&in_place(Collective::Broadcast, span).rooted(root), memory)
+    }
+
+    /// Ends when all ranks have called it.
+    pub fn barrier(&self) -> Operation<()> {
+        self.start(&RawRequest::new(Collective::Barrier, DataType::U8, 0), ())
+    }
+
+    /// Sends to rank `to`. Ends when the memory may be used again.
+    pub fn send<M: Memory>(&self, mut memory: M, to: u32, tag: Tag) -> Operation<M> {
+        let span = memory.span();
+        self.start(&in_place(Collective::Send, span).rooted(to).tagged(tag), memory)
+    }
+
+    /// Receives from rank `from` a message of exactly the memory's length and type.
+    pub fn recv<M: MemoryMut>(&self, mut memory: M, from: u32, tag: Tag) -> Operation<M> {
+        let span = memory.span();
+        self.start(&in_place(Collective::Recv, span).rooted(from).tagged(tag), memory)
+    }
+
+    fn start_checked<M: Send + 'static>(&self, request: Result<RawRequest, Error>, memory: M) -> Operation<M> {
+        match request {
+            Ok(request) => self.start(&request, memory),
+            Err(error) => Operation::new(Arc::clone(&self.group), Err(error), memory),
+        }
+    }
+
+    /// Starts a call whose types are known at run time only.
+    ///
+    /// # Safety
+    /// The request's memory is valid as the collective needs it, and is not accessed otherwise, until the operation ends. `keep` is given
+    /// back at the end; it may own the memory.
+    pub unsafe fn post<K: Send + Any>(&self, request: &RawRequest, keep: K) -> Operation<K> {
+        self.start(request, keep)
+    }
+
+    /// Runs `f`, in which operations may borrow memory, and waits for all of them before it returns, also when `f` panics.
+    pub fn scope<'env, R>(&self, f: impl for<'scope> FnOnce(&'scope Scope<'scope, 'env>) -> R) -> R {
+        let scope = Scope {
+            communicator: self.clone(),
+            started: Mutex::default(),
+            scope: PhantomData,
+            environment: PhantomData,
+        };
+        let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| f(&scope)));
+        scope.wait_all();
+        result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    }
+
+    // ---- communicators -------------------------------------------------------------------------------------------------------
+
+    /// Makes a communicator of all ranks that give the same `colour`, ranked by `key`, then by rank. With `None` a rank takes part in the call but in no
+    /// new communicator. A collective call: all ranks make it.
+    ///
+    /// # Errors
+    /// As any collective.
+    pub fn split(&self, colour: Option<u32>, key: i64) -> Result<Option<Self>, Error> {
+        let group = &self.group;
+        let mine = [colour.map_or(-1, i64::from), key];
+        let mut all = vec![0i64; 2 * self.size() as usize];
+        self.blocking().all_gather_into(&mine, &mut all)?;
+        let entries: Vec<(i64, i64)> = all.chunks_exact(2).map(|c| (c[0], c[1])).collect();
+        let id = self.agree_on_id(colour)?;
+        let Some(colour) = colour.map(i64::from) else { return Ok(None) };
+        let mut members: Vec<(i64, u32)> =
+            (0..self.size()).filter(|&r| entries[r as usize].0 == colour).map(|r| (entries[r as usize].1, r)).collect();
+        members.sort_unstable();
+        let members: Vec<u32> = members.into_iter().map(|(_, r)| group.members[r as usize]).collect();
+        let board = if group.job.mapped && members.len() > 1 { Some(self.board_for(id, &members)?) } else { None };
+        Ok(Some(Self { group: Group::new(&group.job, id, members, board) }))
+    }
+
+    /// A communicator of the same ranks, independent of this one. A collective call.
+    ///
+    /// # Errors
+    /// As any collective.
+    pub fn duplicate(&self) -> Result<Self, Error> {
+        // Every rank gives a colour, so every rank gets a communicator.
+        self.split(Some(0), i64::from(self.rank())).map(|split| split.unwrap_or_else(|| self.clone()))
+    }
+
+    /// A number that none of this communicator's ranks uses for a communicator, different for every colour.
+    fn agree_on_id(&self, colour: Option<u32>) -> Result<u32, Error> {
+        let group = &self.group;
+        let sequence = group.with_stream(|s| s.next_sequence());
+        for salt in 0u64.. {
+            let mixed = [u64::from(group.id), sequence, u64::from(colour.unwrap_or(u32::MAX)), salt];
+            let id = mixed.into_iter().fold(0x243f_6a88_85a3_08d3u64, |h, w| {
+                let h = (h ^ w).wrapping_mul(0xff51_afd7_ed55_8ccd);
+                h ^ h >> 33
+            }) as u32;
+            let mut free = [i32::from(id != 0 && !group.job.has_group(id))];
+            self.blocking().all_reduce(&mut free, ReduceOp::Min)?;
+            if free[0] == 1 {
+                return Ok(id);
+            }
+        }
+        unreachable!("some number below 2^64 is free")
+    }
+
+    fn board_for(&self, id: u32, members: &[u32]) -> Result<Arc<Board>, Error> {
+        let job = &self.group.job;
+        if members[0] != job.rank {
+            return job.await_board(id, &members[..1]);
+        }
+        let segment = Board::create(group_shape(&job.config, members.len() as u32))?;
+        job.share_board(id, &members[1..], &segment)?;
+        Ok(Arc::new(Board::open(segment.descriptor())?))
+    }
+
+    /// Makes the communicator unusable on all its ranks: whatever is under way ends with [`Error::Aborted`], here before this returns.
+    pub fn abort(&self) {
+        if fork::is_forked() {
+            return;
+        }
+        let error = Error::Aborted {
+            communicator: self.group.id,
+            by: self.group.job.rank,
+            reason: AbortReason::Requested,
+        };
+        self.group.fail(error, true);
+    }
+
+    /// Waits for everything under way and then for all ranks; later calls are refused. A collective call.
+    ///
+    /// # Errors
+    /// As any collective.
+    pub fn finalize(self) -> Result<(), Error> {
+        self.blocking().barrier()?;
+        self.group.close();
+        Ok(())
+    }
+
+    pub(crate) fn abort_because(&self, reason: AbortReason) {
+        let error = Error::Aborted { communicator: self.group.id, by: self.group.job.rank, reason };
+        self.group.fail(error, true);
+    }
+
+    /// Which ranks of the job are known to have ended, and how.
+    pub fn failed_ranks(&self) -> Vec<(u32, PeerCause)> {
+        self.group.members.iter().filter_map(|&m| self.group.job.dead_among(&[m])).collect()
+    }
+}
+
+impl RawRequest {
+    const fn reduced(mut self, op: ReduceOp) -> Self {
+        self.op = op;
+        self
+    }
+
+    const fn rooted(mut self, root: u32) -> Self {
+        self.root = root;
+        self
+    }
+
+    const fn tagged(mut self, tag: Tag) -> Self {
+        self.tag = tag;
+        self
+    }
+}
+
+fn in_place(collective: Collective, span: Span) -> RawRequest {
+    let request = RawRequest::new(collective, span.data_type, span.count);
+    RawRequest { input: span.address, output: span.address, ..request }
+}
+
+fn with_length(operation: &'static str, argument: &'static str, expected: usize, actual: usize) -> Result<(), Error> {
+    if expected == actual {
+        return Ok(());
+    }
+    let problem = Problem::WrongLength { expected: expected as u64, actual: actual as u64 };
+    Err(Error::InvalidArgument { operation, argument, problem })
+}
+
+fn between(collective: Collective, input: Span, output: Span, count: usize) -> RawRequest {
+    let request = RawRequest::new(collective, output.data_type, count);
+    RawRequest { input: input.address, output: output.address, ..request }
+}
+
+fn all_reduce_into(input: Span, output: Span, op: ReduceOp) -> Result<RawRequest, Error> {
+    with_length("all_reduce", "the output", input.count, output.count)?;
+    Ok(between(Collective::AllReduce, input, output, input.count).reduced(op))
+}
+
+fn reduce_scatter_into(ranks: u32, input: Span, output: Span, op: ReduceOp) -> Result<RawRequest, Error> {
+    with_length("reduce_scatter", "the input", output.count.saturating_mul(ranks as usize), input.count)?;
+    Ok(between(Collective::ReduceScatter, input, output, output.count).reduced(op))
+}
+
+fn all_gather_into(ranks: u32, input: Span, output: Span) -> Result<RawRequest, Error> {
+    with_length("all_gather", "the output", input.count.saturating_mul(ranks as usize), output.count)?;
+    Ok(between(Collective::AllGather, input, output, input.count))
+}
+
+fn shared<T: Element>(slice: &[T]) -> Span {
+    Span::new(slice.as_ptr().cast_mut(), slice.len())
+}
+
+fn exclusive<T: Element>(slice: &mut [T]) -> Span {
+    Span::new(slice.as_mut_ptr(), slice.len())
+}
+
+/// The calls that block and borrow. No thread is woken for them: the calling thread does the work.
+#[derive(Clone, Copy, Debug)]
+pub struct Blocking<'c> {
+    communicator: &'c Communicator,
+}
+
+impl Blocking<'_> {
+    fn run(self, request: &RawRequest) -> Result<(), Error> {
+        self.communicator.group.perform(request)
+    }
+
+    /// Reduces every element over all ranks, in place.
+    ///
+    /// # Errors
+    /// See [`Error`]; the same for all calls here.
+    #[inline]
+    pub fn all_reduce<T: Element>(self, memory: &mut [T], op: ReduceOp) -> Result<(), Error> {
+        self.run(&in_place(Collective::AllReduce, exclusive(memory)).reduced(op))
+    }
+
+    /// Reduces every element of `input` over all ranks into `output`, of the same length.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn all_reduce_into<T: Element>(self, input: &[T], output: &mut [T], op: ReduceOp) -> Result<(), Error> {
+        self.run(&all_reduce_into(shared(input), exclusive(output), op)?)
+    }
+
+    /// Reduces `input`, of `size()` blocks, over all ranks; rank `r`'s `output` ends with block `r`.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn reduce_scatter_into<T: Element>(self, input: &[T], output: &mut [T], op: ReduceOp) -> Result<(), Error> {
+        self.run(&reduce_scatter_into(self.communicator.size(), shared(input), exclusive(output), op)?)
+    }
+
+    /// Collects every rank's `input`, in rank order, in `output`, of `size()` times its length.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn all_gather_into<T: Element>(self, input: &[T], output: &mut [T]) -> Result<(), Error> {
+        self.run(&all_gather_into(self.communicator.size(), shared(input), exclusive(output))?)
+    }
+
+    /// `memory` ends with what `root`'s holds.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn broadcast<T: Element>(self, memory: &mut [T], root: u32) -> Result<(), Error> {
+        self.run(&in_place(Collective::Broadcast, exclusive(memory)).rooted(root))
+    }
+
+    /// Returns when all ranks have called it.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn barrier(self) -> Result<(), Error> {
+        self.run(&RawRequest::new(Collective::Barrier, DataType::U8, 0))
+    }
+
+    /// Sends `memory` to rank `to`.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn send<T: Element>(self, memory: &[T], to: u32, tag: Tag) -> Result<(), Error> {
+        self.run(&in_place(Collective::Send, shared(memory)).rooted(to).tagged(tag))
+    }
+
+    /// Receives from rank `from` a message of exactly `memory`'s length and type.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn recv<T: Element>(self, memory: &mut [T], from: u32, tag: Tag) -> Result<(), Error> {
+        self.run(&in_place(Collective::Recv, exclusive(memory)).rooted(from).tagged(tag))
+    }
+
+    /// Runs a call whose types are known at run time only.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    ///
+    /// # Safety
+    /// The request's memory is valid as the collective needs it, and is not accessed otherwise, during the call.
+    pub unsafe fn perform(self, request: &RawRequest) -> Result<(), Error> {
+        self.run(request)
+    }
+}
+
+/// Where operations may borrow memory: see [`Communicator::scope`].
+#[derive(Debug)]
+pub struct Scope<'scope, 'env: 'scope> {
+    communicator: Communicator,
+    started: Mutex<Vec<Kind>>,
+    scope: PhantomData<&'scope mut &'scope ()>,
+    environment: PhantomData<&'env mut &'env ()>,
+}
+
+/// An operation over borrowed memory.
+#[derive(Debug)]
+pub struct Borrowed<'scope> {
+    communicator: Communicator,
+    kind: Kind,
+    scope: PhantomData<&'scope ()>,
+}
+
+impl Borrowed<'_> {
+    /// Waits for the end. Without it the scope does.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn wait(self) -> Result<(), Error> {
+        finish(&self.communicator.group, &self.kind)
+    }
+}
+
+fn finish(group: &Group, kind: &Kind) -> Result<(), Error> {
+    match kind {
+        Kind::Collective(sequence) => group.wait(*sequence),
+        Kind::Transfer(ticket) => group.finish_transfer(*ticket),
+        Kind::Refused(error) => Err(error.clone()),
+    }
+}
+
+impl<'scope, 'env> Scope<'scope, 'env> {
+    fn start(&'scope self, request: Result<RawRequest, Error>) -> Borrowed<'scope> {
+        let group = &self.communicator.group;
+        let kind = request.and_then(|r| group.submit(&r)).unwrap_or_else(Kind::Refused);
+        lock(&self.started).push(kind.clone());
+        Borrowed { communicator: self.communicator.clone(), kind, scope: PhantomData }
+    }
+
+    /// As [`Communicator::all_reduce`], on a borrowed slice.
+    pub fn all_reduce<T: Element>(&'scope self, memory: &'env mut [T], op: ReduceOp) -> Borrowed<'scope> {
+        self.start(Ok(in_place(Collective::AllReduce, exclusive(memory)).reduced(op)))
+    }
+
+    /// As [`Communicator::reduce_scatter_into`], on borrowed slices.
+    pub fn reduce_scatter_into<T: Element>(&'scope self, input: &'env [T], output: &'env mut [T], op: ReduceOp) -> Borrowed<'scope> {
+        self.start(reduce_scatter_into(self.communicator.size(), shared(input), exclusive(output), op))
+    }
+
+    /// As [`Communicator::all_gather_into`], on borrowed slices.
+    pub fn all_gather_into<T: Element>(&'scope self, input: &'env [T], output: &'env mut [T]) -> Borrowed<'scope> {
+        self.start(all_gather_into(self.communicator.size(), shared(input), exclusive(output)))
+    }
+
+    /// As [`Communicator::broadcast`], on a borrowed slice.
+    pub fn broadcast<T: Element>(&'scope self, memory: &'env mut [T], root: u32) -> Borrowed<'scope> {
+        self.start(Ok(in_place(Collective::Broadcast, exclusive(memory)).rooted(root)))
+    }
+
+    /// As [`Communicator::send`], on a borrowed slice.
+    pub fn send<T: Element>(&'scope self, memory: &'env [T], to: u32, tag: Tag) -> Borrowed<'scope> {
+        self.start(Ok(in_place(Collective::Send, shared(memory)).rooted(to).tagged(tag)))
+    }
+
+    /// As [`Communicator::recv`], on a borrowed slice.
+    pub fn recv<T: Element>(&'scope self, memory: &'env mut [T], from: u32, tag: Tag) -> Borrowed<'scope> {
+        self.start(Ok(in_place(Collective::Recv, exclusive(memory)).rooted(from).tagged(tag)))
+    }
+
+    /// An error stays with the communicator, which returns it from the next call.
+    fn wait_all(&self) {
+        for kind in lock(&self.started).drain(..) {
+            let _ = finish(&self.communicator.group, &kind);
+        }
+    }
+}

@@ -1,0 +1,353 @@
+//! One configuration: file < environment < what the program sets.
+
+use std::fmt;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+use windlass_collectives::{Algorithm, Model};
+
+use crate::error::JoinError;
+
+/// Which transport carries the data.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TransportChoice {
+    /// The fastest that reaches all ranks.
+    #[default]
+    Auto,
+    /// Shared memory; an error where ranks share no host.
+    Shm,
+    /// TCP, also between ranks of one host.
+    Tcp,
+}
+
+impl fmt::Display for TransportChoice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Auto => "auto",
+            Self::Shm => "shm",
+            Self::Tcp => "tcp",
+        })
+    }
+}
+
+/// Where a setting's value came from.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum Origin {
+    /// Nobody set it.
+    Default,
+    /// This file.
+    File(PathBuf),
+    /// This environment variable.
+    Environment(&'static str),
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Default => write!(f, "default"),
+            Self::File(path) => write!(f, "{}", path.display()),
+            Self::Environment(name) => write!(f, "{name}"),
+        }
+    }
+}
+
+/// The settings of a job. All ranks must have the same values where [`agreement`](Self::agreement) says so.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Config {
+    /// Which transport carries the data. `WINDLASS_TRANSPORT`.
+    pub transport: TransportChoice,
+    /// Overrides the algorithm of every collective it can serve. `WINDLASS_ALGORITHM`.
+    pub algorithm: Option<Algorithm>,
+    /// How long an operation may take, in seconds on the command line. `WINDLASS_TIMEOUT`.
+    pub timeout: Duration,
+    /// How long a rank waits for the others to join. `WINDLASS_JOIN_TIMEOUT`.
+    pub join_timeout: Duration,
+    /// After how long a waiting operation is reported on stderr; zero never. `WINDLASS_REPORT_AFTER`.
+    pub report_after: Duration,
+    /// The constants of the cost model: a file written by `windlass tune`. `WINDLASS_MODEL`.
+    pub model: Model,
+    origins: Vec<(&'static str, Origin)>,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            transport: TransportChoice::Auto,
+            algorithm: None,
+            timeout: Duration::from_secs(30 * 60),
+            join_timeout: Duration::from_secs(300),
+            report_after: Duration::from_secs(10),
+            model: Model::default(),
+            origins: Vec::new(),
+        }
+    }
+}
+
+type Apply = fn(&mut Config, &str) -> Result<(), String>;
+
+struct Setting {
+    key: &'static str,
+    variable: &'static str,
+    /// Whether all ranks must have the same value.
+    shared: bool,
+    apply: Apply,
+    show: fn(&Config) -> String,
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    let value: f64 = text.parse().map_err(|_| "must be a number of seconds".to_owned())?;
+    Duration::try_from_secs_f64(value).map_err(|_| "must be a number of seconds, not negative".to_owned())
+}
+
+/// The one table of settings.
+const SETTINGS: &[Setting] = &[
+    Setting {
+        key: "transport",
+        variable: "WINDLASS_TRANSPORT",
+        shared: true,
+        apply: |c, v| {
+            c.transport = match v {
+                "auto" => TransportChoice::Auto,
+                "shm" => TransportChoice::Shm,
+                "tcp" => TransportChoice::Tcp,
+                _ => return Err("must be auto, shm or tcp".to_owned()),
+            };
+            Ok(())
+        },
+        show: |c| c.transport.to_string(),
+    },
+    Setting {
+        key: "algorithm",
+        variable: "WINDLASS_ALGORITHM",
+        shared: true,
+        apply: |c, v| {
+            c.algorithm = match v {
+                "" | "auto" => None,
+                _ => Some(v.parse().map_err(|e: windlass_collectives::schedule::UnknownAlgorithm| e.to_string())?),
+            };
+            Ok(())
+        },
+        show: |c| c.algorithm.map_or_else(|| "auto".to_owned(), |a| a.to_string()),
+    },
+    Setting {
+        key: "timeout",
+        variable: "WINDLASS_TIMEOUT",
+        shared: false,
+        apply: |c, v| seconds(v).map(|d| c.timeout = d),
+        show: |c| c.timeout.as_secs_f64().to_string(),
+    },
+    Setting {
+        key: "join_timeout",
+        variable: "WINDLASS_JOIN_TIMEOUT",
+        shared: false,
+        apply: |c, v| seconds(v).map(|d| c.join_timeout = d),
+        show: |c| c.join_timeout.as_secs_f64().to_string(),
+    },
+    Setting {
+        key: "report_after",
+        variable: "WINDLASS_REPORT_AFTER",
+        shared: false,
+        apply: |c, v| seconds(v).map(|d| c.report_after = d),
+        show: |c| c.report_after.as_secs_f64().to_string(),
+    },
+    Setting {
+        key: "model",
+        variable: "WINDLASS_MODEL",
+        shared: true,
+        apply: |c, v| {
+            let text = std::fs::read_to_string(v).map_err(|e| format!("cannot be read: {e}"))?;
+            c.model = ModelFile::parse(&text)?;
+            Ok(())
+        },
+        show: |c| ModelFile::from(c.model).to_line(),
+    },
+];
+
+impl Config {
+    /// The configuration of this process: the file named by `WINDLASS_CONFIG`, if any, then the environment.
+    pub fn from_environment() -> Result<Self, JoinError> {
+        Self::load(|name| std::env::var(name).ok())
+    }
+
+    pub(crate) fn load(variable: impl Fn(&str) -> Option<String>) -> Result<Self, JoinError> {
+        let mut config = Self::default();
+        if let Some(path) = variable("WINDLASS_CONFIG") {
+            config.read_file(PathBuf::from(path))?;
+        }
+        for setting in SETTINGS {
+            if let Some(value) = variable(setting.variable) {
+                config.set(setting, setting.variable, &value, Origin::Environment(setting.variable))?;
+            }
+        }
+        Ok(config)
+    }
+
+    fn read_file(&mut self, path: PathBuf) -> Result<(), JoinError> {
+        let wrong = |problem: String| JoinError::Configuration {
+            setting: "WINDLASS_CONFIG".to_owned(),
+            value: path.display().to_string(),
+            problem,
+        };
+        let text = std::fs::read_to_string(&path).map_err(|e| wrong(format!("cannot be read: {e}")))?;
+        let table: toml::Table = text.parse().map_err(|e: toml::de::Error| wrong(e.to_string()))?;
+        for (key, value) in &table {
+            let Some(setting) = SETTINGS.iter().find(|s| s.key == key) else {
+                let known: Vec<_> = SETTINGS.iter().map(|s| s.key).collect();
+                return Err(wrong(format!("`{key}` is no setting; there are {}", known.join(", "))));
+            };
+            let text = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            self.set(setting, key, &text, Origin::File(path.clone()))?;
+        }
+        Ok(())
+    }
+
+    fn set(&mut self, setting: &Setting, name: &str, value: &str, origin: Origin) -> Result<(), JoinError> {
+        (setting.apply)(self, value).map_err(|problem| JoinError::Configuration {
+            setting: name.to_owned(),
+            value: value.to_owned(),
+            problem,
+        })?;
+        self.origins.retain(|(key, _)| *key != setting.key);
+        self.origins.push((setting.key, origin));
+        Ok(())
+    }
+
+    /// Every setting with its value and where the value came from.
+    pub fn settings(&self) -> impl Iterator<Item = (&'static str, String, Origin)> + '_ {
+        SETTINGS.iter().map(|s| {
+            let origin = self.origins.iter().find(|(key, _)| *key == s.key).map(|(_, o)| o.clone());
+            (s.key, (s.show)(self), origin.unwrap_or(Origin::Default))
+        })
+    }
+
+    /// The settings that all ranks must share, as text that the rendezvous compares.
+    pub(crate) fn agreement(&self) -> Vec<(String, String)> {
+        SETTINGS.iter().filter(|s| s.shared).map(|s| (s.key.to_owned(), (s.show)(self))).collect()
+    }
+}
+
+/// The model as `windlass tune` writes it.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ModelFile {
+    flag_ns: f64,
+    line_ns: f64,
+    cached_byte_ns: f64,
+    message_ns: f64,
+    message_byte_ns: f64,
+    reduce_byte_ns: f64,
+    chunk_bytes: u64,
+    stage_chunk_bytes: u64,
+    slot_bytes: u64,
+}
+
+impl Default for ModelFile {
+    fn default() -> Self {
+        Self::from(Model::default())
+    }
+}
+
+impl From<Model> for ModelFile {
+    fn from(m: Model) -> Self {
+        Self {
+            flag_ns: m.flag_ns,
+            line_ns: m.line_ns,
+            cached_byte_ns: m.cached_byte_ns,
+            message_ns: m.message_ns,
+            message_byte_ns: m.message_byte_ns,
+            reduce_byte_ns: m.reduce_byte_ns,
+            chunk_bytes: m.chunk_bytes,
+            stage_chunk_bytes: m.stage_chunk_bytes,
+            slot_bytes: m.slot_bytes,
+        }
+    }
+}
+
+impl ModelFile {
+    /// Reads a model; constants that are missing keep their shipped values.
+    pub fn parse(text: &str) -> Result<Model, String> {
+        let file: Self = toml::from_str(text).map_err(|e| e.to_string())?;
+        let times = [file.flag_ns, file.line_ns, file.cached_byte_ns, file.message_ns, file.message_byte_ns, file.reduce_byte_ns];
+        if !times.iter().all(|t| t.is_finite() && *t >= 0.0) {
+            return Err("every time must be a number, not negative".to_owned());
+        }
+        let sizes = [(file.chunk_bytes, 1 << 30), (file.stage_chunk_bytes, 64 << 20), (file.slot_bytes, 1 << 20)];
+        if !sizes.iter().all(|&(bytes, most)| (64..=most).contains(&bytes)) {
+            return Err("chunk_bytes, stage_chunk_bytes and slot_bytes must be 64 to 2^30, 2^26 and 2^20".to_owned());
+        }
+        Ok(Model {
+            flag_ns: file.flag_ns,
+            line_ns: file.line_ns,
+            cached_byte_ns: file.cached_byte_ns,
+            message_ns: file.message_ns,
+            message_byte_ns: file.message_byte_ns,
+            reduce_byte_ns: file.reduce_byte_ns,
+            chunk_bytes: file.chunk_bytes,
+            stage_chunk_bytes: file.stage_chunk_bytes,
+            slot_bytes: file.slot_bytes,
+        })
+    }
+
+    /// The file's text.
+    pub fn to_text(&self) -> String {
+        toml::to_string(self).unwrap_or_default()
+    }
+
+    fn to_line(self) -> String {
+        self.to_text().trim().replace('\n', ", ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with(pairs: &[(&str, &str)]) -> Result<Config, JoinError> {
+        Config::load(|name| pairs.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned()))
+    }
+
+    #[test]
+    fn the_environment_overrides_the_file() {
+        let directory = std::env::temp_dir().join(format!("windlass-config-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let file = directory.join("windlass.toml");
+        std::fs::write(&file, "timeout = 5\ntransport = \"tcp\"\n").unwrap();
+        let path = file.to_str().unwrap();
+        let config = with(&[("WINDLASS_CONFIG", path), ("WINDLASS_TIMEOUT", "7.5")]).unwrap();
+        assert_eq!(config.timeout, Duration::from_millis(7500));
+        assert_eq!(config.transport, TransportChoice::Tcp);
+        let origin = |key| config.settings().find(|(k, ..)| *k == key).unwrap().2;
+        assert_eq!(origin("timeout"), Origin::Environment("WINDLASS_TIMEOUT"));
+        assert_eq!(origin("transport"), Origin::File(file.clone()));
+        assert_eq!(origin("algorithm"), Origin::Default);
+        std::fs::write(&file, "tiemout = 5\n").unwrap();
+        assert!(with(&[("WINDLASS_CONFIG", path)]).unwrap_err().to_string().contains("timeout"));
+        std::fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn wrong_values_are_named() {
+        for (name, value) in [
+            ("WINDLASS_TRANSPORT", "infiniband"),
+            ("WINDLASS_ALGORITHM", "rign"),
+            ("WINDLASS_TIMEOUT", "-1"),
+            ("WINDLASS_TIMEOUT", "soon"),
+            ("WINDLASS_MODEL", "/nonexistent"),
+        ] {
+            let error = with(&[(name, value)]).unwrap_err().to_string();
+            assert!(error.contains(name) && error.contains(value), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_model_survives_its_file() {
+        let mut model = Model::default();
+        model.flag_ns = 77.5;
+        assert_eq!(ModelFile::parse(&ModelFile::from(model).to_text()).unwrap(), model);
+        assert!(ModelFile::parse("flag_ns = -1").is_err());
+        assert!(ModelFile::parse("slot_bytes = 1").is_err());
+        assert!(ModelFile::parse("speed = 1").is_err());
+    }
+}

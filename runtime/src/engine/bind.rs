@@ -1,0 +1,236 @@
+//! A step's spans to addresses, and the Combine over them: the one place that calls the kernels.
+
+use windlass_collectives::{Action, Blocks, Geometry, Operands, Piece, Role, Span, Task};
+use windlass_kernels::Store;
+
+use crate::fault;
+use crate::group::Group;
+
+use super::{Active, Stream};
+
+impl Stream {
+    /// Executes a Copy, Reduce or Gather for the task's chunks.
+    pub(crate) fn combine(&mut self, group: &Group, task: &Task) {
+        if fault::skips_combine() {
+            return;
+        }
+        match task.action {
+            Action::Copy { whose, from, to } => self.copy(group, whose, from, to, task.first, task.end),
+            Action::Reduce { inputs, outputs, last } => {
+                self.reduce(group, inputs, outputs, last, task.first, task.end);
+            }
+            Action::Gather { from } => self.gather(group, from, task.first, task.end),
+            _ => {}
+        }
+    }
+
+    /// The memory of a message's chunk.
+    pub(crate) fn message_memory(&mut self, task: &Task, chunk: u32) -> Option<(*mut u8, usize)> {
+        let (Action::Send { from: span, .. } | Action::Recv { into: span, .. }) = task.action else { return None };
+        let Blocks::Range { first, end } = span.blocks else { return None };
+        let active = self.active()?;
+        let piece = active.plan.geometry.range_piece(span.role, first, end, chunk);
+        let origin = match span.role {
+            Role::Input => active.input,
+            Role::Output => active.output,
+            role => self.scratch.base(role),
+        };
+        Some((origin.wrapping_add(piece.offset as usize), piece.bytes as usize))
+    }
+
+    /// Where block 0 of a role of this rank begins.
+    fn own(&mut self, group: &Group, role: Role) -> *mut u8 {
+        let Some(active) = self.active() else { return std::ptr::null_mut() };
+        match (role, &group.board) {
+            (Role::Input, _) => active.input,
+            (Role::Output, _) => active.output,
+            (Role::Slot, Some(board)) => slot(board, group.rank, active),
+            (Role::Stage, Some(board)) => board.stage(group.rank as usize).as_ptr(),
+            (role, _) => self.scratch.base(role),
+        }
+    }
+
+    /// Where block 0 of a role of another rank begins, and the role it is resolved to.
+    fn of_peer(&self, group: &Group, q: u32, role: Role) -> (*mut u8, Role) {
+        let (Some(active), Some(board)) = (self.active(), &group.board) else {
+            return (std::ptr::null_mut(), role);
+        };
+        let lent = &self.lent[q as usize];
+        debug_assert!(lent.known, "a peer's memory is touched after its arrival only");
+        match role {
+            Role::Slot => (slot(board, q, active), role),
+            _ if lent.staged => (board.stage(q as usize).as_ptr(), Role::Stage),
+            Role::Output => (lent.output, role),
+            _ => (lent.input, role),
+        }
+    }
+
+    fn copy(&mut self, group: &Group, whose: Option<u32>, from: Span, to: Span, first: u32, end: u32) {
+        let Some(active) = self.active() else { return };
+        let geometry = active.plan.geometry;
+        let (source, source_role) = match whose {
+            Some(q) => self.of_peer(group, q, from.role),
+            None => (self.own(group, from.role), from.role),
+        };
+        let target = self.own(group, to.role);
+        let copy = |s: Piece, t: Piece| {
+            let (source, target) = (source.wrapping_add(s.offset as usize), target.wrapping_add(t.offset as usize));
+            self.copy_bytes(source, target, s.bytes as usize);
+        };
+        if let (Blocks::Range { first: a, end: b }, Blocks::Range { first: c, end: d }) = (from.blocks, to.blocks) {
+            for chunk in first..end {
+                copy(geometry.range_piece(source_role, a, b, chunk), geometry.range_piece(to.role, c, d, chunk));
+            }
+            return;
+        }
+        let ring = source_role == Role::Stage || to.role == Role::Stage;
+        for_blocks(&geometry, from.blocks, |block| {
+            runs(ring, first, end, |a, b| {
+                copy(geometry.block_piece(source_role, block, a, b), geometry.block_piece(to.role, block, a, b));
+            });
+        });
+    }
+
+    fn gather(&mut self, group: &Group, from: Role, first: u32, end: u32) {
+        let Some(active) = self.active() else { return };
+        let (geometry, own, output) = (active.plan.geometry, active.input, active.output);
+        // Begin with the next rank, so that not all ranks read the same peer at once.
+        for i in 0..group.ranks {
+            let q = (group.rank + 1 + i) % group.ranks;
+            let (source, role) = if q == group.rank { (own, Role::Input) } else { self.of_peer(group, q, from) };
+            runs(role == Role::Stage, first, end, |a, b| {
+                let s = geometry.block_piece(role, q, a, b);
+                let t = geometry.block_piece(Role::Output, q, a, b);
+                let source = source.wrapping_add(s.offset as usize);
+                self.copy_bytes(source, output.wrapping_add(t.offset as usize), s.bytes as usize);
+            });
+        }
+    }
+
+    fn copy_bytes(&self, source: *const u8, target: *mut u8, bytes: usize) {
+        let Some(active) = self.active() else { return };
+        if bytes == 0 || std::ptr::eq(source, target) {
+            return;
+        }
+        let store = if active.plan.streaming && !active.staged { Store::Streaming } else { Store::Cached };
+        // SAFETY: both ranges lie in memory that the operation owns, borrows or was lent, by the layout's bounds; the
+        // schedule's proof shows that they do not overlap and that nobody else accesses them in a conflicting way now.
+        unsafe { active.plan.copy.run(&[source], &[target], bytes, 1, store) };
+    }
+
+    fn reduce(&mut self, group: &Group, inputs: Operands, outputs: Operands, last: bool, first: u32, end: u32) {
+        let Some(active) = self.active() else { return };
+        let geometry = active.plan.geometry;
+        let divisor = if last { u64::from(group.ranks) } else { 1 };
+        let (Operands::Mine(target) | Operands::All(target) | Operands::Pair(target, _)) = outputs;
+        if let Blocks::Range { first: a, end: b } = target.blocks {
+            for chunk in first..end {
+                let piece = |role| geometry.range_piece(role, a, b, chunk);
+                self.reduce_pieces(group, inputs, outputs, divisor, piece);
+            }
+            return;
+        }
+        let ring = active.staged;
+        let block_of = |block| move |role, a, b| geometry.block_piece(role, block, a, b);
+        for_blocks(&geometry, target.blocks, |block| {
+            let piece_of = block_of(block);
+            runs(ring, first, end, |a, b| {
+                self.reduce_pieces(group, inputs, outputs, divisor, |role| piece_of(role, a, b));
+            });
+        });
+    }
+
+    /// One call of the kernel: the same piece of every operand.
+    fn reduce_pieces(
+        &mut self,
+        group: &Group,
+        inputs: Operands,
+        outputs: Operands,
+        divisor: u64,
+        piece: impl Fn(Role) -> Piece,
+    ) {
+        let at = |origin: *mut u8, role| origin.wrapping_add(piece(role).offset as usize);
+        let me = group.rank;
+        let input_count = match inputs {
+            Operands::Mine(span) => {
+                self.inputs[0] = at(self.own(group, span.role), span.role);
+                1
+            }
+            Operands::Pair(a, b) => {
+                self.inputs[0] = at(self.own(group, a.role), a.role);
+                self.inputs[1] = at(self.own(group, b.role), b.role);
+                2
+            }
+            Operands::All(span) => {
+                for q in 0..group.ranks {
+                    // One's own operand comes from the caller's memory: what was just stored to a slot is
+                    // still on its way to the cache, and reading it would wait for that.
+                    self.inputs[q as usize] = if q == me {
+                        at(self.own(group, Role::Input), Role::Input)
+                    } else {
+                        let (origin, role) = self.of_peer(group, q, span.role);
+                        at(origin, role)
+                    };
+                }
+                group.ranks as usize
+            }
+        };
+        let (output_count, result) = match outputs {
+            Operands::All(span) => {
+                for q in 0..group.ranks {
+                    self.outputs[q as usize] = if q == me {
+                        at(self.own(group, span.role), span.role)
+                    } else {
+                        let (origin, role) = self.of_peer(group, q, span.role);
+                        at(origin, role)
+                    };
+                }
+                (group.ranks as usize, span.role)
+            }
+            Operands::Mine(span) | Operands::Pair(span, _) => {
+                self.outputs[0] = at(self.own(group, span.role), span.role);
+                (1, span.role)
+            }
+        };
+        let Some(active) = self.active() else { return };
+        let count = piece(result).bytes as usize / active.plan.call.data_type.size_bytes();
+        if count == 0 {
+            return;
+        }
+        let store = if active.plan.streaming && !active.staged { Store::Streaming } else { Store::Cached };
+        // SAFETY: every range lies in memory that the operation owns, borrows or was lent, by the layout's bounds; an output
+        // equals an input or lies apart; the schedule's proof shows that nobody accesses them in a conflicting way now.
+        unsafe {
+            let (inputs, outputs) = (&self.inputs[..input_count], &self.outputs[..output_count]);
+            active.plan.reduce.run(inputs, outputs, count, divisor, store);
+        }
+    }
+}
+
+/// The slot of `rank`: the arrival line's own bytes when the message fits there.
+fn slot(board: &windlass_transports::shm::Board, rank: u32, active: &Active) -> *mut u8 {
+    if active.inline {
+        board.arrival(rank as usize, active.sequence).inline()
+    } else {
+        board.slot(rank as usize, active.sequence).as_ptr()
+    }
+}
+
+fn for_blocks(geometry: &Geometry, blocks: Blocks, mut each: impl FnMut(u32)) {
+    let count = geometry.layout.blocks();
+    match blocks {
+        Blocks::One(block) => each(block),
+        Blocks::Each => (0..count).for_each(each),
+        Blocks::Others(but) => (0..count).filter(|b| *b != but).for_each(each),
+        Blocks::Range { first, end } => (first..end).for_each(each),
+    }
+}
+
+/// The chunks `first..end` as one run of bytes, or one by one where a ring is involved.
+fn runs(ring: bool, first: u32, end: u32, mut each: impl FnMut(u32, u32)) {
+    if ring {
+        (first..end).for_each(|c| each(c, c + 1));
+    } else {
+        each(first, end);
+    }
+}

@@ -1,0 +1,740 @@
+//! Runs schedules: one [`Stream`] a communicator.
+//!
+//! Collectives of a communicator run in the order of their calls, one at a time; different communicators never wait for each
+//! other. Whoever waits drives: the stream is a state machine behind the communicator's lock, and
+//! [`Stream::advance`] takes it as far as it goes without blocking.
+//!
+//! | module | one idea |
+//! |---|---|
+//! | [`bind`] | a step's spans to addresses, and the Combine over them |
+//! | [`plan`] | a call to its schedule, geometry and kernels, remembered |
+//! | [`wait`] | how to wait when nothing can advance: spin, yield, park |
+//!
+//! # Who touches what
+//! Everything in [`Stream`] is touched under the communicator's lock only. Peers' memory is touched only between the wait
+//! for its arrival and the signal that one is done, as the schedule orders it; the proof in `collectives` shows that this suffices.
+
+pub(crate) mod bind;
+pub(crate) mod plan;
+pub(crate) mod wait;
+
+use std::any::Any;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::task::Waker;
+use std::time::Instant;
+
+use windlass_collectives::{Action, Algorithm, Call, Collective, Execution, Fingerprint, Peers, Phase, Role, Schedule, Task};
+use windlass_memory::{Mapping, Segment};
+use windlass_transports::message::COLLECTIVE_TAG;
+use windlass_transports::shm::{INLINE_BYTES, Lend, WAYS};
+use windlass_transports::{Message, MessageId, Token};
+
+use crate::error::{Error, PeerCause};
+use crate::group::Group;
+use crate::metrics::Recorder;
+use plan::{Plan, Plans};
+
+/// A call that has its place in the order.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Pending {
+    pub(crate) call: Call,
+    pub(crate) input: *mut u8,
+    pub(crate) output: *mut u8,
+    /// Nobody waits in the call: the progress thread looks after it.
+    pub(crate) asynchronous: bool,
+}
+
+/// What one peer lends for the operation under way.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lent {
+    /// Where block 0 of its input would begin, in this process.
+    pub(crate) input: *mut u8,
+    /// The same for its output.
+    pub(crate) output: *mut u8,
+    /// It lends its stage instead.
+    pub(crate) staged: bool,
+    /// Its arrival has been seen and checked.
+    pub(crate) known: bool,
+}
+
+const NOTHING: Lent =
+    Lent { input: std::ptr::null_mut(), output: std::ptr::null_mut(), staged: false, known: false };
+
+/// A wait that has been handed out and is not over.
+#[derive(Clone, Copy, Debug)]
+struct OpenWait {
+    step: u32,
+    from: Peers,
+    done: u32,
+    total: u32,
+}
+
+/// The operation at the head of the order.
+#[derive(Debug)]
+pub(crate) struct Active {
+    pub(crate) sequence: u64,
+    pub(crate) plan: Plan,
+    pub(crate) fingerprint: Fingerprint,
+    /// Where block 0 of the operand would begin: the caller's memory.
+    pub(crate) input: *mut u8,
+    /// The same for the result.
+    pub(crate) output: *mut u8,
+    /// What this rank lends: its own memory or its stage.
+    lends: (Lend, Lend),
+    /// Its memory, or a peer's, goes through a stage: chunks are handed on one by one.
+    pub(crate) staged: bool,
+    /// It fits into the arrival line.
+    pub(crate) inline: bool,
+    started: u64,
+    asynchronous: bool,
+    /// When it was first found unable to go on.
+    pub(crate) blocked: Option<Instant>,
+}
+
+/// The operations of one communicator. See the module's documentation.
+#[derive(Debug)]
+pub(crate) struct Stream {
+    /// The number the next call gets.
+    next: u64,
+    queue: VecDeque<Pending>,
+    active: Option<Active>,
+    execution: Option<Execution>,
+    waits: [Option<OpenWait>; 2],
+    /// Each peer's memory for the operation under way.
+    pub(crate) lent: Vec<Lent>,
+    /// Peers' segments this stream has met, so that the job's table is asked once each.
+    met: Vec<Vec<Option<Arc<Mapping>>>>,
+    /// One's own segment that the last operation used.
+    recent: Option<Arc<Segment>>,
+    /// Every peer has ended the operations below this.
+    released: u64,
+    plans: Plans,
+    pub(crate) inputs: Vec<*const u8>,
+    pub(crate) outputs: Vec<*mut u8>,
+    pub(crate) scratch: Scratch,
+    /// Signals were raised after which nobody has looked for sleepers.
+    unrung: bool,
+    /// Memory of operations whose futures were dropped, kept until they end.
+    keep: Vec<(u64, Box<dyn Any + Send>)>,
+    /// Who is to be woken when the operation of this number has ended; NOW: at once.
+    wakers: Vec<(u64, Waker)>,
+    pub(crate) recorder: Recorder,
+}
+
+// SAFETY: the raw pointers refer to memory that the operations own or borrow until they end, and to mappings that the
+// stream keeps; the stream is only touched under its communicator's lock.
+unsafe impl Send for Stream {}
+
+/// Private scratch rings, cache-line aligned.
+#[derive(Debug, Default)]
+pub(crate) struct Scratch {
+    lines: Vec<Line>,
+    /// Where the memory for partial sums begins, behind the rings.
+    partial_at: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+struct Line([u8; 64]);
+
+impl Scratch {
+    fn reserve(&mut self, rings: u64, partial: u64) {
+        let lines = usize::try_from(rings.div_ceil(64) + partial.div_ceil(64)).unwrap_or(usize::MAX);
+        self.partial_at = rings.next_multiple_of(64) as usize;
+        if self.lines.len() < lines {
+            self.lines.resize(lines, Line([0; 64]));
+        }
+    }
+
+    /// Where a private role's memory begins.
+    pub(crate) fn base(&mut self, role: Role) -> *mut u8 {
+        let base: *mut u8 = self.lines.as_mut_ptr().cast();
+        if role == Role::Partial { base.wrapping_add(self.partial_at) } else { base }
+    }
+}
+
+/// How far a call to [`Stream::advance`] came.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Status {
+    /// Nothing is pending.
+    Idle,
+    /// Something moved; more may.
+    Moved,
+    /// What is pending waits for others.
+    Blocked,
+}
+
+impl Stream {
+    pub(crate) fn new(ranks: usize, recorder: Recorder) -> Self {
+        Self {
+            next: 0,
+            queue: VecDeque::with_capacity(16),
+            active: None,
+            execution: None,
+            waits: [None; 2],
+            lent: vec![NOTHING; ranks],
+            met: vec![Vec::new(); ranks],
+            recent: None,
+            released: 0,
+            plans: Plans::default(),
+            inputs: vec![std::ptr::null(); ranks.max(2)],
+            outputs: vec![std::ptr::null_mut(); ranks.max(2)],
+            scratch: Scratch::default(),
+            unrung: false,
+            keep: Vec::new(),
+            wakers: Vec::new(),
+            recorder,
+        }
+    }
+
+    /// The number the next call gets.
+    pub(crate) const fn next_sequence(&self) -> u64 {
+        self.next
+    }
+
+    /// Gives a call its place in the order.
+    pub(crate) fn post(&mut self, pending: Pending) -> u64 {
+        let sequence = self.next;
+        self.next += 1;
+        self.queue.push_back(pending);
+        sequence
+    }
+
+    pub(crate) fn keep(&mut self, sequence: u64, memory: Box<dyn Any + Send>) {
+        self.keep.push((sequence, memory));
+    }
+
+    pub(crate) fn wake_at(&mut self, sequence: u64, waker: &Waker) {
+        if let Some((_, known)) = self.wakers.iter_mut().find(|(s, _)| *s == sequence) {
+            known.clone_from(waker);
+        } else {
+            self.wakers.push((sequence, waker.clone()));
+        }
+    }
+
+    /// Wakes a transfer's waiter and drops its memory once the lock is released.
+    pub(crate) fn settle_later(&mut self, waker: Option<Waker>, memory: Option<Box<dyn Any + Send>>) {
+        self.wakers.extend(waker.map(|w| (NOW, w)));
+        self.keep.extend(memory.map(|m| (NOW, m)));
+    }
+
+    pub(crate) fn has_work(&self) -> bool {
+        self.active.is_some() || !self.queue.is_empty()
+    }
+
+    pub(crate) fn active_mut(&mut self) -> Option<&mut Active> {
+        self.active.as_mut()
+    }
+
+    pub(crate) fn active(&self) -> Option<&Active> {
+        self.active.as_ref()
+    }
+
+    /// Goes as far as possible without waiting.
+    ///
+    /// # Errors
+    /// What makes the communicator unusable; the caller records it and calls [`abandon`](Self::abandon).
+    pub(crate) fn advance(&mut self, group: &Group) -> Result<Status, Error> {
+        let mut status = Status::Idle;
+        loop {
+            if self.active.is_none() {
+                match self.queue.front() {
+                    None => return Ok(status),
+                    Some(pending) => {
+                        let pending = *pending;
+                        if !self.begin(group, &pending)? {
+                            return Ok(if status == Status::Moved { status } else { Status::Blocked });
+                        }
+                        self.queue.pop_front();
+                    }
+                }
+            }
+            let moved = self.step(group)?;
+            if self.execution.as_ref().is_some_and(Execution::is_done) {
+                self.finish(group);
+                status = Status::Moved;
+            } else if moved {
+                status = Status::Moved;
+            } else {
+                return Ok(if status == Status::Moved { status } else { Status::Blocked });
+            }
+        }
+    }
+
+    /// Begins the call at the head of the order, unless a peer is too far behind.
+    fn begin(&mut self, group: &Group, pending: &Pending) -> Result<bool, Error> {
+        let sequence = self.next - self.queue.len() as u64;
+        if let Some(board) = &group.board
+            && sequence >= self.released + WAYS
+        {
+            // Our line and slot of WAYS operations ago may still be read by a peer that has not ended it.
+            let ended = (0..group.ranks as usize).filter(|&q| q != group.rank as usize);
+            self.released = ended.map(|q| board.ended(q).load()).min().unwrap_or(u64::MAX - WAYS);
+            if sequence >= self.released + WAYS {
+                return Ok(false);
+            }
+        }
+        let plan = self.plans.find(group, &pending.call)?;
+        let started = self.recorder.now();
+        let (first_in, first_out) = plan.first_blocks(group.rank);
+        let input = pending.input.wrapping_sub(first_in);
+        let output = pending.output.wrapping_sub(first_out);
+        let lends = self.lends(group, pending, &plan, first_in, first_out);
+        let staged = matches!(lends, (Lend::Stage, _) | (_, Lend::Stage));
+        let schedule = if staged { plan.staged } else { plan.registered };
+        match &mut self.execution {
+            Some(execution) => execution.restart(schedule, plan.geometry),
+            none => *none = Some(Execution::new(schedule, plan.geometry)),
+        }
+        let rings = plan.geometry.scratch_bytes(schedule.scratch_rings());
+        let partial = if schedule.keeps_partial() { plan.geometry.partial_bytes() } else { 0 };
+        self.scratch.reserve(rings, partial);
+        self.lent.fill(NOTHING);
+        self.active = Some(Active {
+            sequence,
+            plan,
+            fingerprint: pending.call.fingerprint(),
+            input,
+            output,
+            lends,
+            staged,
+            inline: plan.geometry.layout.bytes() <= INLINE_BYTES as u64,
+            started,
+            asynchronous: pending.asynchronous,
+            blocked: None,
+        });
+        Ok(true)
+    }
+
+    /// What this rank lends its peers: its memory where peers reach it, else its stage.
+    fn lends(&mut self, group: &Group, pending: &Pending, plan: &Plan, first_in: usize, first_out: usize) -> (Lend, Lend) {
+        let nothing = Lend::Region(windlass_memory::Location { segment: u32::MAX - 1, generation: 0, offset: 0 });
+        if plan.choice.algorithm != Algorithm::Direct || group.ranks == 1 {
+            return (nothing, nothing);
+        }
+        let call = &pending.call;
+        let (lends_input, lends_output) = match call.collective {
+            Collective::AllReduce => (true, true),
+            Collective::Broadcast => (call.root == group.rank, false),
+            _ => (true, false),
+        };
+        let (bytes_in, _) = plan.bytes(group.ranks);
+        let mut lend = |address: *mut u8, bytes: usize, first: usize, lends: bool| {
+            if !lends {
+                return nothing;
+            }
+            match self.locate(group, address, bytes) {
+                Some(mut location) => {
+                    location.offset = location.offset.wrapping_sub(first as u64);
+                    Lend::Region(location)
+                }
+                None => Lend::Stage,
+            }
+        };
+        let input = lend(pending.input, bytes_in, first_in, lends_input);
+        let output = if lends_output && pending.output == pending.input && input != Lend::Stage {
+            input
+        } else {
+            lend(pending.output, bytes_in, first_out, lends_output)
+        };
+        // One stage serves both directions.
+        if input == Lend::Stage || output == Lend::Stage { (Lend::Stage, Lend::Stage) } else { (input, output) }
+    }
+
+    fn locate(&mut self, group: &Group, address: *mut u8, bytes: usize) -> Option<windlass_memory::Location> {
+        if let Some(segment) = &self.recent {
+            let offset = address.addr().wrapping_sub(segment.mapping().base().as_ptr().addr());
+            let inside = offset <= segment.mapping().len() && bytes <= segment.mapping().len() - offset;
+            if inside && segment.generation() == 0 {
+                return Some(windlass_memory::Location { segment: segment.number(), generation: 0, offset: offset as u64 });
+            }
+        }
+        let (segment, location) = group.job.pool.locate(address, bytes)?;
+        self.recent = Some(segment);
+        Some(location)
+    }
+
+    /// Does what is ready and looks at what is waited for. Whether anything moved.
+    fn step(&mut self, group: &Group) -> Result<bool, Error> {
+        let mut moved = false;
+        loop {
+            let Some(active) = &self.active else { return Ok(moved) };
+            let limit = if active.staged { 1 } else { u32::MAX };
+            let Some(execution) = &mut self.execution else { return Ok(moved) };
+            if let Some(task) = execution.poll(limit) {
+                moved = true;
+                self.perform(group, &task);
+                continue;
+            }
+            let mut reached = false;
+            for slot in 0..2 {
+                reached |= self.look(group, slot)?;
+            }
+            // Without messages under way the transport is not looked at: that would only slow the look at the lines.
+            let messages = self.active.as_ref().is_some_and(|a| !a.plan.choice.algorithm.needs_mapped_peers());
+            if !reached && !(messages && group.job.deliver(group, self)?) {
+                return Ok(moved);
+            }
+            moved = true;
+        }
+    }
+
+    fn perform(&mut self, group: &Group, task: &Task) {
+        match task.action {
+            Action::Signal { phase } => {
+                self.signal(group, phase, task);
+                self.complete(task.step, task.first, task.end);
+            }
+            Action::Wait { phase, from } => {
+                let wait = OpenWait { step: task.step, from, done: task.first, total: task.end };
+                let slot = &mut self.waits[phase as usize];
+                match slot {
+                    Some(open) => open.total = task.end,
+                    None => *slot = Some(wait),
+                }
+            }
+            Action::Send { to, label, .. } | Action::Recv { from: to, label, .. } => {
+                self.post_messages(group, task, to, label);
+            }
+            Action::Copy { .. } | Action::Reduce { .. } | Action::Gather { .. } => {
+                self.combine(group, task);
+                self.complete(task.step, task.first, task.end);
+            }
+        }
+    }
+
+    pub(crate) fn complete(&mut self, step: u32, first: u32, end: u32) {
+        if let Some(execution) = &mut self.execution {
+            execution.complete(step, first..end);
+        }
+    }
+
+    fn signal(&mut self, group: &Group, phase: Phase, task: &Task) {
+        let (Some(board), Some(active)) = (&group.board, &self.active) else { return };
+        let me = group.rank as usize;
+        match phase {
+            Phase::Arrival => {
+                let line = board.arrival(me, active.sequence);
+                if task.first == 0 {
+                    line.describe([active.fingerprint.what, active.fingerprint.count]);
+                    if active.plan.choice.algorithm == Algorithm::Direct {
+                        line.lend(active.lends.0, active.lends.1);
+                    }
+                }
+                line.raise(active.sequence, task.end);
+            }
+            Phase::Done => board.done(me).raise(active.sequence, task.end),
+        }
+        self.unrung = true;
+    }
+
+    /// Looks whether an open wait has come further. Whether it has.
+    fn look(&mut self, group: &Group, slot: usize) -> Result<bool, Error> {
+        let Some(wait) = self.waits[slot] else { return Ok(false) };
+        let phase = if slot == Phase::Arrival as usize { Phase::Arrival } else { Phase::Done };
+        let mut reached = wait.total;
+        match wait.from {
+            Peers::One(q) => reached = reached.min(self.reached(group, phase, q, &wait)?),
+            Peers::All => {
+                for q in 0..group.ranks {
+                    if q != group.rank {
+                        reached = reached.min(self.reached(group, phase, q, &wait)?);
+                        if reached <= wait.done {
+                            return Ok(false);
+                        }
+                    }
+                }
+            }
+        }
+        if reached <= wait.done {
+            return Ok(false);
+        }
+        self.waits[slot] = (reached < wait.total).then_some(OpenWait { done: reached, ..wait });
+        self.complete(wait.step, wait.done, reached);
+        Ok(true)
+    }
+
+    /// How many chunks of the active operation peer `q` has signalled.
+    fn reached(&mut self, group: &Group, phase: Phase, q: u32, wait: &OpenWait) -> Result<u32, Error> {
+        let (Some(board), Some(active)) = (&group.board, &self.active) else { return Ok(0) };
+        if phase == Phase::Done {
+            return Ok(board.done(q as usize).reached(active.sequence, wait.total));
+        }
+        let ready = board.arrival(q as usize, active.sequence).ready(active.sequence);
+        if ready == 0 || self.lent[q as usize].known {
+            return Ok(ready);
+        }
+        Ok(if self.meet(group, q)? { ready } else { 0 })
+    }
+
+    /// Checks the call of a peer that has arrived and finds its memory. Whether that is mapped already.
+    fn meet(&mut self, group: &Group, q: u32) -> Result<bool, Error> {
+        let (Some(board), Some(active)) = (&group.board, &mut self.active) else { return Ok(false) };
+        let line = board.arrival(q as usize, active.sequence);
+        let [what, count] = line.fingerprint();
+        let theirs = Fingerprint { what, count };
+        if theirs != active.fingerprint {
+            return Err(Error::Mismatch {
+                communicator: group.id,
+                sequence: active.sequence,
+                ours: active.fingerprint,
+                theirs,
+                rank: group.members[q as usize],
+            });
+        }
+        let mut lent = Lent { known: true, ..NOTHING };
+        if active.plan.choice.algorithm == Algorithm::Direct {
+            let (input, output) = line.lent();
+            let bounds = active.plan.lent_bounds(q, group.rank);
+            for (lend, address) in [(input, &mut lent.input), (output, &mut lent.output)] {
+                let Lend::Region(location) = lend else {
+                    lent.staged = true;
+                    active.staged = true;
+                    continue;
+                };
+                if location.segment == u32::MAX - 1 {
+                    continue;
+                }
+                let mapping = match known_segment(&mut self.met[q as usize], location.segment) {
+                    Some(mapping) => mapping,
+                    None => {
+                        let Some(mapping) = group.job.segment_of(group.members[q as usize], location.segment) else {
+                            return Ok(false);
+                        };
+                        remember(&mut self.met[q as usize], location.segment, mapping)
+                    }
+                };
+                // A peer that lends memory outside its own segment would have us fault; it made the mistake.
+                let (low, high) = bounds;
+                let begin = location.offset.wrapping_add(low);
+                assert!(
+                    begin.checked_add(high - low).is_some_and(|end| end <= mapping.len() as u64),
+                    "rank {q} lends memory outside its segment"
+                );
+                *address = mapping.base().as_ptr().wrapping_add(location.offset as usize);
+            }
+        }
+        self.lent[q as usize] = lent;
+        Ok(true)
+    }
+
+    fn post_messages(&mut self, group: &Group, task: &Task, peer: u32, label: u32) {
+        for chunk in task.first..task.end {
+            let Some((address, bytes)) = self.message_memory(task, chunk) else { return };
+            let Some(active) = &self.active else { return };
+            let id = MessageId {
+                communicator: group.id,
+                tag: COLLECTIVE_TAG,
+                sequence: active.sequence,
+                label,
+                chunk,
+            };
+            let fingerprint = [active.fingerprint.what, active.fingerprint.count];
+            let message = Message { id, fingerprint, bytes };
+            let token = group.token(task.step, chunk);
+            let sends = matches!(task.action, Action::Send { .. });
+            group.job.post(sends, group.members[peer as usize], &message, address, token);
+        }
+    }
+
+    /// Takes completions of messages.
+    pub(crate) fn delivered(&mut self, token: Token) {
+        let (step, chunk) = Group::split_token(token);
+        self.complete(step, chunk, chunk + 1);
+    }
+
+    /// The call that met a peer's different one on a message.
+    pub(crate) fn mismatched(&self, group: &Group, rank: u32, theirs: [u64; 2]) -> Error {
+        let theirs = Fingerprint { what: theirs[0], count: theirs[1] };
+        let (sequence, ours) = self.active.as_ref().map_or((self.next, theirs), |a| (a.sequence, a.fingerprint));
+        Error::Mismatch { communicator: group.id, sequence, ours, theirs, rank }
+    }
+
+    fn finish(&mut self, group: &Group) {
+        let Some(active) = self.active.take() else { return };
+        debug_assert!(self.waits.iter().all(Option::is_none));
+        if let Some(board) = &group.board {
+            board.ended(group.rank as usize).store(active.sequence + 1);
+        }
+        self.recorder.record(&active.plan.call, active.started, group.ranks);
+        group.ended.store(active.sequence + 1, Ordering::Release);
+        if active.asynchronous {
+            group.detached.fetch_sub(1, Ordering::AcqRel);
+        }
+        self.unrung = true;
+    }
+
+    /// Wakes sleeping peers that what we have signalled may concern. Called when the stream blocks or falls idle.
+    pub(crate) fn ring(&mut self, group: &Group) {
+        if !std::mem::take(&mut self.unrung) {
+            return;
+        }
+        let Some(board) = &group.board else { return };
+        let doorbell = group.job.doorbell();
+        if !doorbell.somebody_sleeps() {
+            return;
+        }
+        if let Some(active) = &self.active
+            && active.plan.call.collective != Collective::Broadcast
+            && self.execution.as_ref().is_some_and(|e| e.geometry().chunks(&ARRIVE) == 1)
+        {
+            // Everyone waits for everyone: only who comes last has a reason to wake the others, or p ranks would make p² wakes.
+            let done = board.done(group.rank as usize).reached(active.sequence, 1);
+            let last = (0..group.ranks as usize).all(|q| {
+                board.arrival(q, active.sequence).ready(active.sequence) > 0
+                    && (done == 0 || board.done(q).reached(active.sequence, 1) > 0)
+            });
+            if !last && done == 0 {
+                return;
+            }
+        }
+        doorbell.ring(group.members.iter().map(|&m| m as usize));
+    }
+
+    /// Those whose wakers are due, and memory that may be dropped: to be used after the lock is released.
+    pub(crate) fn due(&mut self, ended: u64, failed: bool) -> Due {
+        let mut due = Due::default();
+        if self.wakers.is_empty() && self.keep.is_empty() {
+            return due;
+        }
+        self.wakers.retain(|(sequence, waker)| {
+            let over = failed || *sequence < ended || *sequence == NOW;
+            if over {
+                due.wakers.push(waker.clone());
+            }
+            !over
+        });
+        let mut i = 0;
+        while i < self.keep.len() {
+            if failed || self.keep[i].0 < ended || self.keep[i].0 == NOW {
+                due.memory.push(self.keep.swap_remove(i).1);
+            } else {
+                i += 1;
+            }
+        }
+        due
+    }
+
+    /// The communicator has failed: gives up what is under way, so that nobody writes its memory any more.
+    ///
+    /// Peers that have mapped lent memory may be stopped in the middle of a store; the pages they could still write are taken
+    /// back from them. Messages are withdrawn.
+    pub(crate) fn abandon(&mut self, group: &Group) {
+        self.waits = [None; 2];
+        let asynchronous = self.queue.iter().filter(|p| p.asynchronous).count() + usize::from(self.active.as_ref().is_some_and(|a| a.asynchronous));
+        group.detached.fetch_sub(asynchronous, Ordering::AcqRel);
+        self.queue.clear();
+        let Some(active) = self.active.take() else { return };
+        self.recorder.record_error(&active.plan.call, group.ranks);
+        if let Some(execution) = &self.execution {
+            for (step, chunk) in execution.in_flight() {
+                group.job.withdraw(group.token(step, chunk));
+            }
+        }
+        let (_, bytes_out) = active.plan.bytes(group.ranks);
+        let (_, first_out) = active.plan.first_blocks(group.rank);
+        if let (_, Lend::Region(location)) = active.lends
+            && location.segment != u32::MAX - 1
+            && let Some((segment, located)) = group.job.pool.locate(active.output.wrapping_add(first_out), bytes_out)
+            && let Err(error) = segment.detach(located.offset as usize, bytes_out)
+        {
+            // The memory cannot be made safe to give back, so it must never be used again.
+            eprintln!("windlass: {error}; rank {} stops, since a peer may still write its memory", group.job.rank);
+            std::process::abort();
+        }
+    }
+
+    /// Ranks of the job that the operation under way waits for.
+    pub(crate) fn waiting_on(&self, group: &Group) -> Vec<u32> {
+        let mut ranks = Vec::new();
+        let Some(active) = &self.active else {
+            // The head waits for peers that are too far behind.
+            let behind = |q: &u32| {
+                group.board.as_ref().is_some_and(|b| b.ended(*q as usize).load() <= self.released)
+            };
+            return (0..group.ranks).filter(|q| *q != group.rank).filter(behind).map(|q| group.members[q as usize]).collect();
+        };
+        for (slot, wait) in self.waits.iter().enumerate() {
+            let (Some(wait), Some(board)) = (wait, &group.board) else { continue };
+            let late = |q: u32| match slot {
+                0 => board.arrival(q as usize, active.sequence).ready(active.sequence) <= wait.done,
+                _ => board.done(q as usize).reached(active.sequence, wait.total) <= wait.done,
+            };
+            let waited = (0..group.ranks).filter(|&q| q != group.rank && matches!(wait.from, Peers::All) || wait.from == Peers::One(q));
+            ranks.extend(waited.filter(|&q| late(q)).map(|q| group.members[q as usize]));
+        }
+        if let Some(execution) = &self.execution {
+            for (step, _) in execution.in_flight() {
+                if let Action::Send { to: q, .. } | Action::Recv { from: q, .. } = execution.schedule().step(step).action {
+                    ranks.push(group.members[q as usize]);
+                }
+            }
+        }
+        ranks.sort_unstable();
+        ranks.dedup();
+        ranks
+    }
+
+    /// What the stream is doing, for errors and reports: operation and number.
+    pub(crate) fn doing(&self) -> (&'static str, u64) {
+        match (&self.active, self.queue.front()) {
+            (Some(active), _) => (active.plan.call.collective.name(), active.sequence),
+            (None, Some(pending)) => (pending.call.collective.name(), self.next - self.queue.len() as u64),
+            (None, None) => ("no operation", self.next),
+        }
+    }
+
+    /// How far the operation under way is, in words.
+    pub(crate) fn position(&self) -> String {
+        let Some((action, done, total)) = self.execution.as_ref().and_then(Execution::position) else {
+            return "not begun".to_owned();
+        };
+        format!("at `{action}`, {done} of {total} chunks")
+    }
+
+    /// The error that peer `rank`'s end means for the operation under way.
+    pub(crate) fn peer_failed(&self, group: &Group, rank: u32, cause: PeerCause) -> Error {
+        let (operation, sequence) = self.doing();
+        Error::PeerFailed { rank, cause, operation, sequence, communicator: group.id }
+    }
+}
+
+/// No operation has this number.
+const NOW: u64 = u64::MAX;
+
+const ARRIVE: Action = Action::Signal { phase: Phase::Arrival };
+
+/// What is to be done once the lock is released: a waker or a drop may call back into windlass.
+#[derive(Default)]
+pub(crate) struct Due {
+    wakers: Vec<Waker>,
+    memory: Vec<Box<dyn Any + Send>>,
+}
+
+impl Due {
+    /// Wakes and drops.
+    pub(crate) fn settle(self) {
+        drop(self.memory);
+        self.wakers.into_iter().for_each(Waker::wake);
+    }
+}
+
+fn known_segment(met: &mut [Option<Arc<Mapping>>], segment: u32) -> Option<&Arc<Mapping>> {
+    met.get(segment as usize)?.as_ref()
+}
+
+fn remember(met: &mut Vec<Option<Arc<Mapping>>>, segment: u32, mapping: Arc<Mapping>) -> &Arc<Mapping> {
+    let index = segment as usize;
+    if met.len() <= index {
+        met.resize(index + 1, None);
+    }
+    met[index].insert(mapping)
+}
+
+/// A schedule for either kind of memory.
+pub(crate) fn schedules(call: &Call, algorithm: Algorithm, rank: u32, ranks: u32) -> Option<(Schedule, Schedule)> {
+    let of = |staged| Schedule::new(call.collective, algorithm, rank, ranks, call.root, staged).ok();
+    Some((of(false)?, of(true)?))
+}

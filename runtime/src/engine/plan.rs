@@ -1,0 +1,112 @@
+//! A call to its schedule, geometry and kernels, remembered.
+
+use windlass_collectives::{Call, Choice, Collective, Geometry, Layout, Schedule};
+use windlass_kernels::{Combine, DataType};
+
+use crate::error::Error;
+use crate::group::Group;
+
+use super::schedules;
+
+/// Sums this large are stored past the caches: they would not stay in them anyway.
+const STREAMING_BYTES: u64 = 1 << 20;
+
+const UNSUPPORTED: Error = Error::System {
+    call: "choosing an algorithm",
+    errno: rustix::io::Errno::NOTSUP.raw_os_error(),
+    hint: "WINDLASS_ALGORITHM names an algorithm that needs shared memory, and this communicator has none; unset it",
+};
+
+/// What all ranks do for a call.
+pub(crate) fn choose(group: &Group, call: &Call) -> Result<Choice, Error> {
+    let config = &group.job.config;
+    config.model.choose(call, &group.topology, config.algorithm).map_err(|_| UNSUPPORTED)
+}
+
+/// Everything about a call that does not depend on where its memory is.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Plan {
+    pub(crate) call: Call,
+    pub(crate) choice: Choice,
+    pub(crate) registered: Schedule,
+    pub(crate) staged: Schedule,
+    pub(crate) geometry: Geometry,
+    pub(crate) reduce: Combine,
+    pub(crate) copy: Combine,
+    pub(crate) streaming: bool,
+}
+
+impl Plan {
+    fn new(group: &Group, call: &Call) -> Result<Self, Error> {
+        let choice = choose(group, call)?;
+        let (registered, staged) = schedules(call, choice.algorithm, group.rank, group.ranks).ok_or(UNSUPPORTED)?;
+        let geometry = choice.geometry(call, group.ranks, &registered);
+        Ok(Self {
+            call: *call,
+            choice,
+            registered,
+            staged,
+            geometry,
+            reduce: Combine::reduce(call.data_type, call.op),
+            copy: Combine::copy(DataType::U8),
+            streaming: geometry.layout.bytes() >= STREAMING_BYTES,
+        })
+    }
+
+    /// The offsets at which the first block that a rank holds begins, in its input and in its output.
+    pub(crate) fn first_blocks(&self, rank: u32) -> (usize, usize) {
+        let start = self.geometry.layout.start(rank) as usize;
+        match self.call.collective {
+            Collective::AllGather => (start, 0),
+            Collective::ReduceScatter => (0, start),
+            _ => (0, 0),
+        }
+    }
+
+    /// The bytes of the operand and of the result.
+    pub(crate) fn bytes(&self, ranks: u32) -> (usize, usize) {
+        let one = self.call.bytes() as usize;
+        let all = one * ranks as usize;
+        match self.call.collective {
+            Collective::AllGather => (one, all),
+            Collective::ReduceScatter => (all, one),
+            _ => (one, one),
+        }
+    }
+
+    /// The range of rank `owner`'s lent memory that `reader` touches, in bytes from block 0.
+    pub(crate) fn lent_bounds(&self, owner: u32, reader: u32) -> (u64, u64) {
+        let layout: &Layout = &self.geometry.layout;
+        match self.call.collective {
+            Collective::AllGather => (layout.start(owner), layout.start(owner + 1)),
+            Collective::Broadcast => (0, layout.bytes()),
+            _ => (layout.start(reader), layout.start(reader + 1)),
+        }
+    }
+}
+
+/// The plans of recent calls.
+#[derive(Debug, Default)]
+pub(crate) struct Plans {
+    entries: [Option<Box<Plan>>; 16],
+}
+
+impl Plans {
+    /// The plan of `call`, made anew when it is not among the recent ones.
+    pub(crate) fn find(&mut self, group: &Group, call: &Call) -> Result<Plan, Error> {
+        let print = call.fingerprint();
+        let mixed = (print.what ^ print.count.rotate_left(23)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let entry = &mut self.entries[(mixed >> 60) as usize];
+        match entry {
+            Some(plan) if plan.call == *call => Ok(**plan),
+            _ => {
+                let plan = Plan::new(group, call)?;
+                match entry {
+                    Some(place) => **place = plan,
+                    None => *entry = Some(Box::new(plan)),
+                }
+                Ok(plan)
+            }
+        }
+    }
+}

@@ -1,0 +1,72 @@
+//! How to wait when nothing can advance: spin, yield, park.
+//!
+//! A rank with a core of its own spins briefly, since its peers answer in well under a microsecond. Where ranks share cores, spinning
+//! keeps the peer from the core it needs, so a rank yields at once. Both park on the doorbell, or on the transport's
+//! descriptor, when it takes longer: an idle wait costs no processor time.
+
+use std::time::{Duration, Instant};
+
+use crate::group::{Group, Overdue};
+use crate::job::Job;
+
+/// How long a waiter with a core of its own spins.
+const SPIN_FOR: Duration = Duration::from_micros(100);
+/// How long a waiter yields before it parks.
+const YIELD_FOR: Duration = Duration::from_micros(200);
+/// A sleeper looks around this often: for deaths, time limits and stalls.
+const PARK_FOR: Duration = Duration::from_millis(50);
+
+/// One wait.
+#[derive(Debug)]
+pub(crate) struct Waiter {
+    crowded: bool,
+    since: Option<Instant>,
+    overdue: Overdue,
+}
+
+impl Waiter {
+    pub(crate) fn new(job: &Job) -> Self {
+        Self { crowded: job.is_crowded(), since: None, overdue: Overdue::default() }
+    }
+
+    /// How often to look before pausing.
+    pub(crate) const fn spins(&self, most: u32) -> u32 {
+        if self.crowded { 2 } else { most }
+    }
+
+    /// Something moved: begin anew.
+    #[inline]
+    pub(crate) fn moved(&mut self, job: &Job) {
+        if self.since.take().is_some() {
+            self.overdue.reset(job);
+        }
+    }
+
+    /// The wait is over.
+    #[inline]
+    pub(crate) fn over(&mut self, job: &Job) {
+        self.moved(job);
+    }
+
+    /// Waits a little, the more the longer nothing has moved.
+    pub(crate) fn pause(&mut self, group: &Group) {
+        let now = Instant::now();
+        let waited = now.duration_since(*self.since.get_or_insert(now));
+        let spin = if self.crowded { Duration::ZERO } else { SPIN_FOR };
+        if waited < spin {
+            std::hint::spin_loop();
+            return;
+        }
+        // Peers may sleep on what this rank has signalled.
+        group.with_stream(|stream| stream.ring(group));
+        if waited < spin + YIELD_FOR {
+            std::thread::yield_now();
+            return;
+        }
+        group.overdue(&mut self.overdue);
+        group.overdue_transfers();
+        if group.failure().is_none() {
+            group.job.park(PARK_FOR, || group.stirs());
+        }
+    }
+}

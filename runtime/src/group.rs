@@ -1,0 +1,422 @@
+//! One communicator of one rank.
+
+use std::any::Any;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Instant;
+
+use windlass_collectives::Topology;
+use windlass_transports::shm::Board;
+use windlass_transports::{Event, Token};
+
+use crate::bootstrap::protocol::{Failure, ToServer};
+use crate::engine::wait::Waiter;
+use crate::engine::{Pending, Status, Stream};
+use crate::error::{AbortReason, Error, Problem};
+use crate::fork;
+use crate::job::Job;
+use crate::metrics::Recorder;
+use crate::transfer::Transfers;
+
+/// Passes over the stream between two looks at the clock, the lock and the processor's other users: about 2 µs.
+const SPINS: u32 = 48;
+
+/// A communicator as its rank holds it.
+#[derive(Debug)]
+pub(crate) struct Group {
+    pub(crate) job: Arc<Job>,
+    /// Its number, unique among the communicators its members share.
+    pub(crate) id: u32,
+    pub(crate) rank: u32,
+    pub(crate) ranks: u32,
+    /// The members' ranks in the job.
+    pub(crate) members: Vec<u32>,
+    pub(crate) topology: Topology,
+    /// The members' flags, slots and stages, when they all share a host.
+    pub(crate) board: Option<Arc<Board>>,
+    /// Names the group in tokens.
+    slot: u16,
+    stream: Mutex<Stream>,
+    pub(crate) transfers: Mutex<Transfers>,
+    /// Events for this group that somebody else has polled.
+    pub(crate) inbox: Mutex<Vec<Event>>,
+    /// Operations below this have ended.
+    pub(crate) ended: AtomicU64,
+    failed: AtomicBool,
+    failure: OnceLock<Error>,
+    closed: AtomicBool,
+    /// Asynchronous operations that have not ended: the progress thread looks after them.
+    pub(crate) detached: AtomicUsize,
+}
+
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+const TRANSFER_BIT: u64 = 1 << 51;
+
+impl Group {
+    pub(crate) fn new(job: &Arc<Job>, id: u32, members: Vec<u32>, board: Option<Arc<Board>>) -> Arc<Self> {
+        let rank = members.iter().position(|&m| m == job.rank).unwrap_or(0) as u32;
+        let ranks = members.len() as u32;
+        let topology = Topology { ranks, mapped: board.is_some(), cores: job.cores };
+        Arc::new_cyclic(|group| {
+            let (slot, index) = job.enrol(group.clone());
+            let recorder = Recorder::new(job.board.as_deref(), job.rank as usize, index);
+            Self {
+                job: Arc::clone(job),
+                id,
+                rank,
+                ranks,
+                members,
+                topology,
+                board,
+                slot,
+                stream: Mutex::new(Stream::new(ranks as usize, recorder)),
+                transfers: Mutex::default(),
+                inbox: Mutex::default(),
+                ended: AtomicU64::new(0),
+                failed: AtomicBool::new(false),
+                failure: OnceLock::new(),
+                closed: AtomicBool::new(false),
+                detached: AtomicUsize::new(0),
+            }
+        })
+    }
+
+    /// Names a chunk's message in the transport's completions.
+    pub(crate) fn token(&self, step: u32, chunk: u32) -> Token {
+        debug_assert!(step < 1 << 24 && chunk < 1 << 27);
+        Token(u64::from(self.slot) << 52 | u64::from(step) << 27 | u64::from(chunk))
+    }
+
+    /// Names a point-to-point message.
+    pub(crate) fn transfer_token(&self, index: u32, chunk: u32) -> Token {
+        Token(u64::from(self.slot) << 52 | TRANSFER_BIT | u64::from(index) << 27 | u64::from(chunk))
+    }
+
+    pub(crate) const fn slot_of(token: Token) -> u16 {
+        (token.0 >> 52) as u16
+    }
+
+    pub(crate) const fn is_transfer(token: Token) -> bool {
+        token.0 & TRANSFER_BIT != 0
+    }
+
+    pub(crate) const fn split_token(token: Token) -> (u32, u32) {
+        ((token.0 >> 27 & 0xff_ffff) as u32, (token.0 & 0x7ff_ffff) as u32)
+    }
+
+    /// The transfer's place and chunk that a token names.
+    pub(crate) const fn split_transfer(token: Token) -> (u32, u32) {
+        ((token.0 >> 27 & 0xff_ffff) as u32, (token.0 & 0x7ff_ffff) as u32)
+    }
+
+    pub(crate) const fn slot(&self) -> u16 {
+        self.slot
+    }
+
+    /// An error when nothing may be started.
+    #[inline]
+    pub(crate) fn usable(&self, operation: &'static str) -> Result<(), Error> {
+        if fork::is_forked() {
+            return Err(Error::Forked { rank: self.job.rank });
+        }
+        if self.failed.load(Ordering::Relaxed)
+            && let Some(error) = self.failure()
+        {
+            return Err(error);
+        }
+        if self.closed.load(Ordering::Relaxed) {
+            return Err(Error::InvalidArgument { operation, argument: "the communicator", problem: Problem::Finalized });
+        }
+        Ok(())
+    }
+
+    pub(crate) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
+    }
+
+    /// Why the communicator is unusable, if it is.
+    pub(crate) fn failure(&self) -> Option<Error> {
+        if self.failed.load(Ordering::Acquire) { self.failure.get().cloned() } else { None }
+    }
+
+    /// Runs a call to its end, driving it from this thread.
+    pub(crate) fn run(&self, pending: Pending) -> Result<(), Error> {
+        self.usable(pending.call.collective.name())?;
+        let mut stream = lock(&self.stream);
+        let sequence = stream.post(pending);
+        self.drive_to(sequence, stream)
+    }
+
+    /// Waits for the end of an operation posted before.
+    pub(crate) fn wait(&self, sequence: u64) -> Result<(), Error> {
+        if self.ended.load(Ordering::Acquire) > sequence {
+            return Ok(());
+        }
+        self.drive_to(sequence, lock(&self.stream))
+    }
+
+    fn drive_to<'a>(&'a self, sequence: u64, mut stream: MutexGuard<'a, Stream>) -> Result<(), Error> {
+        let mut waiter = Waiter::new(&self.job);
+        loop {
+            match self.spin(&mut stream, sequence, &mut waiter) {
+                Ok(true) => {
+                    stream.ring(self);
+                    let due = stream.due(sequence + 1, false);
+                    drop(stream);
+                    due.settle();
+                    waiter.over(&self.job);
+                    return Ok(());
+                }
+                Ok(false) => drop(stream),
+                Err(error) => {
+                    drop(stream);
+                    self.fail(error, true);
+                }
+            }
+            if let Some(error) = self.failure() {
+                waiter.over(&self.job);
+                return Err(error);
+            }
+            waiter.pause(self);
+            stream = lock(&self.stream);
+        }
+    }
+
+    /// Advances for about two microseconds. Whether operation `sequence` has ended.
+    #[inline]
+    fn spin(&self, stream: &mut Stream, sequence: u64, waiter: &mut Waiter) -> Result<bool, Error> {
+        for _ in 0..waiter.spins(SPINS) {
+            let status = stream.advance(self)?;
+            if self.ended.load(Ordering::Relaxed) > sequence {
+                return Ok(true);
+            }
+            if self.failed.load(Ordering::Relaxed) {
+                return Ok(false);
+            }
+            if status == Status::Moved {
+                waiter.moved(&self.job);
+            }
+            std::hint::spin_loop();
+        }
+        Ok(false)
+    }
+
+    /// Takes the stream as far as it goes, unless somebody else does. Used by futures and by the progress thread.
+    pub(crate) fn try_drive(&self) -> Status {
+        let Ok(mut stream) = self.stream.try_lock() else { return Status::Moved };
+        match stream.advance(self) {
+            Ok(status) => {
+                stream.ring(self);
+                let due = stream.due(self.ended.load(Ordering::Relaxed), false);
+                drop(stream);
+                due.settle();
+                status
+            }
+            Err(error) => {
+                drop(stream);
+                self.fail(error, true);
+                Status::Idle
+            }
+        }
+    }
+
+    /// Gives a call its place in the order and begins it if nothing is before it. The progress thread sees to its end.
+    pub(crate) fn post(&self, pending: Pending) -> Result<u64, Error> {
+        self.usable(pending.call.collective.name())?;
+        self.job.start_progress()?;
+        self.detached.fetch_add(1, Ordering::AcqRel);
+        let sequence = lock(&self.stream).post(pending);
+        self.try_drive();
+        if self.ended.load(Ordering::Acquire) <= sequence {
+            self.job.kick_progress();
+        }
+        Ok(sequence)
+    }
+
+    /// Polls an operation posted before.
+    pub(crate) fn poll(&self, sequence: u64, context: &Context<'_>) -> Poll<Result<(), Error>> {
+        if self.ended.load(Ordering::Acquire) > sequence {
+            return Poll::Ready(Ok(()));
+        }
+        self.try_drive();
+        let mut stream = lock(&self.stream);
+        // Under the lock nobody can end it between the look and the waker's place.
+        if self.ended.load(Ordering::Acquire) > sequence {
+            return Poll::Ready(Ok(()));
+        }
+        if let Some(error) = self.failure() {
+            return Poll::Ready(Err(error));
+        }
+        stream.wake_at(sequence, context.waker());
+        drop(stream);
+        self.job.kick_progress();
+        Poll::Pending
+    }
+
+    /// Keeps the memory of an operation whose future was dropped until nobody can touch it any more.
+    pub(crate) fn keep(&self, sequence: u64, memory: Box<dyn Any + Send>) {
+        let mut stream = lock(&self.stream);
+        if self.ended.load(Ordering::Acquire) > sequence || self.failure().is_some() {
+            drop(stream);
+            drop(memory);
+            return;
+        }
+        stream.keep(sequence, memory);
+    }
+
+    /// Makes the communicator unusable, gives up what is under way, wakes whoever waits, and tells the peers if `tell`.
+    pub(crate) fn fail(&self, error: Error, tell: bool) {
+        if self.failure.set(error.clone()).is_err() {
+            // Somebody came first; wait until the memory is safe to give back.
+            while !self.failed.load(Ordering::Acquire) {
+                std::thread::yield_now();
+            }
+            return;
+        }
+        let mut stream = lock(&self.stream);
+        stream.abandon(self);
+        self.failed.store(true, Ordering::Release);
+        let due = stream.due(u64::MAX, true);
+        drop(stream);
+        let wakers = lock(&self.transfers).abandon(self);
+        due.settle();
+        wakers.into_iter().for_each(std::task::Waker::wake);
+        if tell {
+            let failure = self.failure_for_peers(&error);
+            let message = ToServer::Failed { communicator: self.id, members: self.members.clone(), failure };
+            self.job.tell(&message);
+        }
+        self.job.ring_self();
+    }
+
+    fn failure_for_peers(&self, error: &Error) -> Failure {
+        let me = self.job.rank;
+        match error {
+            Error::Mismatch { sequence, ours, theirs, rank, .. } => Failure::Mismatch {
+                sequence: *sequence,
+                first: (me, [ours.what, ours.count]),
+                second: (*rank, [theirs.what, theirs.count]),
+            },
+            Error::PeerFailed { rank, cause, .. } => Failure::PeerFailed { rank: *rank, cause: cause.clone() },
+            Error::TimedOut { .. } => Failure::Aborted { by: me, reason: AbortReason::TimedOut },
+            Error::Aborted { by, reason, .. } => Failure::Aborted { by: *by, reason: reason.clone() },
+            Error::System { errno, .. } => Failure::Aborted { by: me, reason: AbortReason::System(*errno) },
+            _ => Failure::Aborted { by: me, reason: AbortReason::Requested },
+        }
+    }
+
+    /// A peer has told that the communicator failed.
+    pub(crate) fn told(&self, failure: Failure) {
+        let error = match failure {
+            Failure::PeerFailed { rank, cause } => lock(&self.stream).peer_failed(self, rank, cause),
+            Failure::Aborted { by, reason } => Error::Aborted { communicator: self.id, by, reason },
+            Failure::Mismatch { sequence, first, second } => {
+                let own = lock(&self.stream).active().filter(|a| a.sequence == sequence).map(|a| a.fingerprint);
+                let print = |words: [u64; 2]| windlass_collectives::Fingerprint { what: words[0], count: words[1] };
+                // The two differ, so this rank's call is at most one of them.
+                let second_is_ours = own == Some(print(second.1)) || own.is_none() && second.0 == self.job.rank;
+                let (ours, (rank, theirs)) = if second_is_ours { (second.1, first) } else { (first.1, second) };
+                let ours = own.unwrap_or(print(ours));
+                Error::Mismatch { communicator: self.id, sequence, ours, theirs: print(theirs), rank }
+            }
+        };
+        self.fail(error, false);
+    }
+
+    /// Called by who waits and sees nothing move: compares, reports and gives up in time.
+    pub(crate) fn overdue(&self, waited: &mut Overdue) {
+        let Ok(mut stream) = self.stream.try_lock() else { return };
+        if !stream.has_work() {
+            waited.reset(&self.job);
+            return;
+        }
+        let now = Instant::now();
+        let (operation, sequence) = stream.doing();
+        if waited.sequence != Some(sequence) {
+            waited.reset(&self.job);
+            *waited = Overdue { sequence: Some(sequence), since: Some(now), ..Overdue::default() };
+        }
+        let since = stream.active_mut().map_or(waited.since, |a| Some(*a.blocked.get_or_insert(now))).unwrap_or(now);
+        let after = now.duration_since(since);
+        let waiting_on = stream.waiting_on(self);
+        if let Some((rank, cause)) = self.job.dead_among(&waiting_on) {
+            // What the peer did before it died counts; only when that does not suffice, its death is an error.
+            let moved = matches!(stream.advance(self), Ok(Status::Moved));
+            if !moved {
+                let error = stream.peer_failed(self, rank, cause);
+                drop(stream);
+                self.fail(error, true);
+            }
+            return;
+        }
+        let timeout = self.job.config.timeout;
+        if after >= timeout {
+            let error = Error::TimedOut { operation, sequence, communicator: self.id, waiting_on, after };
+            drop(stream);
+            return self.fail(error, true);
+        }
+        if after >= STALL_AFTER && !waited.compared {
+            waited.compared = true;
+            let fingerprint = stream.active().map_or([0, 0], |a| [a.fingerprint.what, a.fingerprint.count]);
+            let doing = format!("{operation} #{sequence} on communicator {}, waiting for {waiting_on:?}", self.id);
+            let message =
+                ToServer::Stalled { communicator: self.id, sequence, fingerprint, members: self.members.clone(), doing };
+            self.job.tell(&message);
+        }
+        let report_after = self.job.config.report_after;
+        if !report_after.is_zero() && after >= report_after && !waited.reported {
+            waited.reported = true;
+            eprintln!(
+                "windlass: rank {} has waited {after:.1?} in {operation} #{sequence} of communicator {} for rank(s) {waiting_on:?}, {}",
+                self.job.rank,
+                self.id,
+                stream.position()
+            );
+        }
+    }
+
+    /// Takes messages' completions, unless somebody else does.
+    pub(crate) fn try_deliver(&self) -> Result<bool, Error> {
+        let Ok(mut stream) = self.stream.try_lock() else { return Ok(false) };
+        let moved = self.job.deliver(self, &mut stream);
+        let due = stream.due(self.ended.load(Ordering::Relaxed), false);
+        drop(stream);
+        due.settle();
+        moved
+    }
+
+    pub(crate) fn with_stream<R>(&self, f: impl FnOnce(&mut Stream) -> R) -> R {
+        f(&mut lock(&self.stream))
+    }
+}
+
+/// After this long without progress, the ranks' calls are compared.
+pub(crate) const STALL_AFTER: std::time::Duration = std::time::Duration::from_millis(200);
+
+/// What a waiter has already done about an operation that does not move.
+#[derive(Debug, Default)]
+pub(crate) struct Overdue {
+    sequence: Option<u64>,
+    since: Option<Instant>,
+    compared: bool,
+    reported: bool,
+}
+
+impl Overdue {
+    /// It moves again: what was told is taken back.
+    pub(crate) fn reset(&mut self, job: &Job) {
+        if std::mem::take(self).compared {
+            job.tell(&ToServer::Moving);
+        }
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.job.retire(self.slot);
+    }
+}

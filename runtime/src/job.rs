@@ -1,0 +1,617 @@
+//! A process's part in its job: what its communicators share.
+
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, RwLock, Weak};
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use windlass_memory::{Mapping, Pool, Segment};
+use windlass_transports::shm::{Board, Doorbell, Shape};
+use windlass_transports::{Event, LostCause, Message, Rank, Token, Transport};
+
+use crate::bootstrap::control::Control;
+use crate::bootstrap::protocol::{ToRank, ToServer};
+use crate::bootstrap::{Identity, Server};
+use crate::config::{Config, TransportChoice};
+use crate::engine::{Status, Stream};
+use crate::error::{Error, JoinError, PeerCause};
+use crate::fork;
+use crate::group::{Group, lock};
+use crate::metrics::NOTE_BYTES;
+use crate::registry::{self, Carriers};
+
+/// What all communicators of a rank share.
+#[derive(Debug)]
+pub(crate) struct Job {
+    pub(crate) rank: u32,
+    pub(crate) ranks: u32,
+    pub(crate) config: Config,
+    /// Cores that the ranks of this host share.
+    pub(crate) cores: u32,
+    control: Option<Arc<Control>>,
+    /// The job's board: doorbell, metrics, and the flags of the world communicator.
+    pub(crate) board: Option<Arc<Board>>,
+    pub(crate) mapped: bool,
+    pub(crate) pool: Arc<Pool>,
+    messages: Option<Mutex<Box<dyn Transport>>>,
+    /// Wakes a thread of this rank that sleeps on the transport's descriptor.
+    wake: Option<std::os::fd::OwnedFd>,
+    sleepers: Mutex<u32>,
+    peers: RwLock<Vec<Vec<Option<Arc<Mapping>>>>>,
+    dead: Mutex<BTreeMap<u32, PeerCause>>,
+    dead_count: AtomicU32,
+    groups: Mutex<Vec<Option<Weak<Group>>>>,
+    boards: Mutex<BTreeMap<u32, Arc<Board>>>,
+    boards_changed: Condvar,
+    progress: Progress,
+    /// Held when no launcher serves the job.
+    server: Mutex<Option<Server>>,
+    listener: OnceLock<std::thread::JoinHandle<()>>,
+}
+
+/// The thread that looks after asynchronous operations while nobody waits for them.
+#[derive(Debug, Default)]
+struct Progress {
+    started: OnceLock<bool>,
+    state: Mutex<ProgressState>,
+    changed: Condvar,
+    parked: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct ProgressState {
+    closing: bool,
+    kicked: bool,
+}
+
+impl Job {
+    /// Joins the job that the environment describes.
+    pub(crate) fn join(identity: &Identity, config: Config) -> Result<Arc<Self>, JoinError> {
+        fork::mark();
+        let server = match &identity.rendezvous {
+            Some(address) if identity.serves => Some(Server::start_at(identity.ranks, address)?),
+            _ => None,
+        };
+        if identity.rendezvous.is_none() {
+            return Self::alone(config);
+        }
+        let control = Arc::new(Control::connect(identity, &config)?);
+        let unconnected = registry::open(&config, identity.rank, job_number(identity))?;
+        let board = if identity.rank == 0 { Some(Board::create(board_shape(&config, identity.ranks))?) } else { None };
+        let welcome = control.join(identity, &config, board.as_ref(), unconnected.address())?;
+        let board = Arc::new(Board::open(std::os::fd::AsFd::as_fd(&welcome.board))?);
+        let carriers = unconnected.connect(identity.rank, &board, &welcome.tcp)?;
+        let share = Arc::downgrade(&control);
+        let pool = Pool::new(Box::new(move |segment: &Segment| {
+            if let Some(control) = share.upgrade() {
+                // A rendezvous that is gone has ended the job; peers then never learn of the segment, and waiting for it ends in time.
+                let _ = control.tell(&ToServer::Segment { number: segment.number() }, Some(segment.descriptor()));
+            }
+            Ok(())
+        }));
+        let job = Self::assemble(identity, config, welcome.cores, Some(control), Some(board), pool, carriers)?;
+        *lock(&job.server) = server;
+        Self::listen(&job)?;
+        Ok(job)
+    }
+
+    fn alone(config: Config) -> Result<Arc<Self>, JoinError> {
+        let identity = Identity { rank: 0, ranks: 1, rendezvous: None, serves: false };
+        let carriers = Carriers { messages: None, mapped: true };
+        Self::assemble(&identity, config, 1, None, None, Pool::new(Box::new(|_| Ok(()))), carriers)
+    }
+
+    fn assemble(
+        identity: &Identity,
+        config: Config,
+        cores: u32,
+        control: Option<Arc<Control>>,
+        board: Option<Arc<Board>>,
+        pool: Pool,
+        carriers: Carriers,
+    ) -> Result<Arc<Self>, JoinError> {
+        let wake = match &carriers.messages {
+            Some(messages) if messages.capabilities().has_descriptor => {
+                let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+                Some(eventfd(0, flags).map_err(|e| JoinError::system("eventfd", e))?)
+            }
+            _ => None,
+        };
+        Ok(Arc::new(Self {
+            rank: identity.rank,
+            ranks: identity.ranks,
+            config,
+            cores,
+            control,
+            board,
+            mapped: carriers.mapped,
+            pool: Arc::new(pool),
+            messages: carriers.messages.map(Mutex::new),
+            wake,
+            sleepers: Mutex::new(0),
+            peers: RwLock::new(vec![Vec::new(); identity.ranks as usize]),
+            dead: Mutex::default(),
+            dead_count: AtomicU32::new(0),
+            groups: Mutex::default(),
+            boards: Mutex::default(),
+            boards_changed: Condvar::new(),
+            progress: Progress::default(),
+            server: Mutex::new(None),
+            listener: OnceLock::new(),
+        }))
+    }
+
+    /// Whether the ranks of this host outnumber its cores: spinning would keep a peer from its core.
+    pub(crate) const fn is_crowded(&self) -> bool {
+        self.ranks > self.cores
+    }
+
+    /// Doorbell of this host. A job of one has nobody to wake.
+    pub(crate) fn doorbell(&self) -> &Doorbell {
+        match &self.board {
+            Some(board) => board.doorbell(),
+            None => unreachable!("only communicators with a board ring, and a job without one makes none"),
+        }
+    }
+
+    pub(crate) fn tell(&self, message: &ToServer) {
+        if let Some(control) = &self.control {
+            let _ = control.tell(message, None);
+        }
+    }
+
+    pub(crate) fn share_board(&self, communicator: u32, members: &[u32], segment: &Segment) -> Result<(), Error> {
+        let Some(control) = &self.control else { return Ok(()) };
+        let message = ToServer::Board { communicator, members: members.to_vec() };
+        control.tell(&message, Some(segment.descriptor())).map_err(|e| Error::System {
+            call: "sendmsg",
+            errno: e.raw_os_error(),
+            hint: "the rendezvous has ended; the launcher ends the job",
+        })
+    }
+
+    /// Waits for a communicator's board, which its first member makes.
+    pub(crate) fn await_board(&self, communicator: u32, makers: &[u32]) -> Result<Arc<Board>, Error> {
+        let begin = Instant::now();
+        let mut boards = lock(&self.boards);
+        loop {
+            if let Some(board) = boards.remove(&communicator) {
+                return Ok(board);
+            }
+            let dead = self.dead_among(makers);
+            let after = begin.elapsed();
+            if let Some((rank, cause)) = dead {
+                return Err(Error::PeerFailed { rank, cause, operation: "split", sequence: 0, communicator });
+            }
+            if after > self.config.timeout {
+                return Err(Error::TimedOut { operation: "split", sequence: 0, communicator, waiting_on: makers.to_vec(), after });
+            }
+            boards = match self.boards_changed.wait_timeout(boards, Duration::from_millis(50)) {
+                Ok((boards, _)) => boards,
+                Err(poisoned) => poisoned.into_inner().0,
+            };
+        }
+    }
+
+    /// A peer's segment, once its descriptor has come.
+    pub(crate) fn segment_of(&self, rank: u32, number: u32) -> Option<Arc<Mapping>> {
+        let peers = self.peers.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        peers.get(rank as usize)?.get(number as usize)?.clone()
+    }
+
+    /// The first of `ranks` that is known to have ended.
+    pub(crate) fn dead_among(&self, ranks: &[u32]) -> Option<(u32, PeerCause)> {
+        if self.dead_count.load(Ordering::Acquire) == 0 {
+            return None;
+        }
+        let dead = lock(&self.dead);
+        ranks.iter().find_map(|r| dead.get(r).map(|cause| (*r, cause.clone())))
+    }
+
+    // ---- communicators -------------------------------------------------------------------------------------------------
+
+    /// Gives a communicator its place: the slot in tokens, and how many came before it.
+    pub(crate) fn enrol(&self, group: Weak<Group>) -> (u16, usize) {
+        let mut groups = lock(&self.groups);
+        let slot = groups.iter().position(Option::is_none).unwrap_or(groups.len());
+        assert!(slot < 1 << 11, "a rank has at most 2048 communicators at a time");
+        if slot == groups.len() {
+            groups.push(Some(group));
+        } else {
+            groups[slot] = Some(group);
+        }
+        (slot as u16, slot)
+    }
+
+    pub(crate) fn retire(&self, slot: u16) {
+        if let Some(place) = lock(&self.groups).get_mut(slot as usize) {
+            *place = None;
+        }
+    }
+
+    /// Whether a communicator with this number lives here.
+    pub(crate) fn has_group(&self, id: u32) -> bool {
+        self.living_groups().iter().any(|g| g.id == id)
+    }
+
+    fn living_groups(&self) -> Vec<Arc<Group>> {
+        lock(&self.groups).iter().flatten().filter_map(Weak::upgrade).collect()
+    }
+
+    fn group_at(&self, slot: u16) -> Option<Arc<Group>> {
+        lock(&self.groups).get(slot as usize)?.as_ref()?.upgrade()
+    }
+
+    // ---- messages ------------------------------------------------------------------------------------------------------
+
+    /// Posts a message.
+    pub(crate) fn post(&self, sends: bool, peer: Rank, message: &Message, memory: *mut u8, token: Token) {
+        let Some(messages) = &self.messages else { return };
+        let mut messages = lock(messages);
+        // SAFETY: the memory belongs to an operation that ends only after the message's completion or its withdrawal.
+        unsafe {
+            if sends {
+                messages.post_send(peer, message, memory, token);
+            } else {
+                messages.post_recv(peer, message, memory, token);
+            }
+        }
+    }
+
+    pub(crate) fn withdraw(&self, token: Token) {
+        if let Some(messages) = &self.messages {
+            lock(messages).withdraw(token);
+        }
+    }
+
+    /// Polls the transport and hands events to the groups they are for; those of `group` go to `stream`. Whether `group` got any.
+    pub(crate) fn deliver(&self, group: &Group, stream: &mut Stream) -> Result<bool, Error> {
+        if self.messages.is_none() {
+            return Ok(false);
+        }
+        let mut mine = std::mem::take(&mut *lock(&group.inbox));
+        let moved = self.poll_messages(Some(group), &mut mine);
+        let mut delivered = false;
+        for event in mine {
+            delivered |= hand_over(group, stream, event)?;
+        }
+        Ok(delivered || moved)
+    }
+
+    /// Polls the transport; events of `mine`'s group are appended, the others put into their groups' inboxes.
+    pub(crate) fn poll_messages(&self, group: Option<&Group>, mine: &mut Vec<Event>) -> bool {
+        let Some(messages) = &self.messages else { return false };
+        // Somebody else polls: what is ours comes by the inbox.
+        let Ok(mut messages) = messages.try_lock() else { return false };
+        let before = mine.len();
+        let moved = messages.poll(mine);
+        drop(messages);
+        if mine.len() == before {
+            return moved;
+        }
+        let own = |event: &Event| match event {
+            Event::Sent(t) | Event::Received(t) | Event::Mismatch { token: t, .. } => {
+                group.is_some_and(|g| Group::slot_of(*t) == g.slot())
+            }
+            Event::Lost { .. } | Event::Refused { .. } => false,
+        };
+        let mut index = before;
+        while index < mine.len() {
+            if own(&mine[index]) {
+                index += 1;
+                continue;
+            }
+            match mine.swap_remove(index) {
+                Event::Lost { peer, cause } => self.lost(peer, &cause),
+                // The receiver has found the mismatch and tells all members by the rendezvous.
+                Event::Refused { .. } => {}
+                event => {
+                    let (Event::Sent(t) | Event::Received(t) | Event::Mismatch { token: t, .. }) = &event else { continue };
+                    // A communicator that is gone had withdrawn its messages.
+                    if let Some(other) = self.group_at(Group::slot_of(*t)) {
+                        lock(&other.inbox).push(event);
+                    }
+                }
+            }
+        }
+        moved
+    }
+
+    fn lost(&self, peer: u32, cause: &LostCause) {
+        let cause = match cause {
+            LostCause::Closed => PeerCause::Vanished,
+            LostCause::System { errno, .. } => PeerCause::Unreachable(*errno),
+            LostCause::Garbled(_) => PeerCause::Unreachable(rustix::io::Errno::BADMSG.raw_os_error()),
+        };
+        let mut dead = lock(&self.dead);
+        dead.entry(peer).or_insert(cause);
+        self.dead_count.store(dead.len() as u32, Ordering::Release);
+    }
+
+    // ---- sleeping ------------------------------------------------------------------------------------------------------
+
+    /// Sleeps until a peer, the transport or another thread has something, unless `ready`.
+    pub(crate) fn park(&self, timeout: Duration, ready: impl FnMut() -> bool) {
+        let mut ready = ready;
+        match (&self.messages, &self.wake, &self.board) {
+            (Some(messages), Some(wake), _) => {
+                if ready() {
+                    return;
+                }
+                let descriptor = {
+                    let messages = lock(messages);
+                    let Some(descriptor) = messages.descriptor() else { return };
+                    let Ok(own) = descriptor.try_clone_to_owned() else { return std::thread::yield_now() };
+                    own
+                };
+                let mut polled = [
+                    PollFd::new(&descriptor, PollFlags::IN),
+                    PollFd::new(wake, PollFlags::IN),
+                ];
+                let time = rustix::time::Timespec { tv_sec: 0, tv_nsec: i64::from(timeout.subsec_nanos()) };
+                let _ = poll(&mut polled, Some(&time));
+                let _ = rustix::io::read(wake, &mut [0u8; 8]);
+            }
+            (_, _, Some(board)) => {
+                board.doorbell().park(&self.sleepers, self.rank as usize, timeout, ready);
+            }
+            _ => std::thread::sleep(Duration::from_millis(1)),
+        }
+    }
+
+    /// Wakes this rank's own sleeping threads.
+    pub(crate) fn ring_self(&self) {
+        if let Some(wake) = &self.wake {
+            let _ = rustix::io::write(wake, &1u64.to_ne_bytes());
+        } else if let Some(board) = &self.board {
+            let doorbell = board.doorbell();
+            if doorbell.somebody_sleeps() {
+                doorbell.ring(std::iter::once(self.rank as usize));
+            }
+        }
+        self.kick_progress();
+    }
+
+    // ---- the progress thread -------------------------------------------------------------------------------------------
+
+    /// Makes sure somebody looks after asynchronous operations.
+    pub(crate) fn kick_progress(self: &Job) {
+        if self.progress.parked.load(Ordering::Acquire) {
+            lock(&self.progress.state).kicked = true;
+            self.progress.changed.notify_one();
+        }
+    }
+
+    /// Starts the progress thread, with the first asynchronous operation.
+    pub(crate) fn start_progress(self: &Arc<Self>) -> Result<(), Error> {
+        let mut result = Ok(());
+        self.progress.started.get_or_init(|| {
+            self.progress.parked.store(true, Ordering::Release);
+            let job = Arc::downgrade(self);
+            let spawned = std::thread::Builder::new()
+                .name("wl-progress".into())
+                .stack_size(512 << 10)
+                .spawn(move || progress(&job));
+            if let Err(e) = &spawned {
+                result = Err(Error::System {
+                    call: "pthread_create",
+                    errno: e.raw_os_error().unwrap_or(0),
+                    hint: "raise the limit on processes and threads: ulimit -u",
+                });
+            }
+            spawned.is_ok()
+        });
+        result
+    }
+
+    // ---- news ----------------------------------------------------------------------------------------------------------
+
+    fn listen(job: &Arc<Self>) -> Result<(), JoinError> {
+        let Some(control) = job.control.clone() else { return Ok(()) };
+        let weak = Arc::downgrade(job);
+        let thread = std::thread::Builder::new().name("wl-control".into()).stack_size(256 << 10).spawn(move || {
+            let mut buffer = Vec::new();
+            while let Some((message, descriptor)) = control.listen(&mut buffer) {
+                let Some(job) = weak.upgrade() else { return };
+                job.hear(message, descriptor);
+            }
+        });
+        let thread = thread.map_err(|e| JoinError::System {
+            call: "pthread_create",
+            errno: e.raw_os_error().unwrap_or(0),
+            hint: "raise the limit on processes and threads: ulimit -u",
+        })?;
+        let _ = job.listener.set(thread);
+        Ok(())
+    }
+
+    fn hear(&self, message: ToRank, descriptor: Option<std::os::fd::OwnedFd>) {
+        use std::os::fd::AsFd;
+        match (message, descriptor) {
+            (ToRank::Segment { rank, number }, Some(descriptor)) => match Mapping::open(descriptor.as_fd()) {
+                Ok(mapping) => {
+                    let mut peers = self.peers.write().unwrap_or_else(std::sync::PoisonError::into_inner);
+                    let Some(segments) = peers.get_mut(rank as usize) else { return };
+                    if segments.len() <= number as usize {
+                        segments.resize(number as usize + 1, None);
+                    }
+                    segments[number as usize] = Some(Arc::new(mapping));
+                    drop(peers);
+                    self.ring_self();
+                }
+                Err(error) => self.fail_with(&[rank], &Error::from(error)),
+            },
+            (ToRank::Board { communicator }, Some(descriptor)) => {
+                // A board that cannot be mapped is missed by who waits for it, in time.
+                if let Ok(board) = Board::open(descriptor.as_fd()) {
+                    lock(&self.boards).insert(communicator, Arc::new(board));
+                    self.boards_changed.notify_all();
+                }
+            }
+            (ToRank::Failed { communicator, failure }, _) => {
+                if let Some(group) = self.living_groups().into_iter().find(|g| g.id == communicator) {
+                    group.told(failure);
+                }
+            }
+            (ToRank::Lost { rank, cause }, _) => {
+                let mut dead = lock(&self.dead);
+                dead.insert(rank, cause);
+                self.dead_count.store(dead.len() as u32, Ordering::Release);
+                drop(dead);
+                self.ring_self();
+            }
+            _ => {}
+        }
+    }
+
+    fn fail_with(&self, members: &[u32], error: &Error) {
+        for group in self.living_groups() {
+            if members.iter().any(|m| group.members.contains(m)) {
+                group.fail(error.clone(), true);
+            }
+        }
+    }
+
+    /// Leaves the job: the peers hear that it was in order.
+    pub(crate) fn leave(&self) {
+        self.tell(&ToServer::Leave);
+    }
+}
+
+/// Gives an event to its stream or transfer. Whether it moved something.
+fn hand_over(group: &Group, stream: &mut Stream, event: Event) -> Result<bool, Error> {
+    match event {
+        Event::Sent(token) | Event::Received(token) if Group::is_transfer(token) => {
+            let ended = lock(&group.transfers).delivered(group, token);
+            if let Some(ended) = ended {
+                stream.recorder.record_elapsed(&ended.call, ended.elapsed.as_nanos() as u64, group.ranks);
+                stream.settle_later(ended.waker, ended.memory);
+            }
+            Ok(true)
+        }
+        Event::Sent(token) | Event::Received(token) => {
+            stream.delivered(token);
+            Ok(true)
+        }
+        Event::Mismatch { token, peer, theirs } if Group::is_transfer(token) => {
+            Err(lock(&group.transfers).mismatched(group, token, peer, &theirs))
+        }
+        Event::Mismatch { peer, theirs, .. } => Err(stream.mismatched(group, peer, theirs.fingerprint)),
+        Event::Lost { .. } | Event::Refused { .. } => Ok(false),
+    }
+}
+
+fn progress(job: &Weak<Job>) {
+    loop {
+        let Some(job) = job.upgrade() else { return };
+        let groups: Vec<_> = job.living_groups().into_iter().filter(|g| g.is_detached()).collect();
+        let busy = groups.iter().filter(|g| g.failure().is_none() && g.has_pending()).collect::<Vec<_>>();
+        if busy.is_empty() {
+            drop(groups);
+            // Whoever posts after this store kicks; what was posted before it is seen by one more look.
+            if !job.progress.parked.swap(true, Ordering::AcqRel) {
+                continue;
+            }
+            let state = lock(&job.progress.state);
+            if state.closing {
+                return;
+            }
+            let weak = Arc::downgrade(&job);
+            let wait = |state: std::sync::MutexGuard<'_, ProgressState>| {
+                let woken = job.progress.changed.wait_timeout_while(state, Duration::from_secs(1), |s| !s.kicked && !s.closing);
+                woken.map_or_else(|p| p.into_inner().0.closing, |(mut s, _)| {
+                    s.kicked = false;
+                    s.closing
+                })
+            };
+            let closing = wait(state);
+            job.progress.parked.store(false, Ordering::Release);
+            if closing {
+                return;
+            }
+            drop(job);
+            if weak.strong_count() == 0 {
+                return;
+            }
+            continue;
+        }
+        let crowded = job.is_crowded();
+        let begin = Instant::now();
+        let mut overdue: Vec<crate::group::Overdue> = groups.iter().map(|_| crate::group::Overdue::default()).collect();
+        let mut last = begin;
+        loop {
+            let mut moved = false;
+            let mut pending = false;
+            for group in &groups {
+                moved |= group.try_drive() == Status::Moved;
+                moved |= group.drive_transfers();
+                pending |= group.has_pending();
+            }
+            let now = Instant::now();
+            if moved {
+                last = now;
+            }
+            if !pending || now.duration_since(begin) > Duration::from_millis(20) {
+                break;
+            }
+            if now.duration_since(last) > Duration::from_micros(if crowded { 50 } else { 100 }) {
+                for (group, overdue) in groups.iter().zip(&mut overdue) {
+                    group.overdue(overdue);
+                }
+                job.park(Duration::from_millis(50), || groups.iter().any(|g| g.stirs()));
+                break;
+            }
+            if crowded {
+                std::thread::yield_now();
+            } else {
+                std::hint::spin_loop();
+            }
+        }
+    }
+}
+
+impl Drop for Job {
+    fn drop(&mut self) {
+        if fork::is_forked() {
+            return;
+        }
+        lock(&self.progress.state).closing = true;
+        self.progress.changed.notify_all();
+        self.leave();
+        if let Some(control) = &self.control {
+            control.close();
+        }
+        // The listening thread upgrades its reference for one message at a time; if this is that thread, it ends by itself.
+        if let Some(thread) = self.listener.take()
+            && thread.thread().id() != std::thread::current().id()
+        {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn board_shape(config: &Config, ranks: u32) -> Shape {
+    let model = &config.model;
+    Shape {
+        ranks: u64::from(ranks),
+        slot_bytes: model.slot_bytes,
+        stage_bytes: model.stage_bytes(ranks),
+        lanes: u64::from(config.transport != TransportChoice::Tcp),
+        note_bytes: NOTE_BYTES,
+    }
+}
+
+/// The shape of a communicator's own board: as the job's, without notes.
+pub(crate) fn group_shape(config: &Config, ranks: u32) -> Shape {
+    Shape { lanes: 0, note_bytes: 0, ..board_shape(config, ranks) }
+}
+
+/// A job's number on the wire, from its rendezvous's name.
+fn job_number(identity: &Identity) -> u128 {
+    let name = identity.rendezvous.as_deref().unwrap_or_default();
+    // FNV-1a: it tells jobs of one host apart; nobody is kept out by it.
+    name.bytes().fold(0x6c62_272e_07bb_0142_62b8_2175_6295_c58d, |hash: u128, byte| {
+        (hash ^ u128::from(byte)).wrapping_mul(0x0000_0000_0100_0000_0000_0000_0000_013b)
+    })
+}

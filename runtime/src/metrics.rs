@@ -1,0 +1,363 @@
+//! What a rank counts, and how a scrape reads it.
+//!
+//! Each communicator of a rank counts into a block of the job's board, which the launcher has mapped: a scrape reads memory and
+//! disturbs nobody. A block has one writer, under its communicator's lock, so counting is a plain load and store; the few
+//! communicators beyond the blocks share the last one with atomic additions.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use prometheus::proto::MetricFamily;
+use prometheus::{Encoder, TextEncoder};
+use windlass_collectives::{Call, Collective};
+use windlass_transports::shm::Board;
+
+/// Blocks a rank has.
+const BLOCKS: usize = 4;
+/// Classes of size: up to 64 B, 512 B, 4 KiB, 32 KiB, 256 KiB, 2 MiB, 16 MiB, 128 MiB, more.
+const CLASSES: usize = 9;
+const COLLECTIVES: usize = 8;
+/// Latency buckets: below 250 ns, then each twice the one before; the last is open.
+const BUCKETS: usize = 28;
+const FIRST_BUCKET_NS: u64 = 250;
+
+/// One collective in one class of size.
+#[repr(C)]
+struct Cell {
+    bytes: AtomicU64,
+    errors: AtomicU64,
+    nanoseconds: AtomicU64,
+    buckets: [AtomicU64; BUCKETS],
+}
+
+#[repr(C)]
+struct Block {
+    cells: [[Cell; CLASSES]; COLLECTIVES],
+}
+
+/// The bytes of a rank's notes on the job's board.
+pub(crate) const NOTE_BYTES: u64 = (BLOCKS * size_of::<Block>()) as u64;
+
+fn class_of(bytes: u64) -> usize {
+    if bytes <= 64 { 0 } else { (bytes.next_power_of_two().trailing_zeros().div_ceil(3) as usize - 2).min(CLASSES - 1) }
+}
+
+/// The size class's label: the most bytes an operation in it has.
+fn class_label(class: usize) -> &'static str {
+    ["64", "512", "4096", "32768", "262144", "2097152", "16777216", "134217728", "+Inf"][class]
+}
+
+fn bucket_of(nanoseconds: u64) -> usize {
+    let doublings = (nanoseconds / FIRST_BUCKET_NS).checked_ilog2().map_or(0, |d| d as usize + 1);
+    doublings.min(BUCKETS - 1)
+}
+
+/// Counts one communicator's operations.
+#[derive(Debug)]
+pub(crate) struct Recorder {
+    block: Option<std::ptr::NonNull<Block>>,
+    alone: bool,
+    tick: Tick,
+}
+
+// SAFETY: the block is made of atomics in a mapping that the communicator's job keeps.
+unsafe impl Send for Recorder {}
+
+impl std::fmt::Debug for Block {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Block")
+    }
+}
+
+impl Recorder {
+    /// Counts into the `index`-th block of `rank` on the job's board, which outlives the recorder.
+    pub(crate) fn new(board: Option<&Board>, rank: usize, index: usize) -> Self {
+        let block = board.map(|board| {
+            let at = index.min(BLOCKS - 1);
+            // SAFETY: the notes hold BLOCKS blocks (NOTE_BYTES), page-aligned, zeroed, of atomics.
+            unsafe { board.notes(rank).cast::<Block>().add(at) }
+        });
+        Self { block, alone: index < BLOCKS - 1, tick: Tick::get() }
+    }
+
+    /// A time stamp for [`record`](Self::record).
+    #[inline]
+    pub(crate) fn now(&self) -> u64 {
+        self.tick.now()
+    }
+
+    /// An operation that began at `started` has ended.
+    #[inline]
+    pub(crate) fn record(&self, call: &Call, started: u64, ranks: u32) {
+        self.record_elapsed(call, self.tick.nanoseconds(self.tick.now().wrapping_sub(started)), ranks);
+    }
+
+    /// An operation that took `elapsed` nanoseconds has ended.
+    pub(crate) fn record_elapsed(&self, call: &Call, elapsed: u64, ranks: u32) {
+        let bytes = call.size_bytes(ranks);
+        if let Some(cell) = self.cell(call, bytes) {
+            self.add(&cell.bytes, bytes);
+            self.add(&cell.nanoseconds, elapsed);
+            self.add(&cell.buckets[bucket_of(elapsed)], 1);
+        }
+    }
+
+    pub(crate) fn record_error(&self, call: &Call, ranks: u32) {
+        if let Some(cell) = self.cell(call, call.size_bytes(ranks)) {
+            self.add(&cell.errors, 1);
+        }
+    }
+
+    fn cell(&self, call: &Call, bytes: u64) -> Option<&Cell> {
+        // SAFETY: see `new`.
+        self.block.map(|block| unsafe { &(*block.as_ptr()).cells[call.collective as usize % COLLECTIVES][class_of(bytes)] })
+    }
+
+    #[inline]
+    fn add(&self, counter: &AtomicU64, by: u64) {
+        if self.alone {
+            counter.store(counter.load(Ordering::Relaxed).wrapping_add(by), Ordering::Relaxed);
+        } else {
+            counter.fetch_add(by, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A cheap clock: the time-stamp counter where it is constant, the monotonic clock elsewhere.
+#[derive(Clone, Copy, Debug)]
+struct Tick {
+    /// Nanoseconds per tick, in 32.32 fixed point; 0 where ticks are nanoseconds.
+    scale: u64,
+}
+
+impl Tick {
+    fn get() -> Self {
+        static TICK: std::sync::OnceLock<Tick> = std::sync::OnceLock::new();
+        *TICK.get_or_init(Self::calibrate)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    fn calibrate() -> Self {
+        let constant = std::fs::read_to_string("/proc/cpuinfo").is_ok_and(|t| t.contains("nonstop_tsc"));
+        if !constant {
+            return Self { scale: 0 };
+        }
+        // Two milliseconds against the clock give the rate to a part in a thousand: enough for a histogram of doublings.
+        let (begin, first) = (std::time::Instant::now(), rdtsc());
+        while begin.elapsed() < Duration::from_millis(2) {
+            std::hint::spin_loop();
+        }
+        let (ns, ticks) = (begin.elapsed().as_nanos() as u64, rdtsc() - first);
+        Self { scale: ((u128::from(ns) << 32) / u128::from(ticks.max(1))) as u64 }
+    }
+
+    #[cfg(not(target_arch = "x86_64"))]
+    fn calibrate() -> Self {
+        Self { scale: 0 }
+    }
+
+    #[inline]
+    fn now(self) -> u64 {
+        #[cfg(target_arch = "x86_64")]
+        if self.scale != 0 {
+            return rdtsc();
+        }
+        let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+        now.tv_sec as u64 * 1_000_000_000 + now.tv_nsec as u64
+    }
+
+    #[inline]
+    fn nanoseconds(self, ticks: u64) -> u64 {
+        if self.scale == 0 { ticks } else { ((u128::from(ticks) * u128::from(self.scale)) >> 32) as u64 }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+#[inline]
+fn rdtsc() -> u64 {
+    // SAFETY: every x86-64 processor has the instruction, and user space may read the counter.
+    unsafe { std::arch::x86_64::_rdtsc() }
+}
+
+/// The counters of all ranks, per rank and summed, in Prometheus's text format.
+pub(crate) fn render(board: &Board) -> String {
+    let ranks = board.shape().ranks as usize;
+    let (mut per_rank, mut job) = (Families::default(), Families::default());
+    for collective in Collective::ALL {
+        for class in 0..CLASSES {
+            let mut sum = Totals::default();
+            for rank in 0..ranks {
+                let totals = Totals::read(board, rank, *collective, class);
+                per_rank.add(&totals, *collective, class, Some(&rank.to_string()));
+                sum.merge(&totals);
+            }
+            job.add(&sum, *collective, class, None);
+        }
+    }
+    job.render("windlass_", "of the whole job") + &per_rank.render("windlass_rank_", "of one rank")
+}
+
+#[derive(Default)]
+struct Totals {
+    bytes: u64,
+    errors: u64,
+    nanoseconds: u64,
+    buckets: [u64; BUCKETS],
+}
+
+impl Totals {
+    fn read(board: &Board, rank: usize, collective: Collective, class: usize) -> Self {
+        let mut totals = Self::default();
+        for block in 0..BLOCKS {
+            // SAFETY: as in `Recorder::new`.
+            let cell = unsafe { &(*board.notes(rank).cast::<Block>().as_ptr().add(block)).cells[collective as usize][class] };
+            totals.bytes += cell.bytes.load(Ordering::Relaxed);
+            totals.errors += cell.errors.load(Ordering::Relaxed);
+            totals.nanoseconds += cell.nanoseconds.load(Ordering::Relaxed);
+            for (sum, bucket) in totals.buckets.iter_mut().zip(&cell.buckets) {
+                *sum += bucket.load(Ordering::Relaxed);
+            }
+        }
+        totals
+    }
+
+    fn merge(&mut self, other: &Self) {
+        self.bytes += other.bytes;
+        self.errors += other.errors;
+        self.nanoseconds += other.nanoseconds;
+        self.buckets.iter_mut().zip(&other.buckets).for_each(|(a, b)| *a += b);
+    }
+
+    fn operations(&self) -> u64 {
+        self.buckets.iter().sum()
+    }
+}
+
+/// The exposition's metric families.
+#[derive(Default)]
+struct Families {
+    operations: Vec<prometheus::proto::Metric>,
+    bytes: Vec<prometheus::proto::Metric>,
+    errors: Vec<prometheus::proto::Metric>,
+    latency: Vec<prometheus::proto::Metric>,
+}
+
+impl Families {
+    fn add(&mut self, totals: &Totals, collective: Collective, class: usize, rank: Option<&str>) {
+        if totals.operations() == 0 && totals.errors == 0 {
+            return;
+        }
+        let labels = || {
+            let pair = |(name, value): (&str, &str)| {
+                let mut pair = prometheus::proto::LabelPair::default();
+                pair.set_name(name.to_owned());
+                pair.set_value(value.to_owned());
+                pair
+            };
+            let fixed = [("collective", collective.name()), ("size_class", class_label(class))];
+            fixed.into_iter().chain(rank.map(|r| ("rank", r))).map(pair).collect::<Vec<_>>()
+        };
+        let counter = |value: u64| {
+            let mut counter = prometheus::proto::Counter::default();
+            counter.set_value(value as f64);
+            let mut metric = prometheus::proto::Metric::default();
+            metric.set_counter(counter);
+            metric.set_label(labels());
+            metric
+        };
+        self.operations.push(counter(totals.operations()));
+        self.bytes.push(counter(totals.bytes));
+        self.errors.push(counter(totals.errors));
+        let mut metric = prometheus::proto::Metric::default();
+        metric.set_label(labels());
+        let mut histogram = prometheus::proto::Histogram::default();
+        histogram.set_sample_count(totals.operations());
+        histogram.set_sample_sum(totals.nanoseconds as f64 * 1e-9);
+        let mut below = 0;
+        let mut buckets = Vec::new();
+        for (i, count) in totals.buckets[..BUCKETS - 1].iter().enumerate() {
+            below += count;
+            let mut bucket = prometheus::proto::Bucket::default();
+            bucket.set_cumulative_count(below);
+            bucket.set_upper_bound((FIRST_BUCKET_NS << i) as f64 * 1e-9);
+            buckets.push(bucket);
+        }
+        histogram.set_bucket(buckets);
+        metric.set_histogram(histogram);
+        self.latency.push(metric);
+    }
+
+    fn render(self, prefix: &str, whose: &str) -> String {
+        use prometheus::proto::MetricType as T;
+        let families = [
+            ("operations_total", "Collective operations that have ended", T::COUNTER, self.operations),
+            ("bytes_total", "Bytes of the vectors of operations that have ended", T::COUNTER, self.bytes),
+            ("errors_total", "Operations that failed", T::COUNTER, self.errors),
+            ("operation_seconds", "Time from an operation's begin to its end", T::HISTOGRAM, self.latency),
+        ];
+        let families: Vec<MetricFamily> = families
+            .into_iter()
+            .filter(|(.., metrics)| !metrics.is_empty())
+            .map(|(name, help, kind, metrics)| {
+                let mut family = MetricFamily::default();
+                family.set_name(format!("{prefix}{name}"));
+                family.set_help(format!("{help}, {whose}."));
+                family.set_field_type(kind);
+                family.set_metric(metrics);
+                family
+            })
+            .collect();
+        let mut text = Vec::new();
+        // Encoding into memory fails only for a family without metrics, and those were left out.
+        let _ = TextEncoder::new().encode(&families, &mut text);
+        String::from_utf8(text).unwrap_or_default()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use windlass_kernels::{DataType, ReduceOp};
+    use windlass_transports::shm::Shape;
+
+    use super::*;
+
+    #[test]
+    fn classes_and_buckets_are_where_their_labels_say() {
+        for (bytes, label) in [(0, "64"), (64, "64"), (65, "512"), (512, "512"), (513, "4096"), (4096, "4096")] {
+            assert_eq!(class_label(class_of(bytes)), label, "{bytes}");
+        }
+        assert_eq!(class_label(class_of(134_217_728)), "134217728");
+        assert_eq!(class_label(class_of(134_217_729)), "+Inf");
+        assert_eq!(class_label(class_of(u64::MAX >> 2)), "+Inf");
+        assert_eq!([0, 249, 250, 499, 500, 999, 1000].map(bucket_of), [0, 0, 1, 1, 2, 2, 3]);
+        assert_eq!(bucket_of(u64::MAX), BUCKETS - 1);
+    }
+
+    #[test]
+    fn what_is_recorded_is_rendered_per_rank_and_summed() {
+        let segment = Board::create(Shape { ranks: 2, slot_bytes: 1, stage_bytes: 1, lanes: 0, note_bytes: NOTE_BYTES }).unwrap();
+        let board = Board::open(segment.descriptor()).unwrap();
+        let call = Call {
+            collective: Collective::AllReduce,
+            data_type: DataType::F32,
+            op: ReduceOp::Sum,
+            count: 256,
+            root: 0,
+        };
+        for (rank, index, times) in [(0, 0, 3), (0, 9, 1), (1, 1, 2)] {
+            let recorder = Recorder::new(Some(&board), rank, index);
+            (0..times).for_each(|_| recorder.record(&call, recorder.now(), 2));
+        }
+        Recorder::new(Some(&board), 1, 0).record_error(&call, 2);
+        let text = render(&board);
+        for line in [
+            "windlass_rank_operations_total{collective=\"all_reduce\",size_class=\"4096\",rank=\"0\"} 4",
+            "windlass_operations_total{collective=\"all_reduce\",size_class=\"4096\"} 6",
+            "windlass_rank_bytes_total{collective=\"all_reduce\",size_class=\"4096\",rank=\"1\"} 2048",
+            "windlass_rank_errors_total{collective=\"all_reduce\",size_class=\"4096\",rank=\"1\"} 1",
+            "# TYPE windlass_operation_seconds histogram",
+        ] {
+            assert!(text.contains(line), "{line} not in\n{text}");
+        }
+    }
+}

@@ -1,0 +1,68 @@
+//! The one place that names transports: which carries a job's messages, and whether its ranks map each other.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use windlass_transports::Transport;
+use windlass_transports::shm::{Board, Lanes};
+use windlass_transports::tcp::{self, Tcp};
+
+use crate::config::{Config, TransportChoice};
+use crate::error::JoinError;
+
+/// A transport that waits for the peers' addresses.
+#[derive(Debug)]
+pub(crate) struct Unconnected {
+    tcp: Option<(Tcp, SocketAddr)>,
+}
+
+/// What carries a job.
+#[derive(Debug)]
+pub(crate) struct Carriers {
+    /// Carries messages.
+    pub(crate) messages: Option<Box<dyn Transport>>,
+    /// Whether the ranks reach each other's memory.
+    pub(crate) mapped: bool,
+}
+
+/// Opens what the configuration asks for. `job` names the job on the wire.
+pub(crate) fn open(config: &Config, rank: u32, job: u128) -> Result<Unconnected, JoinError> {
+    let tcp = match config.transport {
+        TransportChoice::Tcp => Some(bind(rank, job)?),
+        TransportChoice::Auto | TransportChoice::Shm => None,
+    };
+    Ok(Unconnected { tcp })
+}
+
+fn bind(rank: u32, job: u128) -> Result<(Tcp, SocketAddr), JoinError> {
+    Tcp::bind(rank, job).map_err(refused)
+}
+
+fn refused(error: tcp::Error) -> JoinError {
+    let hint = "the TCP transport needs a loopback address and two descriptors for every peer (ulimit -n)";
+    match error {
+        tcp::Error::System { call, errno } => JoinError::System { call, errno, hint },
+        _ => JoinError::System { call: "connect", errno: rustix::io::Errno::MFILE.raw_os_error(), hint },
+    }
+}
+
+impl Unconnected {
+    /// Where the peers reach this rank.
+    pub(crate) fn address(&self) -> Option<String> {
+        self.tcp.as_ref().map(|(_, address)| address.to_string())
+    }
+
+    /// Meets the peers.
+    pub(crate) fn connect(self, rank: u32, board: &Arc<Board>, peers: &[Option<String>]) -> Result<Carriers, JoinError> {
+        let Some((mut tcp, _)) = self.tcp else {
+            return Ok(Carriers { messages: Some(Box::new(Lanes::new(rank, Arc::clone(board)))), mapped: true });
+        };
+        let mut addresses = Vec::new();
+        for (rank, address) in peers.iter().enumerate() {
+            let parsed = address.as_ref().and_then(|a| a.parse().ok());
+            addresses.push(parsed.ok_or(JoinError::Missing { missing: vec![rank as u32], after: std::time::Duration::ZERO })?);
+        }
+        tcp.connect(addresses).map_err(refused)?;
+        Ok(Carriers { messages: Some(Box::new(tcp)), mapped: false })
+    }
+}

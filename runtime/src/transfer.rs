@@ -1,0 +1,375 @@
+//! Point-to-point messages: schedules of one step, numbered by (peer, tag, direction), apart from the collectives' order.
+//!
+//! The table is touched under the group's `transfers` lock, which is taken after the stream's, never before it.
+
+use std::any::Any;
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, Instant};
+
+use windlass_collectives::model::DEPTH;
+use windlass_collectives::{Algorithm, Call, Collective, Execution, Fingerprint, Geometry, Layout, Schedule};
+use windlass_transports::{Message, MessageId, Token};
+
+use crate::engine::Status;
+use crate::engine::wait::Waiter;
+use crate::error::Error;
+use crate::group::{Group, STALL_AFTER, lock};
+
+/// Bytes of a message's chunk: a large transfer is posted piece by piece, so that it can be matched and bounded like the rest.
+const CHUNK_BYTES: u64 = 4 << 20;
+
+/// A transfer asked for.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Request {
+    pub(crate) call: Call,
+    /// The peer's rank in the communicator.
+    pub(crate) peer: u32,
+    pub(crate) tag: u32,
+    pub(crate) memory: *mut u8,
+    /// Nobody waits in the call.
+    pub(crate) asynchronous: bool,
+}
+
+/// Names a transfer that was started.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Ticket {
+    index: u32,
+    serial: u64,
+}
+
+#[derive(Debug)]
+struct Transfer {
+    serial: u64,
+    request: Request,
+    execution: Box<Execution>,
+    sequence: u64,
+    done: bool,
+    waker: Option<Waker>,
+    keep: Option<Box<dyn Any + Send>>,
+    detached: bool,
+    since: Instant,
+    reported: bool,
+}
+
+/// A transfer that has ended: to be counted at once, and settled when no lock is held.
+pub(crate) struct Ended {
+    pub(crate) call: Call,
+    pub(crate) elapsed: Duration,
+    pub(crate) waker: Option<Waker>,
+    pub(crate) memory: Option<Box<dyn Any + Send>>,
+}
+
+/// A communicator's transfers under way.
+#[derive(Debug, Default)]
+pub(crate) struct Transfers {
+    numbers: BTreeMap<(u32, u32, bool), u64>,
+    table: Vec<Option<Transfer>>,
+    /// Executions to use again: the steady state allocates nothing.
+    spare: Vec<Box<Execution>>,
+    serial: u64,
+    open: usize,
+}
+
+// SAFETY: the raw pointers are those of operations that own or borrow their memory until they end.
+unsafe impl Send for Transfers {}
+
+impl Transfers {
+    fn start(&mut self, group: &Group, request: Request) -> Ticket {
+        let sends = request.call.collective == Collective::Send;
+        let number = self.numbers.entry((request.peer, request.tag, sends)).or_default();
+        let sequence = *number;
+        *number += 1;
+        let layout = Layout::parts(request.call.count, request.call.data_type.size_bytes() as u64, 1);
+        let geometry = Geometry::new(layout, CHUNK_BYTES, CHUNK_BYTES, DEPTH);
+        let schedule = Schedule::new(request.call.collective, Algorithm::Pair, group.rank, group.ranks, request.peer, false);
+        let Ok(schedule) = schedule else { unreachable!("a pair serves send and recv on any number of ranks") };
+        let execution = match self.spare.pop() {
+            Some(mut execution) => {
+                execution.restart(schedule, geometry);
+                execution
+            }
+            None => Box::new(Execution::new(schedule, geometry)),
+        };
+        self.serial += 1;
+        let index = self.table.iter().position(Option::is_none).unwrap_or(self.table.len());
+        let transfer = Transfer {
+            serial: self.serial,
+            request,
+            execution,
+            sequence,
+            done: false,
+            waker: None,
+            keep: None,
+            detached: false,
+            since: Instant::now(),
+            reported: false,
+        };
+        if index == self.table.len() {
+            self.table.push(Some(transfer));
+        } else {
+            self.table[index] = Some(transfer);
+        }
+        self.open += 1;
+        let ticket = Ticket { index: index as u32, serial: self.serial };
+        self.pump(group, ticket.index);
+        ticket
+    }
+
+    /// Posts what a transfer may post.
+    fn pump(&mut self, group: &Group, index: u32) {
+        let Some(Some(transfer)) = self.table.get_mut(index as usize) else { return };
+        let Request { call, peer, tag, memory, .. } = transfer.request;
+        while let Some(task) = transfer.execution.poll(1) {
+            let piece = transfer.execution.geometry().range_piece(windlass_collectives::Role::Input, 0, 1, task.first);
+            let id = MessageId { communicator: group.id, tag, sequence: transfer.sequence, label: 0, chunk: task.first };
+            let message = Message { id, fingerprint: pair_fingerprint(&call), bytes: piece.bytes as usize };
+            let token = group.transfer_token(index, task.first);
+            let sends = call.collective == Collective::Send;
+            let address = memory.wrapping_add(piece.offset as usize);
+            group.job.post(sends, group.members[peer as usize], &message, address, token);
+        }
+    }
+
+    /// A message of a transfer is complete. Says what has ended with it.
+    pub(crate) fn delivered(&mut self, group: &Group, token: Token) -> Option<Ended> {
+        let (index, chunk) = Group::split_transfer(token);
+        let transfer = self.table.get_mut(index as usize)?.as_mut()?;
+        transfer.execution.complete(0, chunk..chunk + 1);
+        if !transfer.execution.is_done() {
+            self.pump(group, index);
+            return None;
+        }
+        transfer.done = true;
+        if transfer.request.asynchronous {
+            group.detached.fetch_sub(1, Ordering::AcqRel);
+        }
+        let ended = Ended {
+            call: transfer.request.call,
+            elapsed: transfer.since.elapsed(),
+            waker: transfer.waker.take(),
+            memory: transfer.keep.take(),
+        };
+        if transfer.detached {
+            self.free(index);
+        }
+        Some(ended)
+    }
+
+    pub(crate) fn mismatched(&self, group: &Group, token: Token, peer: u32, theirs: &Message) -> Error {
+        let (index, _) = Group::split_transfer(token);
+        let (sequence, ours) = match self.table.get(index as usize) {
+            Some(Some(t)) => (t.sequence, t.request.call.fingerprint()),
+            _ => (0, Fingerprint::default()),
+        };
+        let theirs = Fingerprint { what: theirs.fingerprint[0], count: theirs.fingerprint[1] };
+        Error::Mismatch { communicator: group.id, sequence, ours, theirs, rank: peer }
+    }
+
+    fn free(&mut self, index: u32) {
+        if let Some(transfer) = self.table.get_mut(index as usize).and_then(Option::take) {
+            self.open -= 1;
+            self.spare.push(transfer.execution);
+            drop(transfer.keep);
+        }
+    }
+
+    fn find(&mut self, ticket: Ticket) -> Option<&mut Transfer> {
+        self.table.get_mut(ticket.index as usize)?.as_mut().filter(|t| t.serial == ticket.serial)
+    }
+
+    /// Whether a finished transfer has not been collected.
+    fn has_ended(&self) -> bool {
+        self.table.iter().flatten().any(|t| t.done)
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.table.iter().flatten().all(|t| t.done)
+    }
+
+    /// The communicator has failed: withdraws every message. Returns whom to wake.
+    pub(crate) fn abandon(&mut self, group: &Group) -> Vec<Waker> {
+        let mut wakers = Vec::new();
+        for index in 0..self.table.len() as u32 {
+            let Some(transfer) = &mut self.table[index as usize] else { continue };
+            for (_, chunk) in transfer.execution.in_flight() {
+                group.job.withdraw(group.transfer_token(index, chunk));
+            }
+            wakers.extend(transfer.waker.take());
+            if transfer.request.asynchronous && !transfer.done {
+                group.detached.fetch_sub(1, Ordering::AcqRel);
+            }
+            if transfer.detached {
+                self.free(index);
+            }
+        }
+        wakers
+    }
+
+    /// The transfer that is late, in words and numbers, if one is.
+    fn late(&mut self, group: &Group) -> Option<Error> {
+        let config = &group.job.config;
+        for transfer in self.table.iter_mut().flatten().filter(|t| !t.done) {
+            let after = transfer.since.elapsed();
+            let peer = group.members[transfer.request.peer as usize];
+            let (operation, sequence) = (transfer.request.call.collective.name(), transfer.sequence);
+            if after >= STALL_AFTER
+                && let Some((rank, cause)) = group.job.dead_among(&[peer])
+            {
+                return Some(Error::PeerFailed { rank, cause, operation, sequence, communicator: group.id });
+            }
+            if after >= config.timeout {
+                let waiting_on = vec![peer];
+                return Some(Error::TimedOut { operation, sequence, communicator: group.id, waiting_on, after });
+            }
+            if !config.report_after.is_zero() && after >= config.report_after && !transfer.reported {
+                transfer.reported = true;
+                eprintln!(
+                    "windlass: rank {} has waited {after:.1?} in {operation} #{sequence} (tag {}) of communicator {} for rank {peer}",
+                    group.job.rank, transfer.request.tag, group.id
+                );
+            }
+        }
+        None
+    }
+}
+
+/// What sender and receiver of a message share.
+fn pair_fingerprint(call: &Call) -> [u64; 2] {
+    let print = Call { collective: Collective::Send, root: 0, ..*call }.fingerprint();
+    [print.what, print.count]
+}
+
+impl Group {
+    /// Starts a transfer.
+    pub(crate) fn start_transfer(&self, request: Request) -> Result<Ticket, Error> {
+        self.usable(request.call.collective.name())?;
+        if request.asynchronous {
+            self.job.start_progress()?;
+            self.detached.fetch_add(1, Ordering::AcqRel);
+            let ticket = lock(&self.transfers).start(self, request);
+            self.job.kick_progress();
+            return Ok(ticket);
+        }
+        Ok(lock(&self.transfers).start(self, request))
+    }
+
+    /// Moves messages. Whether anything moved.
+    pub(crate) fn drive_transfers(&self) -> bool {
+        if lock(&self.transfers).is_idle() {
+            return false;
+        }
+        match self.try_deliver() {
+            Ok(moved) => moved,
+            Err(error) => {
+                self.fail(error, true);
+                true
+            }
+        }
+    }
+
+    /// Whether a transfer has ended, and how.
+    fn transfer_result(&self, ticket: Ticket) -> Option<Result<(), Error>> {
+        let mut transfers = lock(&self.transfers);
+        let ended = transfers.find(ticket).is_none_or(|t| t.done);
+        if ended {
+            transfers.free_if(ticket);
+            return Some(Ok(()));
+        }
+        let error = self.failure()?;
+        transfers.free_if(ticket);
+        Some(Err(error))
+    }
+
+    /// Waits for a transfer, driving it.
+    pub(crate) fn finish_transfer(&self, ticket: Ticket) -> Result<(), Error> {
+        let mut waiter = Waiter::new(&self.job);
+        loop {
+            if let Some(result) = self.transfer_result(ticket) {
+                return result;
+            }
+            if self.drive_transfers() {
+                waiter.moved(&self.job);
+            } else {
+                waiter.pause(self);
+            }
+        }
+    }
+
+    /// Polls a transfer.
+    pub(crate) fn poll_transfer(&self, ticket: Ticket, context: &Context<'_>) -> Poll<Result<(), Error>> {
+        self.drive_transfers();
+        if let Some(result) = self.transfer_result(ticket) {
+            return Poll::Ready(result);
+        }
+        if let Some(transfer) = lock(&self.transfers).find(ticket) {
+            transfer.waker = Some(context.waker().clone());
+        }
+        // It may have ended between the look and the waker's place.
+        if let Some(result) = self.transfer_result(ticket) {
+            return Poll::Ready(result);
+        }
+        self.job.kick_progress();
+        Poll::Pending
+    }
+
+    /// Keeps a transfer's memory until it ends; nobody will ask for the result.
+    pub(crate) fn detach_transfer(&self, ticket: Ticket, memory: Box<dyn Any + Send>) {
+        let failed = self.failure().is_some();
+        let mut transfers = lock(&self.transfers);
+        match transfers.find(ticket) {
+            Some(transfer) if !transfer.done && !failed => {
+                transfer.keep = Some(memory);
+                transfer.detached = true;
+                transfer.waker = None;
+            }
+            _ => {
+                transfers.free_if(ticket);
+                drop(transfers);
+                drop(memory);
+            }
+        }
+    }
+
+    /// Gives up in time, and reports.
+    pub(crate) fn overdue_transfers(&self) {
+        let late = lock(&self.transfers).late(self);
+        if let Some(error) = late {
+            self.fail(error, true);
+        }
+    }
+
+    /// Whether anything asynchronous is under way.
+    pub(crate) fn has_pending(&self) -> bool {
+        let transfers = !lock(&self.transfers).is_idle();
+        transfers || self.with_stream(|s| s.has_work())
+    }
+
+    pub(crate) fn is_detached(&self) -> bool {
+        self.detached.load(Ordering::Acquire) > 0
+    }
+
+    /// Whether a waiter has something to do, asked just before it sleeps.
+    pub(crate) fn stirs(&self) -> bool {
+        self.failure().is_some()
+            || self.try_drive() == Status::Moved
+            || self.drive_transfers()
+            || lock(&self.transfers).has_ended()
+    }
+}
+
+impl Transfers {
+    fn free_if(&mut self, ticket: Ticket) {
+        if self.find(ticket).is_some() {
+            self.free(ticket.index);
+        }
+    }
+}
+
+impl Group {
+    /// Whether a transfer has ended.
+    pub(crate) fn transfer_ended(&self, ticket: Ticket) -> bool {
+        lock(&self.transfers).find(ticket).is_none_or(|t| t.done)
+    }
+}

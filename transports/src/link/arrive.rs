@@ -1,0 +1,481 @@
+//! The receiving half: matching, and where the bytes go.
+
+use super::credit::Amount;
+use super::wire::{Detail, HEADER_BYTES, Header, Kind};
+use super::{Garbled, Link, Posted, Wants};
+use crate::message::{Message, MessageId};
+use crate::{Event, Token};
+
+/// A message on its way into posted memory, or to nowhere if its receive was withdrawn or refused.
+#[derive(Debug)]
+pub(super) struct Transfer {
+    message: Message,
+    posted: Option<Posted>,
+    arrived: usize,
+}
+
+/// A receive or a message that waits for the other.
+#[derive(Debug)]
+pub(super) enum Incoming {
+    /// The receive waits. `cleared`: the sender was told.
+    Posted { posted: Posted, cleared: bool },
+    /// The sender has it.
+    Announced(Message),
+    /// It is here, or `complete` will say so.
+    Buffered { message: Message, buffer: Vec<u8>, complete: bool, posted: Option<Posted> },
+    /// Some of its pieces are here.
+    Arriving(Transfer),
+}
+
+impl Incoming {
+    fn message(&self) -> Message {
+        match self {
+            Self::Posted { posted, .. } => posted.message,
+            Self::Announced(message) | Self::Buffered { message, .. } => *message,
+            Self::Arriving(transfer) => transfer.message,
+        }
+    }
+
+    fn posted(&mut self) -> Option<&mut Option<Posted>> {
+        match self {
+            Self::Buffered { posted, .. } | Self::Arriving(Transfer { posted, .. }) => Some(posted),
+            _ => None,
+        }
+    }
+}
+
+/// What the inbound bytes are part of.
+#[derive(Debug, Default)]
+enum Purpose {
+    /// A header.
+    #[default]
+    Header,
+    /// A message that goes straight to its memory.
+    Transfer(Transfer),
+    /// One that goes to a buffer.
+    Buffer(MessageId),
+    /// One that was refused.
+    Refused,
+}
+
+/// Where the inbound stream is.
+#[derive(Debug)]
+pub(super) struct Cursor {
+    purpose: Purpose,
+    /// Null when the bytes go nowhere.
+    memory: *mut u8,
+    left: usize,
+    header: [u8; HEADER_BYTES],
+    collected: usize,
+}
+
+impl Default for Cursor {
+    fn default() -> Self {
+        Self {
+            purpose: Purpose::Header,
+            memory: std::ptr::null_mut(),
+            left: 0,
+            header: [0; HEADER_BYTES],
+            collected: 0,
+        }
+    }
+}
+
+impl Cursor {
+    pub(super) fn is_amid_payload(&self) -> bool {
+        !matches!(self.purpose, Purpose::Header)
+    }
+
+    pub(super) fn wants(&self) -> Wants {
+        match self.purpose {
+            Purpose::Header => Wants::Header(HEADER_BYTES - self.collected),
+            _ if self.memory.is_null() => Wants::Discard(self.left),
+            _ => Wants::Payload(self.memory, self.left),
+        }
+    }
+
+    /// Adds to a header that comes in parts; gives it back when it is whole.
+    pub(super) fn collect(&mut self, bytes: &[u8]) -> Option<[u8; HEADER_BYTES]> {
+        self.header[self.collected..self.collected + bytes.len()].copy_from_slice(bytes);
+        self.collected = (self.collected + bytes.len()) % HEADER_BYTES;
+        (self.collected == 0).then_some(self.header)
+    }
+
+    fn begin(&mut self, purpose: Purpose, memory: *mut u8, bytes: usize) {
+        (self.purpose, self.memory, self.left) = (purpose, memory, bytes);
+    }
+
+    fn transfer(&mut self) -> Option<&mut Transfer> {
+        match &mut self.purpose {
+            Purpose::Transfer(transfer) => Some(transfer),
+            _ => None,
+        }
+    }
+}
+
+impl Link {
+    /// Begins to receive.
+    ///
+    /// # Safety
+    /// As [`Transport::post_recv`](crate::Transport::post_recv); [`clear`](Link::clear) ends all operations.
+    pub unsafe fn post_recv(
+        &mut self,
+        message: &Message,
+        memory: *mut u8,
+        token: Token,
+        events: &mut Vec<Event>,
+    ) {
+        let posted = Posted { message: *message, memory, token };
+        if let Some(transfer) = self.cursor.transfer()
+            && transfer.message.id == message.id
+        {
+            let theirs = transfer.message;
+            events.push(self.mismatch(token, theirs));
+            return;
+        }
+        match self.incoming.get_mut(&message.id) {
+            None => {
+                let large = message.bytes > self.limits.eager_bytes as usize;
+                let unasked =
+                    large || self.stalled > 0 && self.classes.of(&message.id, &self.limits).peer_stalled;
+                let cleared = unasked && !self.rescinding.contains(&message.id);
+                if cleared {
+                    self.notify(Kind::Clear, message);
+                }
+                self.incoming.insert(message.id, Incoming::Posted { posted, cleared });
+            }
+            Some(&mut Incoming::Announced(theirs)) => {
+                self.incoming.remove(&message.id);
+                self.classes.of(&message.id, &self.limits).announcements -= 1;
+                self.meet_announcement(posted, theirs, events);
+            }
+            Some(Incoming::Buffered { message: theirs, posted: waiting @ None, complete: false, .. })
+                if theirs == message =>
+            {
+                *waiting = Some(posted);
+            }
+            Some(Incoming::Buffered { posted: None, .. }) => self.meet_buffered(posted, events),
+            Some(other) => {
+                let theirs = other.message();
+                events.push(self.mismatch(token, theirs));
+            }
+        }
+    }
+
+    fn meet_announcement(&mut self, posted: Posted, theirs: Message, events: &mut Vec<Event>) {
+        if posted.message == theirs {
+            self.notify(Kind::Clear, &theirs);
+            self.incoming.insert(theirs.id, Incoming::Posted { posted, cleared: true });
+        } else {
+            self.notify(Kind::RefuseAnnounce, &posted.message);
+            events.push(self.mismatch(posted.token, theirs));
+        }
+    }
+
+    /// A receive meets a message that is in a buffer, whole or (if it does not fit) in part.
+    fn meet_buffered(&mut self, posted: Posted, events: &mut Vec<Event>) {
+        let Some(Incoming::Buffered { message: theirs, buffer, complete, .. }) =
+            self.incoming.remove(&posted.message.id)
+        else {
+            return;
+        };
+        if theirs == posted.message {
+            deliver(&buffer, posted, events);
+        } else {
+            if !complete {
+                // The buffer goes away under the cursor.
+                let left = self.cursor.left;
+                self.cursor.begin(Purpose::Refused, std::ptr::null_mut(), left);
+            }
+            self.notify(Kind::RefuseMessage, &posted.message);
+            events.push(self.mismatch(posted.token, theirs));
+        }
+        self.buffers.put(buffer);
+        self.release(&theirs);
+    }
+
+    /// A header is here whole.
+    ///
+    /// # Errors
+    /// It breaks the protocol; the link is unusable then.
+    pub fn header_arrived(
+        &mut self,
+        bytes: &[u8; HEADER_BYTES],
+        events: &mut Vec<Event>,
+    ) -> Result<(), Garbled> {
+        let header = Header::decode(bytes).map_err(|malformed| Garbled(malformed.as_str()))?;
+        let message = header.message;
+        if let Detail::Credits { bytes, messages } = header.detail
+            && (bytes, messages) != (0, 0)
+            && !self.classes.of(&message.id, &self.limits).refill(Amount { bytes, messages }, &self.limits)
+        {
+            return Err(Garbled("more credits than it was sent messages"));
+        }
+        match header.kind {
+            Kind::Eager => self.eager_arrived(message, events)?,
+            Kind::Data => self.piece_arrived(message, header.payload(), events)?,
+            Kind::Announce => self.announce_arrived(message, events)?,
+            Kind::Clear => self.clear_arrived(message, events)?,
+            Kind::Credit => {}
+            Kind::Retract => self.retract_arrived(&message),
+            Kind::Rescind => self.rescind_arrived(&message),
+            Kind::Rescinded => self.rescinded_arrived(&message)?,
+            Kind::RefuseMessage => events.push(Event::Refused { peer: self.peer, theirs: message }),
+            Kind::RefuseAnnounce => self.announce_refused(message, events),
+            Kind::RefuseClear => self.clear_refused(message, events),
+            Kind::Stalled => self.peer_stalled(&message)?,
+            Kind::Resumed => self.peer_resumed(&message)?,
+        }
+        if self.cursor.is_amid_payload() && self.cursor.left == 0 {
+            self.payload_ended(events);
+        }
+        Ok(())
+    }
+
+    fn eager_arrived(&mut self, message: Message, events: &mut Vec<Event>) -> Result<(), Garbled> {
+        if message.bytes > self.limits.eager_bytes as usize {
+            return Err(Garbled("a message too large to come unasked"));
+        }
+        if !self.classes.of(&message.id, &self.limits).hold(message.bytes, &self.limits) {
+            return Err(Garbled("more messages than it had credits"));
+        }
+        match self.incoming.remove(&message.id) {
+            Some(Incoming::Posted { posted, cleared }) => {
+                if cleared {
+                    self.rescind(&message);
+                }
+                self.release(&message);
+                self.judge_and_place(message, posted, message.bytes, events);
+                Ok(())
+            }
+            Some(_) => Err(Garbled("the same message twice")),
+            None => {
+                let mut buffer = self.buffers.take(message.bytes);
+                self.cursor.begin(Purpose::Buffer(message.id), buffer.as_mut_ptr(), message.bytes);
+                let buffered = Incoming::Buffered { message, buffer, complete: false, posted: None };
+                self.incoming.insert(message.id, buffered);
+                Ok(())
+            }
+        }
+    }
+
+    /// Directs `bytes` bytes of a message at its receive, or nowhere if they do not fit each other.
+    fn judge_and_place(&mut self, message: Message, posted: Posted, bytes: usize, events: &mut Vec<Event>) {
+        if posted.message == message {
+            let memory = posted.memory;
+            let transfer = Transfer { message, posted: Some(posted), arrived: 0 };
+            self.cursor.begin(Purpose::Transfer(transfer), memory, bytes);
+        } else {
+            self.notify(Kind::RefuseMessage, &posted.message);
+            events.push(self.mismatch(posted.token, message));
+            let transfer = Transfer { message, posted: None, arrived: 0 };
+            self.cursor.begin(Purpose::Transfer(transfer), std::ptr::null_mut(), bytes);
+        }
+    }
+
+    fn piece_arrived(
+        &mut self,
+        message: Message,
+        bytes: usize,
+        events: &mut Vec<Event>,
+    ) -> Result<(), Garbled> {
+        match self.incoming.remove(&message.id) {
+            Some(Incoming::Posted { posted, cleared: true }) if posted.message == message => {
+                self.judge_and_place(message, posted, bytes, events);
+            }
+            Some(Incoming::Posted { posted, cleared: false }) if self.rescinding.contains(&message.id) => {
+                self.judge_and_place(message, posted, bytes, events);
+            }
+            Some(Incoming::Arriving(transfer))
+                if transfer.message == message && bytes <= message.bytes - transfer.arrived =>
+            {
+                let memory = transfer
+                    .posted
+                    .as_ref()
+                    .map_or(std::ptr::null_mut(), |posted| posted.memory.wrapping_add(transfer.arrived));
+                self.cursor.begin(Purpose::Transfer(transfer), memory, bytes);
+            }
+            None if self.rescinding.contains(&message.id) => {
+                let transfer = Transfer { message, posted: None, arrived: 0 };
+                self.cursor.begin(Purpose::Transfer(transfer), std::ptr::null_mut(), bytes);
+            }
+            _ => return Err(Garbled("a message that was not cleared")),
+        }
+        Ok(())
+    }
+
+    fn announce_arrived(&mut self, message: Message, events: &mut Vec<Event>) -> Result<(), Garbled> {
+        // A clearance that is on its way, or was when it was rescinded, answers this announcement.
+        let answered = self.rescinding.contains(&message.id);
+        match self.incoming.get(&message.id) {
+            Some(Incoming::Posted { cleared: true, .. }) => {}
+            Some(Incoming::Posted { .. }) | None if answered => {}
+            Some(Incoming::Posted { .. }) => {
+                if let Some(Incoming::Posted { posted, .. }) = self.incoming.remove(&message.id) {
+                    self.meet_announcement(posted, message, events);
+                }
+            }
+            None => {
+                let class = self.classes.of(&message.id, &self.limits);
+                if class.announcements >= self.limits.announcements {
+                    return Err(Garbled("more announcements than it may leave open"));
+                }
+                class.announcements += 1;
+                self.incoming.insert(message.id, Incoming::Announced(message));
+            }
+            Some(_) => return Err(Garbled("the same message twice")),
+        }
+        Ok(())
+    }
+
+    fn retract_arrived(&mut self, message: &Message) {
+        if let Some(Incoming::Announced(_)) = self.incoming.get(&message.id) {
+            self.incoming.remove(&message.id);
+            self.classes.of(&message.id, &self.limits).announcements -= 1;
+        }
+    }
+
+    fn rescind(&mut self, message: &Message) {
+        self.notify(Kind::Rescind, message);
+        self.rescinding.insert(message.id);
+    }
+
+    fn rescinded_arrived(&mut self, message: &Message) -> Result<(), Garbled> {
+        if !self.rescinding.remove(&message.id) {
+            return Err(Garbled("an answer to nothing"));
+        }
+        let stalled = self.classes.of(&message.id, &self.limits).peer_stalled;
+        if let Some(Incoming::Posted { posted, cleared: cleared @ false }) =
+            self.incoming.get_mut(&message.id)
+            && (stalled || posted.message.bytes > self.limits.eager_bytes as usize)
+        {
+            *cleared = true;
+            let ours = posted.message;
+            self.notify(Kind::Clear, &ours);
+        }
+        Ok(())
+    }
+
+    fn clear_refused(&mut self, theirs: Message, events: &mut Vec<Event>) {
+        if let Some(Incoming::Posted { cleared: true, .. }) = self.incoming.get(&theirs.id)
+            && let Some(Incoming::Posted { posted, .. }) = self.incoming.remove(&theirs.id)
+        {
+            events.push(self.mismatch(posted.token, theirs));
+        }
+    }
+
+    fn peer_stalled(&mut self, message: &Message) -> Result<(), Garbled> {
+        let key = super::credit::ClassKey::of(&message.id);
+        let class = self.classes.of(&message.id, &self.limits);
+        if std::mem::replace(&mut class.peer_stalled, true) {
+            return Err(Garbled("a stall within a stall"));
+        }
+        self.stalled += 1;
+        let mut cleared_now = Vec::new();
+        for (id, incoming) in &mut self.incoming {
+            if let Incoming::Posted { posted, cleared: cleared @ false } = incoming
+                && super::credit::ClassKey::of(id) == key
+                && !self.rescinding.contains(id)
+            {
+                *cleared = true;
+                cleared_now.push(posted.message);
+            }
+        }
+        for message in &cleared_now {
+            self.notify(Kind::Clear, message);
+        }
+        Ok(())
+    }
+
+    fn peer_resumed(&mut self, message: &Message) -> Result<(), Garbled> {
+        let class = self.classes.of(&message.id, &self.limits);
+        if !std::mem::replace(&mut class.peer_stalled, false) {
+            return Err(Garbled("the end of a stall that was none"));
+        }
+        self.stalled -= 1;
+        Ok(())
+    }
+
+    /// `bytes` bytes lie where [`wants`](Link::wants) said, or were thrown away as it said.
+    pub fn placed(&mut self, bytes: usize, events: &mut Vec<Event>) {
+        let bytes = bytes.min(self.cursor.left);
+        self.cursor.left -= bytes;
+        if !self.cursor.memory.is_null() {
+            self.cursor.memory = self.cursor.memory.wrapping_add(bytes);
+        }
+        if let Some(transfer) = self.cursor.transfer() {
+            transfer.arrived += bytes;
+        }
+        if self.cursor.left == 0 && self.cursor.is_amid_payload() {
+            self.payload_ended(events);
+        }
+    }
+
+    fn payload_ended(&mut self, events: &mut Vec<Event>) {
+        self.cursor.memory = std::ptr::null_mut();
+        match std::mem::take(&mut self.cursor.purpose) {
+            Purpose::Header | Purpose::Refused => {}
+            Purpose::Transfer(transfer) if transfer.arrived < transfer.message.bytes => {
+                self.incoming.insert(transfer.message.id, Incoming::Arriving(transfer));
+            }
+            Purpose::Transfer(transfer) => {
+                events.extend(transfer.posted.map(|posted| Event::Received(posted.token)));
+            }
+            Purpose::Buffer(id) => {
+                let Some(Incoming::Buffered { message, buffer, complete, posted }) =
+                    self.incoming.get_mut(&id)
+                else {
+                    return;
+                };
+                *complete = true;
+                if let Some(posted) = posted.take() {
+                    let (message, buffer) = (*message, std::mem::take(buffer));
+                    deliver(&buffer, posted, events);
+                    self.incoming.remove(&id);
+                    self.buffers.put(buffer);
+                    self.release(&message);
+                }
+            }
+        }
+    }
+
+    pub(super) fn withdraw_recv(&mut self, token: Token) -> bool {
+        let of = |posted: &Option<Posted>| posted.as_ref().is_some_and(|posted| posted.token == token);
+        if let Some(transfer) = self.cursor.transfer()
+            && of(&transfer.posted)
+        {
+            transfer.posted = None;
+            self.cursor.memory = std::ptr::null_mut();
+            return true;
+        }
+        let found = self.incoming.iter_mut().find_map(|(id, incoming)| match incoming {
+            Incoming::Posted { posted, .. } => (posted.token == token).then_some(*id),
+            other => other.posted().is_some_and(|posted| of(posted)).then_some(*id),
+        });
+        let Some(id) = found else { return false };
+        match self.incoming.get_mut(&id) {
+            Some(Incoming::Posted { posted, cleared }) => {
+                let (message, cleared) = (posted.message, *cleared);
+                self.incoming.remove(&id);
+                if cleared {
+                    self.rescind(&message);
+                }
+            }
+            Some(other) => {
+                if let Some(posted) = other.posted() {
+                    *posted = None;
+                }
+            }
+            None => {}
+        }
+        true
+    }
+}
+
+/// Copies a message from its buffer into the memory of its receive, which fits it.
+fn deliver(buffer: &[u8], posted: Posted, events: &mut Vec<Event>) {
+    // SAFETY: `buffer` holds at least `message.bytes` bytes, since it was taken for this message; the poster keeps
+    // `memory` valid for as many bytes (`post_recv`), and the buffer is the link's own, so they do not overlap.
+    unsafe { std::ptr::copy_nonoverlapping(buffer.as_ptr(), posted.memory, posted.message.bytes) };
+    events.push(Event::Received(posted.token));
+}

@@ -1,0 +1,242 @@
+//! The protocol between this rank and one peer, without I/O.
+//!
+//! A [`Link`] matches messages by identity, keeps the credits, and speaks through any pair of byte pipes that keep order. The owner of the
+//! pipe moves the bytes:
+//!
+//! - outwards: [`gather`](Link::gather) lends what leaves next, header and payload where they lie; [`wrote`](Link::wrote) says how
+//!   much of it the pipe took;
+//! - inwards: [`wants`](Link::wants) says where the next bytes belong: a header, the posted memory, or nowhere; [`placed`](Link::placed)
+//!   that they are there. [`feed`](Link::feed) does both for bytes that already lie in a buffer.
+//!
+//! **Small messages** (up to `eager_bytes`) leave at once while their class has credits. One that arrives before its receive waits in a
+//! buffer of the link, which the credits bound. **All others** move only into posted memory: the receiver *clears* a
+//! message, then its bytes come. A large receive is cleared when it is posted, without being asked, so that a receiver in
+//! time costs no round trip; a small one when its announcement arrives. A rank may leave `announcements` announcements unanswered; with more
+//! messages than that it says so (`Stalled`), and the peer clears every receive of that class unasked, so that any order of
+//! receives makes progress and no table grows with what a peer has not asked for.
+//!
+//! **Who judges.** A clearance is judged by the sender, everything else by the receiver, so each mismatch is found once; the finder
+//! tells the other with a `Refuse…` frame.
+//!
+//! **Withdrawal.** A withdrawn receive that was cleared is *rescinded*; until the answer comes, what arrives for it is thrown away, or given to a new
+//! receive of the same identity. A withdrawn send that was announced is retracted.
+//!
+//! A receive posted while its message is being thrown away ends with [`Event::Mismatch`], rather than never.
+//!
+//! Identities are unique among the live operations of a direction. Posting a second receive with the identity of a live one ends it
+//! with [`Event::Mismatch`]; a peer that sends the same message twice is [`Garbled`].
+//!
+//! Who touches what: `incoming` and `cursor` belong to the receiving half (`arrive.rs`), `departing` to the sending half (`depart.rs`),
+//! `classes` and `outbound` to both.
+
+mod arrive;
+mod buffers;
+mod credit;
+mod depart;
+mod outbound;
+mod table;
+pub mod wire;
+
+pub use credit::Limits;
+
+use std::fmt;
+use std::io::IoSlice;
+
+use crate::message::Message;
+use crate::{Event, Rank, Token};
+use arrive::{Cursor, Incoming};
+use buffers::Buffers;
+use credit::{Amount, Classes};
+use depart::Departing;
+use outbound::{Frame, Outbound};
+use table::{ById, Ids};
+use wire::{Detail, HEADER_BYTES, Header, Kind};
+
+/// The peer broke the protocol. The link is unusable.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, thiserror::Error)]
+#[error("{0}")]
+pub struct Garbled(pub &'static str);
+
+/// A posted receive.
+#[derive(Debug)]
+struct Posted {
+    message: Message,
+    memory: *mut u8,
+    token: Token,
+}
+
+/// Where the next inbound bytes belong.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Wants {
+    /// Into a header: so many bytes of it are missing.
+    Header(usize),
+    /// Into this memory, so many bytes.
+    Payload(*mut u8, usize),
+    /// Nowhere: so many bytes are to be thrown away.
+    Discard(usize),
+}
+
+/// Whether [`Link::withdraw`] knew the token.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Withdrawal {
+    /// No live operation has this token.
+    Unknown,
+    /// The operation is forgotten.
+    Done,
+    /// It was a send of which a part had left: the pipe cannot be used any more.
+    Broken,
+}
+
+/// One rank's end of the protocol with one peer.
+pub struct Link {
+    peer: Rank,
+    limits: Limits,
+    classes: Classes,
+    /// Receives and messages of the peer that have not met.
+    incoming: ById<Incoming>,
+    /// Clearances taken back and not yet acknowledged.
+    rescinding: Ids,
+    /// Messages that wait for their clearance, and clearances that wait for their message.
+    departing: ById<Departing>,
+    /// Classes whose messages the peer cannot announce.
+    stalled: usize,
+    outbound: Outbound,
+    cursor: Cursor,
+    buffers: Buffers,
+}
+
+// SAFETY: the raw pointers are those of posted operations, whose posters keep the memory valid, for any thread, until the operation
+// ends or is withdrawn (`post_send` and `post_recv`); the link has no other shared state.
+unsafe impl Send for Link {}
+
+impl fmt::Debug for Link {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Link")
+            .field("peer", &self.peer)
+            .field("incoming", &self.incoming.len())
+            .field("departing", &self.departing.len())
+            .field("has_output", &self.has_output())
+            .finish_non_exhaustive()
+    }
+}
+
+impl Link {
+    /// A link with `peer`. Both ends must use the same limits.
+    pub fn new(peer: Rank, limits: Limits) -> Self {
+        Self {
+            peer,
+            limits,
+            classes: Classes::default(),
+            incoming: ById::default(),
+            rescinding: Ids::default(),
+            departing: ById::default(),
+            stalled: 0,
+            outbound: Outbound::default(),
+            cursor: Cursor::default(),
+            buffers: Buffers::default(),
+        }
+    }
+
+    /// Whether something waits to leave.
+    pub fn has_output(&self) -> bool {
+        !self.outbound.is_empty()
+    }
+
+    /// Whether something is awaited from the peer.
+    pub fn expects(&self) -> bool {
+        !self.incoming.is_empty() || !self.departing.is_empty() || self.cursor.is_amid_payload()
+    }
+
+    /// Lends what leaves next, up to about `limit` bytes; says how many slices it filled. Two slices are needed at least.
+    pub fn gather<'a>(&'a self, slices: &mut [IoSlice<'a>], limit: usize) -> usize {
+        self.outbound.gather(slices, limit)
+    }
+
+    /// The pipe took `bytes` bytes of what [`gather`](Self::gather) lent.
+    pub fn wrote(&mut self, bytes: usize, events: &mut Vec<Event>) {
+        self.outbound.wrote(bytes, events);
+    }
+
+    /// Where the next inbound bytes belong.
+    pub fn wants(&self) -> Wants {
+        self.cursor.wants()
+    }
+
+    /// Takes inbound bytes, as many as there are.
+    ///
+    /// # Errors
+    /// The bytes are not of this protocol; the link is unusable then.
+    pub fn feed(&mut self, mut bytes: &[u8], events: &mut Vec<Event>) -> Result<(), Garbled> {
+        while !bytes.is_empty() {
+            let taken = match self.wants() {
+                Wants::Header(missing) if missing == HEADER_BYTES && bytes.len() >= HEADER_BYTES => {
+                    // The length was just compared, so the conversion cannot fail.
+                    if let Some(header) = bytes.first_chunk::<HEADER_BYTES>() {
+                        self.header_arrived(header, events)?;
+                    }
+                    HEADER_BYTES
+                }
+                Wants::Header(missing) => {
+                    let taken = missing.min(bytes.len());
+                    if let Some(header) = self.cursor.collect(&bytes[..taken]) {
+                        self.header_arrived(&header, events)?;
+                    }
+                    taken
+                }
+                Wants::Payload(memory, wanted) => {
+                    let taken = wanted.min(bytes.len());
+                    // SAFETY: `memory` is what the poster of the receive, or the link's own buffer, keeps valid for `wanted`
+                    // bytes; `bytes` is foreign memory, so they do not overlap.
+                    unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), memory, taken) };
+                    self.placed(taken, events);
+                    taken
+                }
+                Wants::Discard(wanted) => {
+                    let taken = wanted.min(bytes.len());
+                    self.placed(taken, events);
+                    taken
+                }
+            };
+            bytes = &bytes[taken..];
+        }
+        Ok(())
+    }
+
+    /// Forgets an operation.
+    pub fn withdraw(&mut self, token: Token) -> Withdrawal {
+        if self.withdraw_recv(token) {
+            return Withdrawal::Done;
+        }
+        self.withdraw_send(token)
+    }
+
+    /// Forgets everything, because the peer is lost. No memory is touched after it.
+    pub fn clear(&mut self) {
+        *self = Self::new(self.peer, self.limits);
+    }
+
+    /// Queues a frame without payload, with whatever credits its class owes.
+    fn notify(&mut self, kind: Kind, message: &Message) {
+        let header = self.header(kind, message);
+        self.outbound.push_small(Frame::notice(&header));
+    }
+
+    fn header(&mut self, kind: Kind, message: &Message) -> Header {
+        let Amount { bytes, messages } = self.classes.of(&message.id, &self.limits).give_back();
+        Header { kind, message: *message, detail: Detail::Credits { bytes, messages } }
+    }
+
+    /// A message's buffer is free again.
+    fn release(&mut self, message: &Message) {
+        if self.classes.of(&message.id, &self.limits).release(message.bytes, &self.limits) {
+            self.notify(Kind::Credit, message);
+        }
+    }
+
+    fn mismatch(&self, token: Token, theirs: Message) -> Event {
+        Event::Mismatch { token, peer: self.peer, theirs }
+    }
+}
+
+#[cfg(test)]
+mod tests;

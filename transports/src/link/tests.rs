@@ -1,0 +1,69 @@
+use super::*;
+use crate::message::MessageId;
+
+fn message(sequence: u64, bytes: usize) -> Message {
+    let id = MessageId { communicator: 1, tag: 2, sequence, label: 3, chunk: 4 };
+    Message { id, fingerprint: [5, 6], bytes }
+}
+
+/// Moves everything from one link to the other.
+fn carry(from: &mut Link, to: &mut Link, events: &mut [Vec<Event>; 2]) {
+    while from.has_output() {
+        let mut slices = [IoSlice::new(&[]); 4];
+        let filled = from.gather(&mut slices, 100);
+        let bytes: Vec<u8> = slices[..filled].iter().flat_map(|slice| slice.to_vec()).collect();
+        from.wrote(bytes.len(), &mut events[0]);
+        to.feed(&bytes, &mut events[1]).unwrap();
+    }
+}
+
+#[test]
+fn an_early_large_receive_costs_no_round_trip() {
+    let limits = Limits { eager_bytes: 8, ..Limits::default() };
+    let (mut here, mut there) = (Link::new(1, limits), Link::new(0, limits));
+    let mut events = [Vec::new(), Vec::new()];
+    let out = [7u8; 100];
+    let mut into = [0u8; 100];
+    // SAFETY: `into` and `out` outlive the links' use of them.
+    unsafe { there.post_recv(&message(1, 100), into.as_mut_ptr(), Token(1), &mut events[1]) };
+    carry(&mut there, &mut here, &mut [Vec::new(), Vec::new()]);
+    // SAFETY: as above.
+    unsafe { here.post_send(&message(1, 100), out.as_ptr(), Token(2), &mut events[0]) };
+    carry(&mut here, &mut there, &mut events);
+    assert_eq!(events, [vec![Event::Sent(Token(2))], vec![Event::Received(Token(1))]]);
+    assert_eq!(into, out);
+    assert!(!there.has_output(), "nothing is left to say");
+}
+
+#[test]
+fn small_frames_overtake_large_messages_at_piece_boundaries() {
+    let limits = Limits { eager_bytes: 8, ..Limits::default() };
+    let (mut here, mut there) = (Link::new(1, limits), Link::new(0, limits));
+    let mut events = [Vec::new(), Vec::new()];
+    let out = vec![7u8; 5 << 20];
+    let mut into = vec![0u8; 5 << 20];
+    let mut small = [0u8; 8];
+    // SAFETY: the buffers outlive the links' use of them.
+    unsafe {
+        there.post_recv(&message(1, 5 << 20), into.as_mut_ptr(), Token(1), &mut events[1]);
+        there.post_recv(&message(2, 8), small.as_mut_ptr(), Token(2), &mut events[1]);
+        carry(&mut there, &mut here, &mut [Vec::new(), Vec::new()]);
+        here.post_send(&message(1, 5 << 20), out.as_ptr(), Token(3), &mut events[0]);
+        here.post_send(&message(2, 8), out.as_ptr(), Token(4), &mut events[0]);
+    }
+    carry(&mut here, &mut there, &mut events);
+    assert_eq!(events[1], [Event::Received(Token(2)), Event::Received(Token(1))]);
+    assert_eq!(into, out);
+}
+
+#[test]
+fn a_peer_beyond_its_credits_is_garbled() {
+    let limits = Limits { credit_messages: 2, ..Limits::default() };
+    let mut link = Link::new(1, limits);
+    let mut events = Vec::new();
+    for sequence in 0..3 {
+        let detail = Detail::Credits { bytes: 0, messages: 0 };
+        let frame = Header { kind: Kind::Eager, message: message(sequence, 0), detail }.encode();
+        assert_eq!(link.feed(&frame, &mut events).is_err(), sequence == 2);
+    }
+}
