@@ -63,7 +63,7 @@ use rustix::process::{Resource, Rlimit};
 pub(crate) use error::RunError;
 pub(crate) use guard::{guard, warden};
 pub(crate) use job::JobId;
-pub(crate) use rendezvous::Rendezvous;
+pub(crate) use rendezvous::{ExitCause, Rendezvous};
 
 use crate::cli::{Output, RunArguments};
 use control::{Control, Event, Launch, Order};
