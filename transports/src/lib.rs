@@ -76,13 +76,14 @@ pub enum Event {
     Sent(Token),
     /// A posted receive is complete: its memory holds the message.
     Received(Token),
-    /// A message met a receive with the same identity but other arguments. Nothing was delivered.
+    /// A message met a receive with the same identity but other arguments. Nothing was delivered. It ends the receive, and
+    /// the send too if that had not ended; otherwise the sender gets [`Event::Refused`].
     Mismatch {
-        /// The receive.
+        /// The receive, or at the sender the send.
         token: Token,
-        /// The sender.
+        /// The other rank.
         peer: Rank,
-        /// What the sender said it sends.
+        /// What the other rank said it sends, or receives.
         theirs: Message,
     },
     /// A message that had already ended here with [`Event::Sent`] met a receive with the same identity but other
@@ -117,7 +118,8 @@ pub trait Transport: Send + fmt::Debug {
     /// What it can do.
     fn capabilities(&self) -> Capabilities;
 
-    /// Begins to send `bytes` bytes at `memory` to `peer`. Ends with [`Event::Sent`] or [`Event::Lost`].
+    /// Begins to send `message.bytes` bytes at `memory` to `peer`. Ends with [`Event::Sent`], [`Event::Mismatch`] or [`Event::Lost`].
+    /// What is posted to a lost peer never ends.
     ///
     /// # Safety
     /// `memory` stays valid for reads, and is not written, until the operation ends, or [`withdraw`](Transport::withdraw) names

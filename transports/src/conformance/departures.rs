@@ -33,6 +33,15 @@ pub(super) fn withdrawn_receive(cluster: &mut Cluster<'_>) {
 }
 
 pub(super) fn withdrawn_send(cluster: &mut Cluster<'_>) {
+    // Beyond what may be announced: the withdrawn ones must not keep the places of the others.
+    let sends: Vec<usize> =
+        (0..1500).map(|at| cluster.send(0, 1, message(2, at, cluster.eager().min(2000)))).collect();
+    cluster.settle();
+    for &send in &sends[..1499] {
+        cluster.withdraw(send);
+    }
+    let recv = cluster.recv(1, 0, message(2, 1499, cluster.eager().min(2000)));
+    cluster.finish(&[recv, sends[1499]]);
     let mut sequence = 0;
     for bytes in kinds(cluster) {
         for turns in [0, 1, 2, 3, 5, 8] {
@@ -58,15 +67,6 @@ pub(super) fn withdrawn_send(cluster: &mut Cluster<'_>) {
             }
         }
     }
-    // Also beyond what may be announced: the withdrawn ones must not keep the places of the others.
-    let sends: Vec<usize> =
-        (0..1500).map(|at| cluster.send(0, 1, message(2, at, cluster.eager().min(2000)))).collect();
-    cluster.settle();
-    for &send in &sends[..1499] {
-        cluster.withdraw(send);
-    }
-    let recv = cluster.recv(1, 0, message(2, 1499, cluster.eager().min(2000)));
-    cluster.finish(&[recv, sends[1499]]);
 }
 
 pub(super) fn reposted_receive(cluster: &mut Cluster<'_>) {

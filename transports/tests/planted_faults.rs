@@ -1,0 +1,170 @@
+//! The suite can fail: a transport with a fault must not pass it.
+
+use std::cell::RefCell;
+use std::os::fd::BorrowedFd;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use windlass_transports::conformance::{CASES, run_case};
+use windlass_transports::link::Limits;
+use windlass_transports::sim::{Network, Options};
+use windlass_transports::{Capabilities, Event, Message, Rank, Token, Transport};
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Fault {
+    None,
+    DeliversTwice,
+    MatchesWithoutLabel,
+    IgnoresFingerprints,
+    IgnoresWithdrawals,
+    TakesSendsAtOnce,
+    SwallowsLosses,
+    LosesTwice,
+    SwallowsRefusals,
+    DropsEveryHundredth,
+    ReportsEarly,
+}
+
+/// A transport with a fault.
+#[derive(Debug)]
+struct Faulty {
+    fault: Fault,
+    inner: Box<dyn Transport>,
+    early: Vec<Event>,
+    told: Vec<Token>,
+    count: u64,
+}
+
+impl Faulty {
+    fn distort(&self, message: &Message) -> Message {
+        let mut message = *message;
+        match self.fault {
+            Fault::MatchesWithoutLabel => message.id.label = 0,
+            Fault::IgnoresFingerprints => message.fingerprint = [0; 2],
+            _ => {}
+        }
+        message
+    }
+}
+
+impl Transport for Faulty {
+    fn capabilities(&self) -> Capabilities {
+        self.inner.capabilities()
+    }
+
+    unsafe fn post_send(&mut self, peer: Rank, message: &Message, memory: *const u8, token: Token) {
+        self.count += 1;
+        if self.fault == Fault::TakesSendsAtOnce {
+            // Buffers without bound: the copy is never freed.
+            // SAFETY: the poster keeps the memory valid for `bytes` bytes.
+            let copy = unsafe { std::slice::from_raw_parts(memory, message.bytes) }.to_vec().leak();
+            self.early.push(Event::Sent(token));
+            self.told.push(token);
+            // SAFETY: the copy lives for ever.
+            unsafe { self.inner.post_send(peer, message, copy.as_ptr(), token) };
+            return;
+        }
+        if self.fault == Fault::DropsEveryHundredth && self.count.is_multiple_of(100) {
+            self.early.push(Event::Sent(token));
+            return;
+        }
+        let message = self.distort(message);
+        // SAFETY: the caller's contract.
+        unsafe { self.inner.post_send(peer, &message, memory, token) };
+    }
+
+    unsafe fn post_recv(&mut self, peer: Rank, message: &Message, memory: *mut u8, token: Token) {
+        if self.fault == Fault::ReportsEarly && message.bytes > 1 << 20 {
+            self.early.push(Event::Received(token));
+            self.told.push(token);
+        }
+        let message = self.distort(message);
+        // SAFETY: the caller's contract.
+        unsafe { self.inner.post_recv(peer, &message, memory, token) };
+    }
+
+    fn withdraw(&mut self, token: Token) {
+        if self.fault != Fault::IgnoresWithdrawals {
+            self.inner.withdraw(token);
+        }
+    }
+
+    fn poll(&mut self, events: &mut Vec<Event>) -> bool {
+        let before = events.len();
+        let moved = self.inner.poll(events);
+        let mut fresh = events.split_off(before);
+        fresh.retain(|event| match event {
+            Event::Sent(token) | Event::Received(token) => !self.told.contains(token),
+            Event::Lost { .. } => self.fault != Fault::SwallowsLosses,
+            Event::Refused { .. } => self.fault != Fault::SwallowsRefusals,
+            Event::Mismatch { .. } => true,
+        });
+        for event in fresh {
+            let twice = match event {
+                Event::Received(_) => self.fault == Fault::DeliversTwice,
+                Event::Lost { .. } => self.fault == Fault::LosesTwice,
+                _ => false,
+            };
+            events.extend(twice.then(|| event.clone()));
+            events.push(event);
+        }
+        events.append(&mut self.early);
+        moved
+    }
+
+    fn descriptor(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
+}
+
+/// The cases that fail with this fault.
+fn failing(fault: Fault) -> Vec<&'static str> {
+    let current: RefCell<Option<Network>> = RefCell::new(None);
+    let limits = Limits { eager_bytes: 2000, credit_bytes: 20_000, credit_messages: 32, announcements: 8 };
+    let mut make = |ranks: usize| {
+        let network = Network::new(ranks, 3, Options { limits, ..Options::default() });
+        let endpoints = network.endpoints();
+        *current.borrow_mut() = Some(network);
+        endpoints
+            .into_iter()
+            .map(|inner| {
+                let inner = Box::new(inner);
+                let faulty = Faulty { fault, inner, early: Vec::new(), told: Vec::new(), count: 0 };
+                Box::new(faulty) as Box<dyn Transport>
+            })
+            .collect()
+    };
+    let mut drive = || {
+        if let Some(network) = &*current.borrow() {
+            network.step();
+        }
+    };
+    let mut failed = Vec::new();
+    for case in CASES {
+        if catch_unwind(AssertUnwindSafe(|| run_case(case, &mut make, &mut drive))).is_err() {
+            failed.push(case.name);
+            break;
+        }
+    }
+    failed
+}
+
+#[test]
+fn every_planted_fault_is_caught() {
+    assert!(failing(Fault::None).is_empty(), "the transport under the faults is right");
+    for fault in [
+        Fault::DeliversTwice,
+        Fault::MatchesWithoutLabel,
+        Fault::IgnoresFingerprints,
+        Fault::IgnoresWithdrawals,
+        Fault::TakesSendsAtOnce,
+        Fault::SwallowsLosses,
+        Fault::LosesTwice,
+        Fault::SwallowsRefusals,
+        Fault::DropsEveryHundredth,
+        Fault::ReportsEarly,
+    ] {
+        let failed = failing(fault);
+        println!("{fault:?}: {failed:?}");
+        assert!(!failed.is_empty(), "{fault:?} passes the suite");
+    }
+}

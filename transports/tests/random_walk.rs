@@ -1,0 +1,161 @@
+//! Random posts, withdrawals and polls between two ranks: the protocol never breaks, and what nobody withdrew arrives.
+
+use std::collections::HashMap;
+
+use windlass_transports::link::Limits;
+use windlass_transports::message::{Message, MessageId};
+use windlass_transports::sim::{Endpoint, Network, Options};
+use windlass_transports::{Event, Token, Transport};
+
+const BYTES: [usize; 6] = [0, 8, 64, 65, 300, 2500];
+
+struct Walk {
+    chance: u64,
+    network: Network,
+    ranks: Vec<Endpoint>,
+    /// By token: the rank, the identity, whether it sends, and its memory.
+    live: HashMap<u64, (usize, u64, bool, Vec<u8>)>,
+    ended: HashMap<(usize, u64, bool), u32>,
+    spoilt: Vec<u64>,
+    tokens: u64,
+}
+
+impl Walk {
+    fn chance(&mut self, of: u64) -> u64 {
+        self.chance =
+            self.chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.chance >> 33) % of
+    }
+
+    fn message(identity: u64) -> Message {
+        let id =
+            MessageId { communicator: identity as u32 % 2, tag: 0, sequence: identity, label: 0, chunk: 0 };
+        Message { id, fingerprint: [identity, 0], bytes: BYTES[identity as usize % BYTES.len()] }
+    }
+
+    /// Posts one side of message `identity`, which goes from rank `identity / 7 % 2` to the other.
+    fn post(&mut self, identity: u64, is_send: bool) {
+        let from = (identity / 7 % 2) as usize;
+        let rank = if is_send { from } else { 1 - from };
+        if self.ended.contains_key(&(rank, identity, is_send))
+            || self.live.values().any(|(at, of, send, _)| (*at, *of, *send) == (rank, identity, is_send))
+        {
+            return;
+        }
+        let message = Self::message(identity);
+        let mut memory = vec![if is_send { identity as u8 | 1 } else { 0 }; message.bytes];
+        self.tokens += 1;
+        let token = Token(self.tokens);
+        // SAFETY: the memory lives in `live` until the operation has ended or is withdrawn.
+        unsafe {
+            match is_send {
+                true => self.ranks[rank].post_send(1 - rank as u32, &message, memory.as_ptr(), token),
+                false => self.ranks[rank].post_recv(1 - rank as u32, &message, memory.as_mut_ptr(), token),
+            }
+        }
+        self.live.insert(self.tokens, (rank, identity, is_send, memory));
+    }
+
+    /// False if the link broke, as a half-sent message breaks it.
+    fn poll(&mut self, rank: usize) -> bool {
+        let mut events = Vec::new();
+        self.ranks[rank].poll(&mut events);
+        for event in events {
+            let token = match event {
+                Event::Sent(token) | Event::Received(token) => token.0,
+                Event::Lost { cause, .. } => {
+                    assert!(!matches!(cause, windlass_transports::LostCause::Garbled(_)), "{cause}");
+                    return false;
+                }
+                // The message of a withdrawn receive was being thrown away when a new receive was posted.
+                Event::Mismatch { token, theirs, .. } if self.spoilt.contains(&theirs.id.sequence) => {
+                    self.live.remove(&token.0);
+                    continue;
+                }
+                other => panic!("{other:?}"),
+            };
+            let (at, identity, is_send, memory) =
+                self.live.remove(&token).expect("events name live operations");
+            assert_eq!((at, is_send), (rank, matches!(event, Event::Sent(_))));
+            assert!(memory.iter().all(|&byte| byte == identity as u8 | 1), "wrong bytes");
+            *self.ended.entry((rank, identity, is_send)).or_default() += 1;
+        }
+        true
+    }
+
+    fn withdraw(&mut self) {
+        let mut tokens: Vec<u64> = self.live.keys().copied().collect();
+        tokens.sort_unstable();
+        if tokens.is_empty() {
+            return;
+        }
+        let token = tokens[self.chance(tokens.len() as u64) as usize];
+        if let Some((rank, identity, ..)) = self.live.remove(&token) {
+            self.ranks[rank].withdraw(Token(token));
+            self.spoilt.push(identity);
+        }
+    }
+
+    /// Takes random steps, then finishes. False if the link broke on the way.
+    fn run(&mut self, withdrawals: bool) -> bool {
+        for _ in 0..400 {
+            match self.chance(10) {
+                0..4 => {
+                    let (identity, is_send) = (self.chance(60), self.chance(2) == 0);
+                    self.post(identity, is_send);
+                }
+                4 if withdrawals => self.withdraw(),
+                5..8 => {
+                    let rank = self.chance(2) as usize;
+                    if !self.poll(rank) {
+                        return false;
+                    }
+                }
+                _ => {
+                    self.network.step();
+                }
+            }
+        }
+        for identity in 0..60 {
+            self.post(identity, true);
+            self.post(identity, false);
+        }
+        for _ in 0..20_000 {
+            if !self.poll(0) || !self.poll(1) {
+                return false;
+            }
+            self.network.step();
+        }
+        let stuck = self.live.values().filter(|(_, identity, ..)| !self.spoilt.contains(identity)).count();
+        assert_eq!(stuck, 0, "operations that nobody disturbed hang");
+        true
+    }
+}
+
+fn walk(seed: u64, withdrawals: bool) -> bool {
+    let limits = Limits { eager_bytes: 64, credit_bytes: 200, credit_messages: 3, announcements: 2 };
+    let options = Options { limits, window: 700, packet: 300, ..Options::default() };
+    let network = Network::new(2, seed, options);
+    let ranks = network.endpoints();
+    let mut walk = Walk {
+        chance: seed ^ 0x5555,
+        network,
+        ranks,
+        live: HashMap::new(),
+        ended: HashMap::new(),
+        spoilt: Vec::new(),
+        tokens: 0,
+    };
+    walk.run(withdrawals)
+}
+
+#[test]
+fn undisturbed_messages_all_arrive() {
+    assert!((0..100).all(|seed| walk(seed, false)));
+}
+
+#[test]
+fn withdrawals_disturb_nobody_else() {
+    let whole = (0..300).filter(|&seed| walk(seed, true)).count();
+    assert!(whole > 30, "only {whole} walks went without breaking the link by a half-sent message");
+}
