@@ -262,11 +262,15 @@ impl Communicator {
     fn board_for(&self, id: u32, members: &[u32]) -> Result<Arc<Board>, Error> {
         let job = &self.group.job;
         if members[0] != job.rank {
-            return job.await_board(id, &members[..1]);
+            return job.await_board(&self.group, id, &members[..1]);
         }
-        let segment = Board::create(group_shape(&job.config, members.len() as u32))?;
-        job.share_board(id, &members[1..], &segment)?;
-        Ok(Arc::new(Board::open(segment.descriptor())?))
+        let make = || {
+            let segment = Board::create(group_shape(&job.config, members.len() as u32))?;
+            job.share_board(id, &members[1..], &segment)?;
+            Ok(Arc::new(Board::open(segment.descriptor())?))
+        };
+        // The others wait for the board: they must hear that none will come.
+        make().inspect_err(|error: &Error| self.group.fail(error.clone(), true))
     }
 
     /// Makes the communicator unusable on all its ranks: whatever is under way ends with [`Error::Aborted`], here before this returns.
@@ -478,6 +482,7 @@ impl Borrowed<'_> {
 
 fn finish(group: &Group, kind: &Kind) -> Result<(), Error> {
     match kind {
+        _ if fork::is_forked() => Err(Error::Forked { rank: group.job.rank }),
         Kind::Collective(sequence) => group.wait(*sequence),
         Kind::Transfer(ticket) => group.finish_transfer(*ticket),
         Kind::Refused(error) => Err(error.clone()),

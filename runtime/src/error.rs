@@ -1,11 +1,17 @@
 //! Why an operation or a join failed, split by culprit.
 
 use std::fmt;
+use std::io::Write;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use windlass_collectives::Fingerprint;
 use windlass_memory::MemoryError;
+
+/// Tells the user something on standard error, where there is one: `eprintln!` would panic where its reader is gone.
+pub(crate) fn report(text: fmt::Arguments<'_>) {
+    let _ = writeln!(std::io::stderr(), "windlass: {text}");
+}
 
 /// What ended a peer.
 #[derive(Clone, Debug, Eq, PartialEq, Serialize, Deserialize)]
@@ -232,6 +238,10 @@ impl Error {
         !matches!(self, Self::InvalidArgument { .. })
     }
 
+    pub(crate) const fn system(call: &'static str, errno: rustix::io::Errno) -> Self {
+        Self::System { call, errno: errno.raw_os_error(), hint: hint(errno) }
+    }
+
     /// A stable number for C and Python, above 0.
     pub const fn code(&self) -> i32 {
         match self {
@@ -330,13 +340,16 @@ impl From<MemoryError> for JoinError {
 
 impl JoinError {
     pub(crate) fn system(call: &'static str, errno: rustix::io::Errno) -> Self {
-        let hint = match errno {
-            rustix::io::Errno::MFILE | rustix::io::Errno::NFILE => "raise the open-file limit: ulimit -n",
-            rustix::io::Errno::NOMEM => "free memory or raise the memory limit",
-            rustix::io::Errno::AGAIN => "raise the limit on processes and threads: ulimit -u",
-            _ => "see the system call's manual page",
-        };
-        Self::System { call, errno: errno.raw_os_error(), hint }
+        Self::System { call, errno: errno.raw_os_error(), hint: hint(errno) }
+    }
+}
+
+const fn hint(errno: rustix::io::Errno) -> &'static str {
+    match errno {
+        rustix::io::Errno::MFILE | rustix::io::Errno::NFILE => "raise the open-file limit: ulimit -n",
+        rustix::io::Errno::NOMEM => "free memory or raise the memory limit",
+        rustix::io::Errno::AGAIN => "raise the limit on processes and threads: ulimit -u",
+        _ => "see the system call's manual page",
     }
 }
 

@@ -134,6 +134,13 @@ impl Group {
         Ok(())
     }
 
+    /// Asked under the stream's or the transfers' lock, under which a failure gives up what is under way: what is posted after
+    /// that would lend memory that nobody takes back.
+    #[inline]
+    pub(crate) fn still_usable(&self) -> Result<(), Error> {
+        if self.failed.load(Ordering::Relaxed) { self.failure().map_or(Ok(()), Err) } else { Ok(()) }
+    }
+
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
     }
@@ -147,6 +154,7 @@ impl Group {
     pub(crate) fn run(&self, pending: Pending) -> Result<(), Error> {
         self.usable(pending.call.collective.name())?;
         let mut stream = lock(&self.stream);
+        self.still_usable()?;
         let sequence = stream.post(pending);
         self.drive_to(sequence, stream)
     }
@@ -228,8 +236,12 @@ impl Group {
     pub(crate) fn post(&self, pending: Pending) -> Result<u64, Error> {
         self.usable(pending.call.collective.name())?;
         self.job.start_progress()?;
-        self.detached.fetch_add(1, Ordering::AcqRel);
-        let sequence = lock(&self.stream).post(pending);
+        let sequence = {
+            let mut stream = lock(&self.stream);
+            self.still_usable()?;
+            self.detached.fetch_add(1, Ordering::AcqRel);
+            stream.post(pending)
+        };
         self.try_drive();
         if self.ended.load(Ordering::Acquire) <= sequence {
             self.job.kick_progress();
@@ -282,8 +294,9 @@ impl Group {
         self.failed.store(true, Ordering::Release);
         let due = stream.due(u64::MAX, true);
         drop(stream);
-        let wakers = lock(&self.transfers).abandon(self);
+        let (wakers, memory) = lock(&self.transfers).abandon(self);
         due.settle();
+        drop(memory);
         wakers.into_iter().for_each(std::task::Waker::wake);
         if tell {
             let failure = self.failure_for_peers(&error);
@@ -370,12 +383,12 @@ impl Group {
         let report_after = self.job.config.report_after;
         if !report_after.is_zero() && after >= report_after && !waited.reported {
             waited.reported = true;
-            eprintln!(
-                "windlass: rank {} has waited {after:.1?} in {operation} #{sequence} of communicator {} for rank(s) {waiting_on:?}, {}",
+            crate::error::report(format_args!(
+                "rank {} has waited {after:.1?} in {operation} #{sequence} of communicator {} for rank(s) {waiting_on:?}, {}",
                 self.job.rank,
                 self.id,
                 stream.position()
-            );
+            ));
         }
     }
 
@@ -417,6 +430,11 @@ impl Overdue {
 
 impl Drop for Group {
     fn drop(&mut self) {
+        if fork::is_forked() {
+            // A child's drops are inert: what they would unmap, close and join is the parent's, or is not there.
+            std::mem::forget((Arc::clone(&self.job), self.board.take()));
+            return;
+        }
         self.job.retire(self.slot);
     }
 }

@@ -172,13 +172,14 @@ impl Job {
     }
 
     /// Waits for a communicator's board, which its first member makes.
-    pub(crate) fn await_board(&self, communicator: u32, makers: &[u32]) -> Result<Arc<Board>, Error> {
+    pub(crate) fn await_board(&self, parent: &Group, communicator: u32, makers: &[u32]) -> Result<Arc<Board>, Error> {
         let begin = Instant::now();
         let mut boards = lock(&self.boards);
         loop {
             if let Some(board) = boards.remove(&communicator) {
                 return Ok(board);
             }
+            parent.still_usable()?;
             let dead = self.dead_among(makers);
             let after = begin.elapsed();
             if let Some((rank, cause)) = dead {
@@ -296,7 +297,7 @@ impl Job {
             }
             Event::Lost { .. } | Event::Refused { .. } => false,
         };
-        let mut index = before;
+        let (mut index, mut others) = (before, false);
         while index < mine.len() {
             if own(&mine[index]) {
                 index += 1;
@@ -311,9 +312,14 @@ impl Job {
                     // A communicator that is gone had withdrawn its messages.
                     if let Some(other) = self.group_at(Group::slot_of(*t)) {
                         lock(&other.inbox).push(event);
+                        others = true;
                     }
                 }
             }
+        }
+        if others {
+            // Whoever waits for it may sleep, and no peer will wake him.
+            self.ring_self();
         }
         moved
     }
@@ -412,9 +418,18 @@ impl Job {
         let weak = Arc::downgrade(job);
         let thread = std::thread::Builder::new().name("wl-control".into()).stack_size(256 << 10).spawn(move || {
             let mut buffer = Vec::new();
-            while let Some((message, descriptor)) = control.listen(&mut buffer) {
+            loop {
+                let heard = control.listen(&mut buffer);
                 let Some(job) = weak.upgrade() else { return };
-                job.hear(message, descriptor);
+                match heard {
+                    Ok(Some((message, descriptor))) => job.hear(message, descriptor),
+                    // The news is lost, and with it perhaps memory that everybody would wait for.
+                    Err(errno) => job.fail_with(None, &Error::system("recvmsg", errno)),
+                    Ok(None) if control.is_of_rank_0() && job.rank != 0 => {
+                        return job.hear(ToRank::Lost { rank: 0, cause: PeerCause::Vanished }, None);
+                    }
+                    Ok(None) => return,
+                }
             }
         });
         let thread = thread.map_err(|e| JoinError::System {
@@ -440,14 +455,14 @@ impl Job {
                     drop(peers);
                     self.ring_self();
                 }
-                Err(error) => self.fail_with(&[rank], &Error::from(error)),
+                Err(error) => self.fail_with(Some(rank), &Error::from(error)),
             },
             (ToRank::Board { communicator }, Some(descriptor)) => {
-                // A board that cannot be mapped is missed by who waits for it, in time.
-                if let Ok(board) = Board::open(descriptor.as_fd()) {
-                    lock(&self.boards).insert(communicator, Arc::new(board));
-                    self.boards_changed.notify_all();
+                match Board::open(descriptor.as_fd()) {
+                    Ok(board) => drop(lock(&self.boards).insert(communicator, Arc::new(board))),
+                    Err(error) => self.fail_with(None, &Error::from(error)),
                 }
+                self.boards_changed.notify_all();
             }
             (ToRank::Failed { communicator, failure }, _) => {
                 if let Some(group) = self.living_groups().into_iter().find(|g| g.id == communicator) {
@@ -456,7 +471,11 @@ impl Job {
             }
             (ToRank::Lost { rank, cause }, _) => {
                 let mut dead = lock(&self.dead);
-                dead.insert(rank, cause);
+                // That it vanished is what one sees without having been told: worth less than what one was told.
+                let place = dead.entry(rank).or_insert_with(|| cause.clone());
+                if cause != PeerCause::Vanished {
+                    *place = cause;
+                }
                 self.dead_count.store(dead.len() as u32, Ordering::Release);
                 drop(dead);
                 self.ring_self();
@@ -465,9 +484,10 @@ impl Job {
         }
     }
 
-    fn fail_with(&self, members: &[u32], error: &Error) {
+    /// Fails the communicators that have this member; all, with `None`.
+    fn fail_with(&self, member: Option<u32>, error: &Error) {
         for group in self.living_groups() {
-            if members.iter().any(|m| group.members.contains(m)) {
+            if member.is_none_or(|m| group.members.contains(&m)) {
                 group.fail(error.clone(), true);
             }
         }
@@ -503,6 +523,8 @@ fn hand_over(group: &Group, stream: &mut Stream, event: Event) -> Result<bool, E
 }
 
 fn progress(job: &Weak<Job>) {
+    // By communicator, from round to round: when its wait began, and what has been told about it.
+    let mut waits: BTreeMap<(u16, u32), crate::group::Overdue> = BTreeMap::new();
     loop {
         let Some(job) = job.upgrade() else { return };
         let groups: Vec<_> = job.living_groups().into_iter().filter(|g| g.is_detached()).collect();
@@ -538,7 +560,7 @@ fn progress(job: &Weak<Job>) {
         }
         let crowded = job.is_crowded();
         let begin = Instant::now();
-        let mut overdue: Vec<crate::group::Overdue> = groups.iter().map(|_| crate::group::Overdue::default()).collect();
+        waits.retain(|place, _| groups.iter().any(|g| (g.slot(), g.id) == *place));
         let mut last = begin;
         loop {
             let mut moved = false;
@@ -556,8 +578,9 @@ fn progress(job: &Weak<Job>) {
                 break;
             }
             if now.duration_since(last) > Duration::from_micros(if crowded { 50 } else { 100 }) {
-                for (group, overdue) in groups.iter().zip(&mut overdue) {
-                    group.overdue(overdue);
+                for group in &groups {
+                    group.overdue(waits.entry((group.slot(), group.id)).or_default());
+                    group.overdue_transfers();
                 }
                 job.park(Duration::from_millis(50), || groups.iter().any(|g| g.stirs()));
                 break;

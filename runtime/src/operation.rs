@@ -52,6 +52,7 @@ impl<M: Send + 'static> Operation<M> {
     /// The operation's error, with the memory.
     pub fn wait(mut self) -> Result<M, Failed<M>> {
         let result = match &self.kind {
+            _ if fork::is_forked() => Err(Error::Forked { rank: self.group.job.rank }),
             Kind::Collective(sequence) => self.group.wait(*sequence),
             Kind::Transfer(ticket) => self.group.finish_transfer(*ticket),
             Kind::Refused(error) => Err(error.clone()),
@@ -62,6 +63,7 @@ impl<M: Send + 'static> Operation<M> {
     /// Whether the operation has ended, well or not.
     pub fn is_done(&self) -> bool {
         match &self.kind {
+            _ if fork::is_forked() => true,
             Kind::Collective(sequence) => {
                 self.group.ended.load(Ordering::Acquire) > *sequence || self.group.failure().is_some()
             }
@@ -85,6 +87,7 @@ impl<M: Send + 'static> Future for Operation<M> {
 
     fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
         let polled = match &self.kind {
+            _ if fork::is_forked() => Poll::Ready(Err(Error::Forked { rank: self.group.job.rank })),
             Kind::Collective(sequence) => self.group.poll(*sequence, context),
             Kind::Transfer(ticket) => self.group.poll_transfer(*ticket, context),
             Kind::Refused(error) => Poll::Ready(Err(error.clone())),
@@ -101,9 +104,11 @@ impl<M: Send + 'static> Drop for Operation<M> {
             std::mem::forget(memory);
             return;
         }
+        // The operation goes on when the last communicator is dropped: what it keeps holds the group until its end.
+        let keep = |memory: M| Box::new((memory, Arc::clone(&self.group)));
         match self.kind {
-            Kind::Collective(sequence) => self.group.keep(sequence, Box::new(memory)),
-            Kind::Transfer(ticket) => self.group.detach_transfer(ticket, Box::new(memory)),
+            Kind::Collective(sequence) => self.group.keep(sequence, keep(memory)),
+            Kind::Transfer(ticket) => self.group.detach_transfer(ticket, keep(memory)),
             Kind::Refused(_) => {}
         }
     }

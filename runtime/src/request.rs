@@ -103,7 +103,8 @@ impl RawRequest {
     /// Whether input and output overlap otherwise than in place.
     fn overlaps(&self, group: &Group, input: usize, output: usize) -> bool {
         let (i, o) = (self.input.addr(), self.output.addr());
-        let block = self.count * self.data_type.size_bytes() * group.rank as usize;
+        // Only where blocks are meant does the product mean anything, and there `lengths` has bounded it.
+        let block = (self.count * self.data_type.size_bytes()).wrapping_mul(group.rank as usize);
         let in_place = match self.collective {
             Collective::AllGather => i == o.wrapping_add(block),
             Collective::ReduceScatter => o == i.wrapping_add(block),

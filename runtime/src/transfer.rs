@@ -49,6 +49,8 @@ struct Transfer {
     waker: Option<Waker>,
     keep: Option<Box<dyn Any + Send>>,
     detached: bool,
+    /// A thread waits for it, and may sleep.
+    waited: bool,
     since: Instant,
     reported: bool,
 }
@@ -76,7 +78,8 @@ pub(crate) struct Transfers {
 unsafe impl Send for Transfers {}
 
 impl Transfers {
-    fn start(&mut self, group: &Group, request: Request) -> Ticket {
+    fn start(&mut self, group: &Group, request: Request) -> Result<Ticket, Error> {
+        group.still_usable()?;
         let sends = request.call.collective == Collective::Send;
         let number = self.numbers.entry((request.peer, request.tag, sends)).or_default();
         let sequence = *number;
@@ -103,6 +106,7 @@ impl Transfers {
             waker: None,
             keep: None,
             detached: false,
+            waited: false,
             since: Instant::now(),
             reported: false,
         };
@@ -114,7 +118,7 @@ impl Transfers {
         self.open += 1;
         let ticket = Ticket { index: index as u32, serial: self.serial };
         self.pump(group, ticket.index);
-        ticket
+        Ok(ticket)
     }
 
     /// Posts what a transfer may post.
@@ -152,7 +156,7 @@ impl Transfers {
             memory: transfer.keep.take(),
         };
         if transfer.detached {
-            self.free(index);
+            drop(self.free(group, index));
         }
         Some(ended)
     }
@@ -167,44 +171,49 @@ impl Transfers {
         Error::Mismatch { communicator: group.id, sequence, ours, theirs, rank: peer }
     }
 
-    fn free(&mut self, index: u32) {
-        if let Some(transfer) = self.table.get_mut(index as usize).and_then(Option::take) {
-            self.open -= 1;
-            self.spare.push(transfer.execution);
-            drop(transfer.keep);
+    /// Forgets a transfer and withdraws what it still has under way: its memory is about to be given back. Returns the
+    /// memory it kept, to be dropped when no lock is held.
+    #[must_use]
+    fn free(&mut self, group: &Group, index: u32) -> Option<Box<dyn Any + Send>> {
+        let transfer = self.table.get_mut(index as usize)?.take()?;
+        self.open -= 1;
+        if !transfer.done {
+            for (_, chunk) in transfer.execution.in_flight() {
+                group.job.withdraw(group.transfer_token(index, chunk));
+            }
+            if transfer.request.asynchronous {
+                group.detached.fetch_sub(1, Ordering::AcqRel);
+            }
         }
+        self.spare.push(transfer.execution);
+        transfer.keep
     }
 
     fn find(&mut self, ticket: Ticket) -> Option<&mut Transfer> {
         self.table.get_mut(ticket.index as usize)?.as_mut().filter(|t| t.serial == ticket.serial)
     }
 
-    /// Whether a finished transfer has not been collected.
+    /// Whether a finished transfer has not been collected by the thread that waits for it.
     fn has_ended(&self) -> bool {
-        self.table.iter().flatten().any(|t| t.done)
+        self.table.iter().flatten().any(|t| t.done && t.waited)
     }
 
     pub(crate) fn is_idle(&self) -> bool {
         self.table.iter().flatten().all(|t| t.done)
     }
 
-    /// The communicator has failed: withdraws every message. Returns whom to wake.
-    pub(crate) fn abandon(&mut self, group: &Group) -> Vec<Waker> {
-        let mut wakers = Vec::new();
+    /// The communicator has failed: forgets what nobody waits for. Who waits for a transfer withdraws it himself, before its
+    /// memory is his again. Returns whom to wake and what to drop when no lock is held.
+    pub(crate) fn abandon(&mut self, group: &Group) -> (Vec<Waker>, Vec<Box<dyn Any + Send>>) {
+        let (mut wakers, mut memory) = (Vec::new(), Vec::new());
         for index in 0..self.table.len() as u32 {
             let Some(transfer) = &mut self.table[index as usize] else { continue };
-            for (_, chunk) in transfer.execution.in_flight() {
-                group.job.withdraw(group.transfer_token(index, chunk));
-            }
             wakers.extend(transfer.waker.take());
-            if transfer.request.asynchronous && !transfer.done {
-                group.detached.fetch_sub(1, Ordering::AcqRel);
-            }
             if transfer.detached {
-                self.free(index);
+                memory.extend(self.free(group, index));
             }
         }
-        wakers
+        (wakers, memory)
     }
 
     /// The transfer that is late, in words and numbers, if one is.
@@ -225,10 +234,10 @@ impl Transfers {
             }
             if !config.report_after.is_zero() && after >= config.report_after && !transfer.reported {
                 transfer.reported = true;
-                eprintln!(
-                    "windlass: rank {} has waited {after:.1?} in {operation} #{sequence} (tag {}) of communicator {} for rank {peer}",
+                crate::error::report(format_args!(
+                    "rank {} has waited {after:.1?} in {operation} #{sequence} (tag {}) of communicator {} for rank {peer}",
                     group.job.rank, transfer.request.tag, group.id
-                );
+                ));
             }
         }
         None
@@ -248,11 +257,14 @@ impl Group {
         if request.asynchronous {
             self.job.start_progress()?;
             self.detached.fetch_add(1, Ordering::AcqRel);
-            let ticket = lock(&self.transfers).start(self, request);
+            let started = lock(&self.transfers).start(self, request);
+            if started.is_err() {
+                self.detached.fetch_sub(1, Ordering::AcqRel);
+            }
             self.job.kick_progress();
-            return Ok(ticket);
+            return started;
         }
-        Ok(lock(&self.transfers).start(self, request))
+        lock(&self.transfers).start(self, request)
     }
 
     /// Moves messages. Whether anything moved.
@@ -273,18 +285,18 @@ impl Group {
     fn transfer_result(&self, ticket: Ticket) -> Option<Result<(), Error>> {
         let mut transfers = lock(&self.transfers);
         let ended = transfers.find(ticket).is_none_or(|t| t.done);
-        if ended {
-            transfers.free_if(ticket);
-            return Some(Ok(()));
-        }
-        let error = self.failure()?;
-        transfers.free_if(ticket);
-        Some(Err(error))
+        let result = if ended { Ok(()) } else { Err(self.failure()?) };
+        // What it kept is nothing: a transfer that is asked for has not been detached.
+        drop(transfers.free_if(self, ticket));
+        Some(result)
     }
 
     /// Waits for a transfer, driving it.
     pub(crate) fn finish_transfer(&self, ticket: Ticket) -> Result<(), Error> {
         let mut waiter = Waiter::new(&self.job);
+        if let Some(transfer) = lock(&self.transfers).find(ticket) {
+            transfer.waited = true;
+        }
         loop {
             if let Some(result) = self.transfer_result(ticket) {
                 return result;
@@ -316,8 +328,9 @@ impl Group {
 
     /// Keeps a transfer's memory until it ends; nobody will ask for the result.
     pub(crate) fn detach_transfer(&self, ticket: Ticket, memory: Box<dyn Any + Send>) {
-        let failed = self.failure().is_some();
         let mut transfers = lock(&self.transfers);
+        // Asked under the lock: a failure that comes later finds the transfer detached and frees it.
+        let failed = self.failure().is_some();
         match transfers.find(ticket) {
             Some(transfer) if !transfer.done && !failed => {
                 transfer.keep = Some(memory);
@@ -325,9 +338,9 @@ impl Group {
                 transfer.waker = None;
             }
             _ => {
-                transfers.free_if(ticket);
+                let kept = transfers.free_if(self, ticket);
                 drop(transfers);
-                drop(memory);
+                drop((kept, memory));
             }
         }
     }
@@ -360,10 +373,10 @@ impl Group {
 }
 
 impl Transfers {
-    fn free_if(&mut self, ticket: Ticket) {
-        if self.find(ticket).is_some() {
-            self.free(ticket.index);
-        }
+    #[must_use]
+    fn free_if(&mut self, group: &Group, ticket: Ticket) -> Option<Box<dyn Any + Send>> {
+        self.find(ticket)?;
+        self.free(group, ticket.index)
     }
 }
 

@@ -17,6 +17,8 @@ use crate::error::JoinError;
 #[derive(Debug)]
 pub(crate) struct Control {
     socket: OwnedFd,
+    /// Rank 0 serves the rendezvous: no launcher does, or the world is one of threads.
+    of_rank_0: bool,
 }
 
 /// What joining gave.
@@ -40,7 +42,7 @@ impl Control {
         let begin = Instant::now();
         loop {
             match socket::reach(&parsed) {
-                Ok(socket) => return Ok(Self { socket }),
+                Ok(socket) => return Ok(Self { socket, of_rank_0: patient }),
                 Err(Errno::CONNREFUSED | Errno::AGAIN) if patient && begin.elapsed() < config.join_timeout => {
                     std::thread::sleep(Duration::from_millis(10));
                 }
@@ -88,7 +90,7 @@ impl Control {
             }
             if !reported && !config.report_after.is_zero() && waited >= config.report_after {
                 reported = true;
-                eprintln!("windlass: rank {} has waited {waited:.0?} for rank(s) {missing:?} to join", identity.rank);
+                crate::error::report(format_args!("rank {} has waited {waited:.0?} for rank(s) {missing:?} to join", identity.rank));
             }
             if !readable(self.socket.as_fd(), Duration::from_millis(500)) {
                 continue;
@@ -112,16 +114,23 @@ impl Control {
         socket::send(self.socket.as_fd(), message, descriptor)
     }
 
-    /// The next message; `None` when the rendezvous has ended.
-    pub(crate) fn listen(&self, buffer: &mut Vec<u8>) -> Option<(ToRank, Option<OwnedFd>)> {
+    /// The next message; `None` when the rendezvous has ended. A descriptor that could not be installed is an error, and others
+    /// may follow.
+    pub(crate) fn listen(&self, buffer: &mut Vec<u8>) -> Result<Option<(ToRank, Option<OwnedFd>)>, Errno> {
         loop {
             match socket::receive(self.socket.as_fd(), buffer) {
-                Ok(message) => return message,
-                // Garbage, or a descriptor that could not be installed, is one message lost.
-                Err(Errno::BADMSG | Errno::MFILE) => {}
-                Err(_) => return None,
+                Ok(message) => return Ok(message),
+                Err(Errno::MFILE) => return Err(Errno::MFILE),
+                // Garbage is one message lost.
+                Err(Errno::BADMSG) => {}
+                Err(_) => return Ok(None),
             }
         }
+    }
+
+    /// Whether the end of the rendezvous is the end of rank 0.
+    pub(crate) const fn is_of_rank_0(&self) -> bool {
+        self.of_rank_0
     }
 
     /// Ends the connection: the listening thread returns.

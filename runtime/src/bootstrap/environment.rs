@@ -60,9 +60,18 @@ impl Identity {
         let (host, port) = (need("MASTER_ADDR")?, need("MASTER_PORT")?);
         let job = variable("TORCHELASTIC_RUN_ID").unwrap_or_default();
         let name = format!("windlass-{uid}-{host}-{port}-{job}");
-        let rendezvous = Some(super::socket::format_address(&name[..name.len().min(100)]));
+        let rendezvous = Some(super::socket::format_address(&shortened(name)));
         Ok(Self { rank, ranks, rendezvous, serves: rank == 0 })
     }
+}
+
+/// A name that fits into a socket's address. A long one ends with a hash of the whole, so that jobs stay apart.
+fn shortened(name: String) -> String {
+    if name.len() <= 100 {
+        return name;
+    }
+    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, byte| (h ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+    format!("{}{hash:016x}", &name[..name.floor_char_boundary(84)])
 }
 
 #[cfg(test)]
@@ -86,6 +95,16 @@ mod tests {
         let torch = [("WORLD_SIZE", "2"), ("RANK", "0"), ("MASTER_ADDR", "a"), ("MASTER_PORT", "9")];
         let torch = read(&torch).unwrap();
         assert_eq!((torch.rendezvous.as_deref(), torch.serves), (Some("unix:@windlass-5-a-9-"), true));
+    }
+
+    #[test]
+    fn long_names_fit_and_stay_apart() {
+        let name = |run: &str| {
+            let long = format!("{}{run}", "ä".repeat(70));
+            let pairs = [("WORLD_SIZE", "2"), ("RANK", "0"), ("MASTER_ADDR", "a"), ("MASTER_PORT", "9"), ("TORCHELASTIC_RUN_ID", &long)];
+            read(&pairs).unwrap().rendezvous.unwrap()
+        };
+        assert!(name("1").len() <= "unix:@".len() + 100 && name("1") != name("2"));
     }
 
     #[test]

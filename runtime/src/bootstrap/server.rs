@@ -221,8 +221,12 @@ impl State {
     }
 
     fn accept(&mut self) {
-        // Out of descriptors: the caller's connect waits in the backlog and is taken when some are free again.
-        let Ok(socket) = socket::take(self.listener.as_fd()) else { return };
+        let Ok(socket) = socket::take(self.listener.as_fd()) else {
+            // Out of descriptors: the caller waits in the backlog and is taken when some are free again. Until then the listener
+            // stays readable; looking at it without a pause would cost a core.
+            std::thread::sleep(Duration::from_millis(10));
+            return;
+        };
         let Ok((uid, pid)) = socket::peer_credentials(socket.as_fd()) else { return };
         let own = rustix::process::getuid().as_raw();
         if uid != own && own != 0 && uid != 0 {

@@ -20,6 +20,7 @@ pub(crate) mod wait;
 
 use std::any::Any;
 use std::collections::VecDeque;
+use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::Waker;
@@ -75,7 +76,8 @@ struct OpenWait {
 #[derive(Debug)]
 pub(crate) struct Active {
     pub(crate) sequence: u64,
-    pub(crate) plan: Plan,
+    /// Shared with the remembered plans only, under the same lock.
+    pub(crate) plan: Rc<Plan>,
     pub(crate) fingerprint: Fingerprint,
     /// Where block 0 of the operand would begin: the caller's memory.
     pub(crate) input: *mut u8,
@@ -124,7 +126,7 @@ pub(crate) struct Stream {
 }
 
 // SAFETY: the raw pointers refer to memory that the operations own or borrow until they end, and to mappings that the
-// stream keeps; the stream is only touched under its communicator's lock.
+// stream keeps; the counted plans are reached through the stream alone; and it is only touched under its communicator's lock.
 unsafe impl Send for Stream {}
 
 /// Private scratch rings, cache-line aligned.
@@ -292,6 +294,7 @@ impl Stream {
         let partial = if schedule.keeps_partial() { plan.geometry.partial_bytes() } else { 0 };
         self.scratch.reserve(rings, partial);
         self.lent.fill(NOTHING);
+        let inline = plan.geometry.layout.bytes() <= INLINE_BYTES as u64;
         self.active = Some(Active {
             sequence,
             plan,
@@ -300,7 +303,7 @@ impl Stream {
             output,
             lends,
             staged,
-            inline: plan.geometry.layout.bytes() <= INLINE_BYTES as u64,
+            inline,
             started,
             asynchronous: pending.asynchronous,
             blocked: None,
@@ -433,6 +436,9 @@ impl Stream {
     /// Looks whether an open wait has come further. Whether it has.
     fn look(&mut self, group: &Group, slot: usize) -> Result<bool, Error> {
         let Some(wait) = self.waits[slot] else { return Ok(false) };
+        if wait.done == 0 && !group.job.is_crowded() {
+            self.glance(group, slot, &wait);
+        }
         let phase = if slot == Phase::Arrival as usize { Phase::Arrival } else { Phase::Done };
         let mut reached = wait.total;
         match wait.from {
@@ -454,6 +460,25 @@ impl Stream {
         self.waits[slot] = (reached < wait.total).then_some(OpenWait { done: reached, ..wait });
         self.complete(wait.step, wait.done, reached);
         Ok(true)
+    }
+
+    /// Looks a few times at one peer's line, since the answer is often under way: leaving and coming back would take
+    /// longer than the line does.
+    fn glance(&self, group: &Group, slot: usize, wait: &OpenWait) {
+        let (Some(board), Some(active)) = (&group.board, &self.active) else { return };
+        let q = match wait.from {
+            Peers::One(q) => q as usize,
+            Peers::All => ((group.rank + 1) % group.ranks) as usize,
+        };
+        let arrives = slot == Phase::Arrival as usize;
+        let (arrival, done) = (board.arrival(q, active.sequence), board.done(q));
+        for _ in 0..GLANCES {
+            let reached = if arrives { arrival.ready(active.sequence) } else { done.reached(active.sequence, wait.total) };
+            if reached > 0 {
+                return;
+            }
+            std::hint::spin_loop();
+        }
     }
 
     /// How many chunks of the active operation peer `q` has signalled.
@@ -641,7 +666,7 @@ impl Stream {
             && let Err(error) = segment.detach(located.offset as usize, bytes_out)
         {
             // The memory cannot be made safe to give back, so it must never be used again.
-            eprintln!("windlass: {error}; rank {} stops, since a peer may still write its memory", group.job.rank);
+            crate::error::report(format_args!("{error}; rank {} stops, since a peer may still write its memory", group.job.rank));
             std::process::abort();
         }
     }
@@ -700,6 +725,9 @@ impl Stream {
         Error::PeerFailed { rank, cause, operation, sequence, communicator: group.id }
     }
 }
+
+/// How often a line is looked at before anything else is.
+const GLANCES: u32 = 1;
 
 /// No operation has this number.
 const NOW: u64 = u64::MAX;

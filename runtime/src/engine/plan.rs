@@ -1,5 +1,7 @@
 //! A call to its schedule, geometry and kernels, remembered.
 
+use std::rc::Rc;
+
 use windlass_collectives::{Call, Choice, Collective, Geometry, Layout, Schedule};
 use windlass_kernels::{Combine, DataType};
 
@@ -24,7 +26,7 @@ pub(crate) fn choose(group: &Group, call: &Call) -> Result<Choice, Error> {
 }
 
 /// Everything about a call that does not depend on where its memory is.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) call: Call,
     pub(crate) choice: Choice,
@@ -88,25 +90,21 @@ impl Plan {
 /// The plans of recent calls.
 #[derive(Debug, Default)]
 pub(crate) struct Plans {
-    entries: [Option<Box<Plan>>; 16],
+    entries: [Option<Rc<Plan>>; 16],
 }
 
 impl Plans {
     /// The plan of `call`, made anew when it is not among the recent ones.
-    pub(crate) fn find(&mut self, group: &Group, call: &Call) -> Result<Plan, Error> {
+    #[inline]
+    pub(crate) fn find(&mut self, group: &Group, call: &Call) -> Result<Rc<Plan>, Error> {
         let print = call.fingerprint();
         let mixed = (print.what ^ print.count.rotate_left(23)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let entry = &mut self.entries[(mixed >> 60) as usize];
-        match entry {
-            Some(plan) if plan.call == *call => Ok(**plan),
-            _ => {
-                let plan = Plan::new(group, call)?;
-                match entry {
-                    Some(place) => **place = plan,
-                    None => *entry = Some(Box::new(plan)),
-                }
-                Ok(plan)
-            }
+        if let Some(plan) = entry
+            && plan.call == *call
+        {
+            return Ok(Rc::clone(plan));
         }
+        Ok(Rc::clone(entry.insert(Rc::new(Plan::new(group, call)?))))
     }
 }

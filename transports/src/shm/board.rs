@@ -83,6 +83,11 @@ impl Shape {
 pub struct Board {
     mapping: Mapping,
     shape: Shape,
+    /// The shape's offsets, worked out once: they are needed several times an operation.
+    stride: usize,
+    slots_at: usize,
+    slot_stride: usize,
+    stage_at: usize,
 }
 
 impl Board {
@@ -116,7 +121,14 @@ impl Board {
         if magic != MAGIC || !fits || shape.total() > mapping.len() {
             return Err(wrong(mapping.len()));
         }
-        Ok(Self { mapping, shape })
+        Ok(Self {
+            mapping,
+            shape,
+            stride: shape.stride(),
+            slots_at: shape.slots_at(),
+            slot_stride: Shape::round(shape.slot_bytes),
+            stage_at: shape.stage_at(),
+        })
     }
 
     /// What it was made for.
@@ -157,13 +169,13 @@ impl Board {
     #[inline]
     pub fn slot(&self, rank: usize, sequence: u64) -> NonNull<u8> {
         let way = (sequence % WAYS) as usize;
-        self.at(self.area(rank) + self.shape.slots_at() + way * Shape::round(self.shape.slot_bytes))
+        self.at(self.area(rank) + self.slots_at + way * self.slot_stride)
     }
 
     /// The stage of `rank`: `stage_bytes` bytes.
     #[inline]
     pub fn stage(&self, rank: usize) -> NonNull<u8> {
-        self.at(self.area(rank) + self.shape.stage_at())
+        self.at(self.area(rank) + self.stage_at)
     }
 
     /// The lane from `source` to `target`: its positions and its ring of [`LANE_BYTES`] bytes.
@@ -183,7 +195,7 @@ impl Board {
     #[inline]
     fn area(&self, rank: usize) -> usize {
         assert!(rank < self.shape.ranks as usize, "rank {rank} has no area on this board");
-        PAGE + rank * self.shape.stride()
+        PAGE + rank * self.stride
     }
 
     #[inline]

@@ -137,11 +137,14 @@ impl Doorbell {
     /// Without a time limit: a lost wake-up is a deadlock, which loom reports.
     #[cfg(loom)]
     fn sleep(&self, _: usize, seen: u32, _: Duration) {
-        self.futex.lock().unwrap_or_else(PoisonError::into_inner).push(loom::thread::current());
+        let queue = || self.futex.lock().unwrap_or_else(PoisonError::into_inner);
+        let me = loom::thread::current();
+        queue().push(me.clone());
         // The kernel compares under the lock that wake takes, so it reads no old value; nor does a read-modify-write.
         if self.word.fetch_add(0, Ordering::Relaxed) == seen {
             loom::thread::park();
         }
+        queue().retain(|sleeper| sleeper.id() != me.id());
     }
 
     /// A doorbell of its own, for the model.

@@ -1,0 +1,44 @@
+# make run · make test · make bench · make lint: each installs what it needs (tools/setup).
+
+.PHONY: help run build test bench lint install-tools clean
+
+help:
+	@echo "make run            build, run the histogram example on 4 ranks, and a short bench"
+	@echo "make test           every test: unit, integration, process, documentation, loom"
+	@echo "make bench          all_reduce on 2 ranks, 8 B to 16 MiB"
+	@echo "make lint           format, clippy, documentation, licences"
+	@echo "make install-tools  install what is missing, and nothing else"
+
+# cargo may have been installed by tools/setup a moment ago, out of this shell's PATH.
+export PATH := $(PATH):$(if $(CARGO_HOME),$(CARGO_HOME),$(HOME)/.cargo)/bin:$(CURDIR)/.tools/bin
+RELEASE := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)/release
+
+install-tools:
+	@tools/setup --test --lint --deny
+
+build:
+	@tools/setup
+	cargo build --release --locked
+	cargo build --release --locked -p windlass-examples --examples
+
+run: build
+	$(RELEASE)/windlass run -n 4 -- $(RELEASE)/examples/histogram
+	$(RELEASE)/windlass bench all_reduce -n 2 -b 8 -e 1M -f 8
+
+test:
+	@tools/setup --test
+	@tools/test
+
+bench: build
+	$(RELEASE)/windlass bench all_reduce -n 2 -b 8 -e 16M -f 8
+
+lint:
+	@tools/setup --lint
+	cargo fmt --all --check
+	cargo clippy --locked --workspace --all-targets -- -D warnings
+	cargo clippy --locked -p windlass --features planted-fault --all-targets -- -D warnings
+	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
+	@if command -v cargo-deny >/dev/null; then cargo deny --locked check licenses bans sources; else echo "lint: skipped cargo deny: not installed (make install-tools)"; fi
+
+clean:
+	cargo clean

@@ -1,0 +1,344 @@
+//! What is timed: windlass, and the limits.
+
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::rc::Rc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+
+use windlass::{Buffer, Collective, Communicator, DataType, RawRequest, ReduceOp};
+use windlass_benches::limits::{Direct, Heap, Limit, Tcp};
+
+use super::block::Subject;
+use super::pattern::{Patterns, Values};
+use super::shared::Shared;
+use super::{LimitKind, RankError};
+
+/// Where a rank's buffers lie.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    Registered,
+    Heap,
+}
+
+/// One buffer. Its pieces are bytes; it is aligned for every type.
+#[derive(Debug)]
+enum Bytes {
+    Registered(Buffer<u8>),
+    Heap(Vec<u64>, usize),
+}
+
+impl Bytes {
+    fn new(communicator: &Communicator, place: Place, length: usize) -> Result<Self, RankError> {
+        Ok(match place {
+            Place::Registered => Self::Registered(communicator.alloc(length)?),
+            Place::Heap => Self::Heap(vec![0; length.div_ceil(size_of::<u64>())], length),
+        })
+    }
+
+    fn get(&self) -> &[u8] {
+        match self {
+            Self::Registered(buffer) => buffer,
+            // SAFETY: the words hold at least `length` bytes, and every byte of a word is one.
+            Self::Heap(words, length) => unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), *length) },
+        }
+    }
+
+    fn get_mut(&mut self) -> &mut [u8] {
+        match self {
+            Self::Registered(buffer) => buffer,
+            // SAFETY: as above, borrowed mutably; every pattern of bits is a word.
+            Self::Heap(words, length) => unsafe {
+                std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), *length)
+            },
+        }
+    }
+}
+
+/// The memory of one operation, and the call on it.
+#[derive(Debug)]
+struct Lane {
+    memory: Bytes,
+    /// Where input and output are not the same.
+    result: Option<Bytes>,
+    request: RawRequest,
+}
+
+/// A call's arguments, the same for all operations of a size.
+#[derive(Clone, Debug)]
+pub(super) struct Work {
+    pub(super) collective: Collective,
+    pub(super) data_type: DataType,
+    pub(super) op: ReduceOp,
+    /// The count of each buffer that rotates.
+    pub(super) counts: Vec<usize>,
+    pub(super) place: Place,
+    pub(super) patterns: Rc<Patterns>,
+}
+
+/// windlass, through its public interface.
+#[derive(Debug)]
+pub(super) struct Windlass {
+    shared: Shared,
+    communicator: Communicator,
+    /// A second communicator, whose operation is under way at the same time.
+    second: Option<Communicator>,
+    work: Work,
+    lanes: Vec<Lane>,
+    second_lanes: Vec<Lane>,
+}
+
+impl Windlass {
+    pub(super) fn new(
+        shared: Shared,
+        communicator: &Communicator,
+        second: Option<&Communicator>,
+        work: Work,
+    ) -> Result<Self, RankError> {
+        let lanes = |_| work.counts.iter().map(|&count| Lane::new(communicator, shared, &work, count)).collect();
+        let second_lanes = second.map(lanes).unwrap_or_else(|| Ok(Vec::new()))?;
+        let lanes = lanes(communicator)?;
+        Ok(Self { shared, communicator: communicator.clone(), second: second.cloned(), work, lanes, second_lanes })
+    }
+
+    /// To and fro between ranks 0 and 1.
+    fn ping_pong(&self, request: &RawRequest) -> Result<(), RankError> {
+        let send = RawRequest { collective: Collective::Send, ..*request };
+        let receive = RawRequest { collective: Collective::Recv, ..*request };
+        let turns = if self.shared.rank == 0 { [send, receive] } else { [receive, send] };
+        for turn in &turns {
+            // SAFETY: as in `run`.
+            unsafe { self.communicator.blocking().perform(turn)? };
+        }
+        Ok(())
+    }
+
+    fn lane_wrong(&self, lane: &Lane, iteration: usize) -> u64 {
+        let (shared, patterns) = (&self.shared, &self.work.patterns);
+        let result = lane.result.as_ref().unwrap_or(&lane.memory).get();
+        let count = lane.request.count;
+        match self.work.collective {
+            Collective::AllReduce => patterns.wrong(result, Values::Reduced, iteration, 0),
+            Collective::ReduceScatter => patterns.wrong(result, Values::Reduced, iteration, shared.rank * count),
+            Collective::Broadcast => patterns.wrong(result, Values::Of(0), iteration, 0),
+            Collective::AllGather => {
+                let blocks = result.chunks(result.len() / shared.ranks).enumerate();
+                blocks.map(|(rank, block)| patterns.wrong(block, Values::Of(rank), iteration, 0)).sum()
+            }
+            Collective::Barrier => {
+                let entered = |rank| shared.entered(rank).load(Ordering::Relaxed);
+                let own = entered(shared.rank);
+                (0..shared.ranks).filter(|&rank| entered(rank) < own).count() as u64
+            }
+            // Ranks 0 and 1 hold what rank 1 sent; the others take no part.
+            _ if shared.rank < 2 => patterns.wrong(result, Values::Of(0), iteration, 0),
+            _ => 0,
+        }
+    }
+
+    /// Whether barriers hold back: in turn every rank comes late by more than any exchange takes.
+    pub(super) fn prove_barrier(&mut self) -> Result<u64, RankError> {
+        let mut early = 0;
+        for turn in 0..16 * self.shared.ranks {
+            if turn % self.shared.ranks == self.shared.rank {
+                let start = Instant::now();
+                while start.elapsed() < Duration::from_micros(50) {
+                    std::hint::spin_loop();
+                }
+            }
+            self.run(0)?;
+            early += self.lane_wrong(&self.lanes[0], turn);
+        }
+        Ok(early)
+    }
+}
+
+impl Lane {
+    fn new(communicator: &Communicator, shared: Shared, work: &Work, count: usize) -> Result<Self, RankError> {
+        let bytes = count * work.data_type.size_bytes();
+        let all = bytes * shared.ranks;
+        let (input, output) = match work.collective {
+            Collective::AllGather => (bytes, Some(all)),
+            Collective::ReduceScatter => (all, Some(bytes)),
+            _ => (bytes, None),
+        };
+        let memory = Bytes::new(communicator, work.place, input)?;
+        let result = output.map(|length| Bytes::new(communicator, work.place, length)).transpose()?;
+        let mut request = RawRequest::new(work.collective, work.data_type, count);
+        request.op = work.op;
+        if work.collective.is_point_to_point() {
+            request.root = 1 - (shared.rank as u32).min(1);
+        }
+        Ok(Self { memory, result, request })
+    }
+
+    fn fill(&mut self, shared: Shared, work: &Work, iteration: usize) {
+        let own = Values::Of(shared.rank);
+        work.patterns.fill(self.memory.get_mut(), own, iteration, 0);
+        if let Some(result) = &mut self.result {
+            // What the last round left must not pass for this one's result.
+            let size = work.data_type.size_bytes();
+            let result = result.get_mut();
+            let ends = [0, result.len().saturating_sub(size)];
+            ends.into_iter().for_each(|end| result[end..].iter_mut().take(size).for_each(|byte| *byte ^= 0x55));
+        }
+        self.request.input = self.memory.get_mut().as_mut_ptr().cast_const();
+        self.request.output = match &mut self.result {
+            Some(result) => result.get_mut().as_mut_ptr(),
+            None => self.request.input.cast_mut(),
+        };
+    }
+}
+
+impl Subject for Windlass {
+    fn fill(&mut self, iteration: usize, index: usize) {
+        let lanes = [&mut self.lanes, &mut self.second_lanes];
+        lanes.into_iter().filter_map(|lanes| lanes.get_mut(index)).for_each(|lane| {
+            lane.fill(self.shared, &self.work, iteration);
+        });
+    }
+
+    #[inline]
+    fn run(&mut self, index: usize) -> Result<(), RankError> {
+        let request = &self.lanes[index].request;
+        match request.collective {
+            Collective::Send if self.shared.rank < 2 => return self.ping_pong(request),
+            Collective::Send => return Ok(()),
+            Collective::Barrier => {
+                let entered = self.shared.entered(self.shared.rank);
+                entered.store(entered.load(Ordering::Relaxed) + 1, Ordering::Relaxed);
+            }
+            _ => {}
+        }
+        if let Some(second) = &self.second {
+            // SAFETY: as below; the operation has ended when this function returns, also with an error.
+            let started = unsafe { second.post(&self.second_lanes[index].request, ()) };
+            // SAFETY: as below.
+            let first = unsafe { self.communicator.blocking().perform(request) };
+            let second = started.wait();
+            first?;
+            return second.map(|()| ()).map_err(|failed| failed.error.into());
+        }
+        // SAFETY: `fill` has aimed the request at the lane's memory, which is as long as the collective needs, lives
+        // in `self`, and is not touched until the call has ended.
+        unsafe { self.communicator.blocking().perform(request)? };
+        Ok(())
+    }
+
+    fn wrong(&self, iteration: usize, index: usize) -> u64 {
+        let lanes = [self.lanes.get(index), self.second_lanes.get(index)];
+        lanes.into_iter().flatten().map(|lane| self.lane_wrong(lane, iteration)).sum()
+    }
+
+    fn operations(&self) -> f64 {
+        if self.second.is_some() || self.work.collective == Collective::Send { 2.0 } else { 1.0 }
+    }
+}
+
+/// The limits that a bench compares with, made once: they count their operations.
+#[derive(Debug)]
+pub(super) struct Limits {
+    shared: Shared,
+    direct: Direct,
+    heap: Heap,
+    tcp: Option<Tcp>,
+}
+
+/// One limit at one size.
+#[derive(Debug)]
+pub(super) struct LimitOf<'l> {
+    limits: &'l mut Limits,
+    kind: LimitKind,
+    counts: Vec<usize>,
+    patterns: Rc<Patterns>,
+    private: Vec<Vec<f32>>,
+}
+
+impl Limits {
+    pub(super) fn new(shared: Shared, kinds: &[LimitKind]) -> Result<Self, RankError> {
+        let tcp = kinds.contains(&LimitKind::Tcp) && shared.ranks == 2;
+        let tcp = if tcp { Some(Limit::tcp(connect(&shared)?)?) } else { None };
+        let (direct, heap) = (Limit::direct(shared.arena, shared.rank), Limit::heap(shared.arena, shared.rank));
+        Ok(Self { shared, direct, heap, tcp })
+    }
+
+    pub(super) fn of(&mut self, kind: LimitKind, counts: &[usize], patterns: &Rc<Patterns>) -> LimitOf<'_> {
+        let private = match kind {
+            LimitKind::Direct => Vec::new(),
+            _ => counts.iter().map(|&count| vec![0.0; count]).collect(),
+        };
+        LimitOf { limits: self, kind, counts: counts.to_vec(), patterns: Rc::clone(patterns), private }
+    }
+}
+
+/// A connection between ranks 0 and 1.
+fn connect(shared: &Shared) -> Result<TcpStream, RankError> {
+    let await_port = |of: usize| loop {
+        if let Ok(port @ 1..) = u16::try_from(shared.port(of).load(Ordering::Acquire)) {
+            return port;
+        }
+        std::thread::yield_now();
+    };
+    if shared.rank == 0 {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        shared.port(0).store(listener.local_addr()?.port().into(), Ordering::Release);
+        let expected = await_port(1);
+        loop {
+            // Somebody else on this machine may connect to the port first.
+            let (stream, from) = listener.accept()?;
+            if from.port() == expected {
+                return Ok(stream);
+            }
+        }
+    }
+    let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, await_port(0)))?;
+    shared.port(1).store(stream.local_addr()?.port().into(), Ordering::Release);
+    Ok(stream)
+}
+
+impl LimitOf<'_> {
+    fn values(&self, index: usize) -> (*mut u8, usize) {
+        let length = self.counts[index] * size_of::<f32>();
+        match self.private.get(index) {
+            Some(values) => (values.as_ptr().cast_mut().cast(), length),
+            None => (self.limits.shared.arena.buffer(self.limits.shared.rank, index).cast(), length),
+        }
+    }
+}
+
+impl Subject for LimitOf<'_> {
+    fn fill(&mut self, iteration: usize, index: usize) {
+        let own = Values::Of(self.limits.shared.rank);
+        if let Some(values) = self.private.get_mut(index) {
+            // SAFETY: floats borrowed mutably are bytes, and every pattern of bits is a float.
+            let bytes = unsafe {
+                std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values.as_slice()))
+            };
+            return self.patterns.fill(bytes, own, iteration, 0);
+        }
+        let (address, length) = self.values(index);
+        // SAFETY: the buffer is this rank's and holds the largest size; no operation is under way.
+        self.patterns.fill(unsafe { std::slice::from_raw_parts_mut(address, length) }, own, iteration, 0);
+    }
+
+    #[inline]
+    fn run(&mut self, index: usize) -> Result<(), RankError> {
+        match (self.kind, &mut self.limits.tcp) {
+            (LimitKind::Direct, _) => self.limits.direct.run(index, self.counts[index]),
+            (LimitKind::Heap, _) => self.limits.heap.run(&mut self.private[index]),
+            (LimitKind::Tcp, Some(tcp)) => tcp.exchange(&self.private[index])?,
+            (LimitKind::Tcp, None) => {}
+        }
+        Ok(())
+    }
+
+    fn wrong(&self, iteration: usize, index: usize) -> u64 {
+        // The exchange only moves bytes, and keeps what arrived to itself.
+        if self.kind == LimitKind::Tcp {
+            return 0;
+        }
+        let (address, length) = self.values(index);
+        // SAFETY: the buffer is this rank's, and the operation on it has ended on all ranks that write it.
+        let bytes = unsafe { std::slice::from_raw_parts(address.cast_const(), length) };
+        self.patterns.wrong(bytes, Values::Reduced, iteration, 0)
+    }
+}
