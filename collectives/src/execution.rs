@@ -51,6 +51,8 @@ struct Loaded {
     beyond: u32,
     /// Slots of the loaded steps that wait for this one.
     dependents: u32,
+    /// Slots of the loaded steps that this one waits for, when every step is one chunk.
+    needs: u32,
 }
 
 const EMPTY: Loaded = Loaded {
@@ -62,6 +64,7 @@ const EMPTY: Loaded = Loaded {
     done: 0,
     beyond: 0,
     dependents: 0,
+    needs: 0,
 };
 
 /// One rank's progress through one schedule.
@@ -77,6 +80,11 @@ pub struct Execution {
     ready_at_start: u32,
     /// Slots of steps that wait for a step not yet loaded.
     forward: u32,
+    /// Everything is loaded and every step is one chunk, as in all small operations: then a step is ready when the
+    /// steps it needs are finished, and two sets of bits say it all.
+    single: bool,
+    /// In that case: slots of complete steps.
+    finished: u32,
     steps: [Loaded; WINDOW as usize],
 }
 
@@ -99,6 +107,8 @@ impl Execution {
             ready: 0,
             ready_at_start: 0,
             forward: 0,
+            single: false,
+            finished: 0,
             steps: [EMPTY; WINDOW as usize],
         };
         execution.begin();
@@ -112,7 +122,7 @@ impl Execution {
             for loaded in &mut self.steps[..self.high as usize] {
                 loaded.rewind();
             }
-            (self.low, self.ready) = (0, self.ready_at_start);
+            (self.low, self.ready, self.finished) = (0, self.ready_at_start, 0);
             return;
         }
         (self.schedule, self.geometry) = (schedule, geometry);
@@ -120,11 +130,17 @@ impl Execution {
     }
 
     fn begin(&mut self) {
-        (self.low, self.high, self.ready, self.forward) = (0, 0, 0, 0);
+        (self.low, self.high, self.ready, self.forward, self.finished) = (0, 0, 0, 0, 0);
         self.load();
         self.ready_at_start = self.ready;
-        for loaded in &mut self.steps[..self.high as usize] {
+        let whole = self.high == self.schedule.len();
+        let loaded = &mut self.steps[..self.high as usize];
+        self.single = whole && loaded.iter().all(|l| l.chunks == 1);
+        for loaded in loaded {
             loaded.allowed_at_start = loaded.allowed;
+            // A ring frees chunk 0 for nobody before it is used again, which a single chunk never does.
+            let needed = loaded.step.dependencies().filter(|d| d.rule != Rule::Reuse);
+            loaded.needs = needed.map(|d| bit(d.step)).fold(0, |a, b| a | b);
         }
     }
 
@@ -190,11 +206,15 @@ impl Execution {
     /// # Panics
     /// When they were not handed out, or were completed before: a chunk that counts twice is the one
     /// error this crate exists to exclude.
+    #[inline]
     pub fn complete(&mut self, step: u32, chunks: Range<u32>) {
         assert!(self.low <= step && step < self.high, "step {step} is not under way");
         assert!(chunks.start < chunks.end, "no chunks of step {step} are complete");
         let loaded = &mut self.steps[slot(step)];
         assert!(chunks.end <= loaded.issued, "chunks {chunks:?} of step {step} were not handed out");
+        if self.single {
+            return self.finish(step);
+        }
         if chunks.start == loaded.done {
             loaded.done = chunks.end;
             if loaded.beyond != 0 {
@@ -224,6 +244,27 @@ impl Execution {
         }
         if whole && step == self.low {
             self.advance();
+        }
+    }
+
+    /// The only chunk of `step` is complete.
+    #[inline]
+    fn finish(&mut self, step: u32) {
+        let loaded = &mut self.steps[slot(step)];
+        assert!(loaded.done == 0, "chunk 0 of step {step} completed twice");
+        loaded.done = 1;
+        self.finished |= bit(step);
+        let mut dependents = loaded.dependents;
+        while dependents != 0 {
+            let dependent = dependents.trailing_zeros();
+            dependents &= dependents - 1;
+            if self.steps[dependent as usize].needs & !self.finished == 0 && self.steps[dependent as usize].issued == 0 {
+                self.steps[dependent as usize].allowed = 1;
+                self.ready |= 1 << dependent;
+            }
+        }
+        if self.finished.count_ones() == self.high {
+            self.low = self.high;
         }
     }
 

@@ -12,22 +12,29 @@ pub struct Layout {
     blocks: u32,
     /// The whole vector.
     bytes: u64,
-    /// What block boundaries are rounded down to; a multiple of the element size.
-    grain: u64,
     element_bytes: u64,
+    /// Elements of every block, and those left over: what `start` would divide by hand each time it is asked.
+    quotient: u64,
+    remainder: u64,
+    /// What a boundary in bytes keeps of its bits: none below the cache line where it is rounded down to one.
+    mask: u64,
 }
 
 impl Layout {
     /// A vector of `count` elements cut into `blocks` parts: part `i` is `[i·n/p, (i+1)·n/p)`
     /// rounded down to cache lines, so parts may be empty.
     pub const fn parts(count: u64, element_bytes: u64, blocks: u32) -> Self {
-        Self { blocks, bytes: count * element_bytes, grain: CACHE_LINE_BYTES, element_bytes }
+        Self::new(count, element_bytes, blocks, !(CACHE_LINE_BYTES - 1))
     }
 
     /// `blocks` blocks of `count` elements each.
     pub const fn uniform(count: u64, element_bytes: u64, blocks: u32) -> Self {
-        let bytes = count * element_bytes * blocks as u64;
-        Self { blocks, bytes, grain: element_bytes, element_bytes }
+        Self::new(count * blocks as u64, element_bytes, blocks, !0)
+    }
+
+    const fn new(elements: u64, element_bytes: u64, blocks: u32, mask: u64) -> Self {
+        let (quotient, remainder) = (elements / blocks as u64, elements % blocks as u64);
+        Self { blocks, bytes: elements * element_bytes, element_bytes, quotient, remainder, mask }
     }
 
     /// The layout that `call` has on `ranks` ranks when its vector is cut into `blocks`.
@@ -55,6 +62,7 @@ impl Layout {
     }
 
     /// The offset at which block `block` begins; `start(blocks())` is the end.
+    #[inline]
     pub const fn start(&self, block: u32) -> u64 {
         if block == 0 {
             return 0;
@@ -62,13 +70,10 @@ impl Layout {
         if block >= self.blocks {
             return self.bytes;
         }
-        let elements = self.bytes / self.element_bytes;
-        let before = match elements.checked_mul(block as u64) {
-            Some(product) => product / self.blocks as u64,
-            None => (elements as u128 * block as u128 / self.blocks as u128) as u64,
-        };
-        let start = before * self.element_bytes;
-        start - start % self.grain
+        // block·n/p in elements, from n = quotient·p + remainder; what is left to divide is below p².
+        let rest = block as u64 * self.remainder;
+        let rest = if rest <= u32::MAX as u64 { (rest as u32 / self.blocks) as u64 } else { rest / self.blocks as u64 };
+        ((block as u64 * self.quotient + rest) * self.element_bytes) & self.mask
     }
 
     /// The bytes of the last block, which in whole grains is the largest: the boundary before it
@@ -135,6 +140,7 @@ impl Geometry {
     }
 
     /// Where chunk `chunk` of the contiguous blocks `first..end` lies in `role`.
+    #[inline]
     pub fn range_piece(&self, role: Role, first: u32, end: u32, chunk: u32) -> Piece {
         let (start, stop) = (self.layout.start(first), self.layout.start(end));
         let begin = (start + u64::from(chunk) * self.chunk_bytes).min(stop);
@@ -152,6 +158,7 @@ impl Geometry {
 
     /// Where the chunks `first..end` of block `block` lie in `role`. They are one run of bytes in
     /// `Input`, `Output` and `Slot`; in `Stage` only a single chunk is.
+    #[inline]
     pub fn block_piece(&self, role: Role, block: u32, first: u32, end: u32) -> Piece {
         let (start, stop) = (self.layout.start(block), self.layout.start(block + 1));
         let begin = (start + u64::from(first) * self.piece_bytes).min(stop);

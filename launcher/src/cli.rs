@@ -6,6 +6,8 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
+use crate::bench::BenchArguments;
+
 /// windlass: collective communication for training jobs.
 #[derive(Debug, Parser)]
 #[command(name = "windlass", version, about, propagate_version = true)]
@@ -21,6 +23,15 @@ pub(crate) enum Command {
     /// Start N ranks of a program on this host, watch over them, and end them together.
     #[command(after_help = RUN_EXAMPLES)]
     Run(RunArguments),
+    /// Measure an operation, check every result, and compare with the machine's limit and with other libraries.
+    #[command(after_help = crate::bench::EXAMPLES)]
+    Bench(BenchArguments),
+    /// Internal: a rank of a bench.
+    #[command(name = "__bench-rank", hide = true)]
+    BenchRank {
+        /// What to do, as the launcher wrote it.
+        plan: String,
+    },
     /// Internal: the process that outlives a launcher and a guard that die together.
     #[command(name = "__warden", hide = true)]
     Warden {
@@ -82,6 +93,26 @@ pub(crate) struct RunArguments {
 }
 
 impl RunArguments {
+    /// A job of this executable's own ranks. They pin themselves, after they have started who must not inherit that.
+    pub(crate) fn of_bench(
+        ranks: u32,
+        transport: Option<Transport>,
+        variables: Vec<OsString>,
+        program: Vec<OsString>,
+    ) -> Self {
+        Self {
+            ranks: Some(ranks),
+            variables,
+            transport,
+            metrics: None,
+            bind_to: BindTo::None,
+            output: Output::Plain,
+            timeout: None,
+            grace: Duration::from_millis(500),
+            program,
+        }
+    }
+
     /// The number of ranks: as asked, or one for each usable CPU.
     pub(crate) fn rank_count(&self) -> usize {
         match self.ranks {

@@ -1,5 +1,6 @@
 //! The `windlass` command.
 
+mod bench;
 mod cli;
 mod run;
 mod serving;
@@ -13,27 +14,29 @@ use crate::serving::Serving;
 
 fn main() -> ExitCode {
     match Cli::parse().command {
-        Command::Run(arguments) => start(&arguments),
+        Command::Run(arguments) => ExitCode::from(run_job(&arguments)),
+        Command::Bench(arguments) => bench::bench(&arguments),
+        Command::BenchRank { plan } => bench::rank(&plan),
         Command::Warden { control } => run::warden(control),
         Command::Guard { control } => run::guard(control),
     }
 }
 
-/// Runs a job with its rendezvous in this process.
-fn start(arguments: &RunArguments) -> ExitCode {
+/// Runs a job with its rendezvous in this process; its exit code.
+fn run_job(arguments: &RunArguments) -> u8 {
     let job = run::JobId::random();
     let serving = match Serving::open(arguments, &job) {
         Ok(serving) => serving,
         Err(error) => {
             eprintln!("windlass: {error}");
-            return ExitCode::FAILURE;
+            return 1;
         }
     };
     match run::run(arguments, &job, Some(Box::new(serving))) {
-        Ok(code) => ExitCode::from(code),
+        Ok(code) => code,
         Err(error) => {
             eprintln!("windlass: {error}");
-            ExitCode::from(error.exit_code())
+            error.exit_code()
         }
     }
 }

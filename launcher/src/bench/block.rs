@@ -46,6 +46,8 @@ pub(super) struct Stopwatch {
 pub(super) struct Block {
     /// On rank 0, one for each operation.
     pub(super) samples: Vec<Sample>,
+    /// Wrong elements on this rank.
+    pub(super) wrong: u64,
     /// The time of one iteration, with filling and checking.
     pub(super) iteration_ns: f64,
 }
@@ -86,13 +88,11 @@ impl Stopwatch {
             wrong += subject.wrong(iteration, index);
         }
         let iteration_ns = self.clock.ns_between(begin, self.clock.now()) / (warmup + iterations).max(1) as f64;
-        let count = shared.wrong(shared.rank);
-        count.store(count.load(std::sync::atomic::Ordering::Relaxed) + wrong, std::sync::atomic::Ordering::Relaxed);
         let (_, after) = probe_near_far(&shared.arena, shared.rank, shared.wait());
         shared.barrier();
         let samples = if shared.rank == 0 { self.samples(iterations, Label::of_batch(before, after)) } else { Vec::new() };
         shared.barrier();
-        Ok(Block { samples, iteration_ns })
+        Ok(Block { samples, wrong, iteration_ns })
     }
 
     fn samples(&self, iterations: usize, label: Label) -> Vec<Sample> {

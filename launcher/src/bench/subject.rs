@@ -102,9 +102,10 @@ impl Windlass {
 
     /// To and fro between ranks 0 and 1.
     fn ping_pong(&self, request: &RawRequest) -> Result<(), RankError> {
-        let send = RawRequest { collective: Collective::Send, ..*request };
         let receive = RawRequest { collective: Collective::Recv, ..*request };
-        let turns = if self.shared.rank == 0 { [send, receive] } else { [receive, send] };
+        // Rank 1 sends back what it has received; rank 0 receives elsewhere than it sends from.
+        let back = RawRequest { input: request.output, ..*request };
+        let turns = if self.shared.rank == 0 { [*request, receive] } else { [receive, back] };
         for turn in &turns {
             // SAFETY: as in `run`.
             unsafe { self.communicator.blocking().perform(turn)? };
@@ -129,7 +130,7 @@ impl Windlass {
                 let own = entered(shared.rank);
                 (0..shared.ranks).filter(|&rank| entered(rank) < own).count() as u64
             }
-            // Ranks 0 and 1 hold what rank 1 sent; the others take no part.
+            // What rank 0 sent, to and fro; the others take no part.
             _ if shared.rank < 2 => patterns.wrong(result, Values::Of(0), iteration, 0),
             _ => 0,
         }
@@ -159,6 +160,7 @@ impl Lane {
         let (input, output) = match work.collective {
             Collective::AllGather => (bytes, Some(all)),
             Collective::ReduceScatter => (all, Some(bytes)),
+            Collective::Send => (bytes, Some(bytes)),
             _ => (bytes, None),
         };
         let memory = Bytes::new(communicator, work.place, input)?;

@@ -39,6 +39,7 @@ impl Stream {
     }
 
     /// Where block 0 of a role of this rank begins.
+    #[inline]
     fn own(&mut self, group: &Group, role: Role) -> *mut u8 {
         let Some(active) = self.active() else { return std::ptr::null_mut() };
         match (role, &group.board) {
@@ -51,6 +52,7 @@ impl Stream {
     }
 
     /// Where block 0 of a role of another rank begins, and the role it is resolved to.
+    #[inline]
     fn of_peer(&self, group: &Group, q: u32, role: Role) -> (*mut u8, Role) {
         let (Some(active), Some(board)) = (self.active(), &group.board) else {
             return (std::ptr::null_mut(), role);
@@ -149,8 +151,12 @@ impl Stream {
         divisor: u64,
         piece: impl Fn(Role) -> Piece,
     ) {
-        let at = |origin: *mut u8, role| origin.wrapping_add(piece(role).offset as usize);
-        let me = group.rank;
+        // The same offset in every memory of the same shape: worked out once, not for each operand.
+        let user = piece(Role::Input);
+        let at = |origin: *mut u8, role| match role {
+            Role::Input | Role::Output | Role::Slot => origin.wrapping_add(user.offset as usize),
+            _ => origin.wrapping_add(piece(role).offset as usize),
+        };
         let input_count = match inputs {
             Operands::Mine(span) => {
                 self.inputs[0] = at(self.own(group, span.role), span.role);
@@ -162,38 +168,38 @@ impl Stream {
                 2
             }
             Operands::All(span) => {
+                // One's own operand comes from the caller's memory: what was just stored to a slot is still on its way
+                // to the cache, and reading it would wait for that.
                 for q in 0..group.ranks {
-                    // One's own operand comes from the caller's memory: what was just stored to a slot is
-                    // still on its way to the cache, and reading it would wait for that.
-                    self.inputs[q as usize] = if q == me {
-                        at(self.own(group, Role::Input), Role::Input)
+                    let (origin, role) = if q == group.rank {
+                        (self.own(group, Role::Input), Role::Input)
                     } else {
-                        let (origin, role) = self.of_peer(group, q, span.role);
-                        at(origin, role)
+                        self.of_peer(group, q, span.role)
                     };
+                    self.inputs[q as usize] = at(origin, role);
                 }
                 group.ranks as usize
             }
         };
-        let (output_count, result) = match outputs {
+        let output_count = match outputs {
             Operands::All(span) => {
                 for q in 0..group.ranks {
-                    self.outputs[q as usize] = if q == me {
-                        at(self.own(group, span.role), span.role)
+                    let (origin, role) = if q == group.rank {
+                        (self.own(group, span.role), span.role)
                     } else {
-                        let (origin, role) = self.of_peer(group, q, span.role);
-                        at(origin, role)
+                        self.of_peer(group, q, span.role)
                     };
+                    self.outputs[q as usize] = at(origin, role);
                 }
-                (group.ranks as usize, span.role)
+                group.ranks as usize
             }
             Operands::Mine(span) | Operands::Pair(span, _) => {
                 self.outputs[0] = at(self.own(group, span.role), span.role);
-                (1, span.role)
+                1
             }
         };
         let Some(active) = self.active() else { return };
-        let count = piece(result).bytes as usize / active.plan.call.data_type.size_bytes();
+        let count = user.bytes as usize / active.plan.call.data_type.size_bytes();
         if count == 0 {
             return;
         }
@@ -209,13 +215,14 @@ impl Stream {
 
 /// The slot of `rank`: the arrival line's own bytes when the message fits there.
 fn slot(board: &windlass_transports::shm::Board, rank: u32, active: &Active) -> *mut u8 {
-    if active.inline {
+    if active.plan.inline {
         board.arrival(rank as usize, active.sequence).inline()
     } else {
         board.slot(rank as usize, active.sequence).as_ptr()
     }
 }
 
+#[inline(always)]
 fn for_blocks(geometry: &Geometry, blocks: Blocks, mut each: impl FnMut(u32)) {
     let count = geometry.layout.blocks();
     match blocks {
@@ -227,6 +234,7 @@ fn for_blocks(geometry: &Geometry, blocks: Blocks, mut each: impl FnMut(u32)) {
 }
 
 /// The chunks `first..end` as one run of bytes, or one by one where a ring is involved.
+#[inline(always)]
 fn runs(ring: bool, first: u32, end: u32, mut each: impl FnMut(u32, u32)) {
     if ring {
         (first..end).for_each(|c| each(c, c + 1));

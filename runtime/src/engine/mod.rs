@@ -29,7 +29,7 @@ use std::time::Instant;
 use windlass_collectives::{Action, Algorithm, Call, Collective, Execution, Fingerprint, Peers, Phase, Role, Schedule, Task};
 use windlass_memory::{Mapping, Segment};
 use windlass_transports::message::COLLECTIVE_TAG;
-use windlass_transports::shm::{INLINE_BYTES, Lend, WAYS};
+use windlass_transports::shm::{Lend, WAYS};
 use windlass_transports::{Message, MessageId, Token};
 
 use crate::error::{Error, PeerCause};
@@ -87,8 +87,6 @@ pub(crate) struct Active {
     lends: (Lend, Lend),
     /// Its memory, or a peer's, goes through a stage: chunks are handed on one by one.
     pub(crate) staged: bool,
-    /// It fits into the arrival line.
-    pub(crate) inline: bool,
     started: u64,
     asynchronous: bool,
     /// When it was first found unable to go on.
@@ -142,7 +140,7 @@ pub(crate) struct Scratch {
 struct Line([u8; 64]);
 
 impl Scratch {
-    fn reserve(&mut self, rings: u64, partial: u64) {
+    fn reserve(&mut self, (rings, partial): (u64, u64)) {
         let lines = usize::try_from(rings.div_ceil(64) + partial.div_ceil(64)).unwrap_or(usize::MAX);
         self.partial_at = rings.next_multiple_of(64) as usize;
         if self.lines.len() < lines {
@@ -280,7 +278,7 @@ impl Stream {
         }
         let plan = self.plans.find(group, &pending.call)?;
         let started = self.recorder.now();
-        let (first_in, first_out) = plan.first_blocks(group.rank);
+        let (first_in, first_out) = plan.first_blocks;
         let input = pending.input.wrapping_sub(first_in);
         let output = pending.output.wrapping_sub(first_out);
         let lends = self.lends(group, pending, &plan, first_in, first_out);
@@ -290,11 +288,8 @@ impl Stream {
             Some(execution) => execution.restart(schedule, plan.geometry),
             none => *none = Some(Execution::new(schedule, plan.geometry)),
         }
-        let rings = plan.geometry.scratch_bytes(schedule.scratch_rings());
-        let partial = if schedule.keeps_partial() { plan.geometry.partial_bytes() } else { 0 };
-        self.scratch.reserve(rings, partial);
+        self.scratch.reserve(plan.scratch);
         self.lent.fill(NOTHING);
-        let inline = plan.geometry.layout.bytes() <= INLINE_BYTES as u64;
         self.active = Some(Active {
             sequence,
             plan,
@@ -303,7 +298,6 @@ impl Stream {
             output,
             lends,
             staged,
-            inline,
             started,
             asynchronous: pending.asynchronous,
             blocked: None,
@@ -323,7 +317,7 @@ impl Stream {
             Collective::Broadcast => (call.root == group.rank, false),
             _ => (true, false),
         };
-        let (bytes_in, _) = plan.bytes(group.ranks);
+        let (bytes_in, _) = plan.bytes;
         let mut lend = |address: *mut u8, bytes: usize, first: usize, lends: bool| {
             if !lends {
                 return nothing;
@@ -372,8 +366,13 @@ impl Stream {
                 continue;
             }
             let mut reached = false;
+            // A peer is done only after it has arrived, so while the arrivals of a single chunk are awaited the other line
+            // is left alone: a look would take it from its owner.
             for slot in 0..2 {
                 reached |= self.look(group, slot)?;
+                if slot == 0 && self.waits[0].is_some_and(|w| w.total == 1) {
+                    break;
+                }
             }
             // Without messages under way the transport is not looked at: that would only slow the look at the lines.
             let messages = self.active.as_ref().is_some_and(|a| !a.plan.choice.algorithm.needs_mapped_peers());
@@ -658,8 +657,8 @@ impl Stream {
                 group.job.withdraw(group.token(step, chunk));
             }
         }
-        let (_, bytes_out) = active.plan.bytes(group.ranks);
-        let (_, first_out) = active.plan.first_blocks(group.rank);
+        let (_, bytes_out) = active.plan.bytes;
+        let (_, first_out) = active.plan.first_blocks;
         if let (_, Lend::Region(location)) = active.lends
             && location.segment != u32::MAX - 1
             && let Some((segment, located)) = group.job.pool.locate(active.output.wrapping_add(first_out), bytes_out)

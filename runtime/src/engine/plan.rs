@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use windlass_collectives::{Call, Choice, Collective, Geometry, Layout, Schedule};
 use windlass_kernels::{Combine, DataType};
+use windlass_transports::shm::INLINE_BYTES;
 
 use crate::error::Error;
 use crate::group::Group;
@@ -11,7 +12,7 @@ use crate::group::Group;
 use super::schedules;
 
 /// Sums this large are stored past the caches: they would not stay in them anyway.
-const STREAMING_BYTES: u64 = 1 << 20;
+const STREAMING_BYTES: u64 = 4 << 20;
 
 const UNSUPPORTED: Error = Error::System {
     call: "choosing an algorithm",
@@ -36,6 +37,14 @@ pub(crate) struct Plan {
     pub(crate) reduce: Combine,
     pub(crate) copy: Combine,
     pub(crate) streaming: bool,
+    /// The offsets at which the first block that this rank holds begins, in its input and in its output.
+    pub(crate) first_blocks: (usize, usize),
+    /// The bytes of the operand and of the result.
+    pub(crate) bytes: (usize, usize),
+    /// The bytes of scratch rings, and of memory for partial sums.
+    pub(crate) scratch: (u64, u64),
+    /// It fits into the arrival line.
+    pub(crate) inline: bool,
 }
 
 impl Plan {
@@ -52,28 +61,14 @@ impl Plan {
             reduce: Combine::reduce(call.data_type, call.op),
             copy: Combine::copy(DataType::U8),
             streaming: geometry.layout.bytes() >= STREAMING_BYTES,
+            first_blocks: first_blocks(call, &geometry, group.rank),
+            bytes: operand_bytes(call, group.ranks),
+            scratch: (
+                geometry.scratch_bytes(registered.scratch_rings()),
+                if registered.keeps_partial() { geometry.partial_bytes() } else { 0 },
+            ),
+            inline: geometry.layout.bytes() <= INLINE_BYTES as u64,
         })
-    }
-
-    /// The offsets at which the first block that a rank holds begins, in its input and in its output.
-    pub(crate) fn first_blocks(&self, rank: u32) -> (usize, usize) {
-        let start = self.geometry.layout.start(rank) as usize;
-        match self.call.collective {
-            Collective::AllGather => (start, 0),
-            Collective::ReduceScatter => (0, start),
-            _ => (0, 0),
-        }
-    }
-
-    /// The bytes of the operand and of the result.
-    pub(crate) fn bytes(&self, ranks: u32) -> (usize, usize) {
-        let one = self.call.bytes() as usize;
-        let all = one * ranks as usize;
-        match self.call.collective {
-            Collective::AllGather => (one, all),
-            Collective::ReduceScatter => (all, one),
-            _ => (one, one),
-        }
     }
 
     /// The range of rank `owner`'s lent memory that `reader` touches, in bytes from block 0.
@@ -84,6 +79,25 @@ impl Plan {
             Collective::Broadcast => (0, layout.bytes()),
             _ => (layout.start(reader), layout.start(reader + 1)),
         }
+    }
+}
+
+fn first_blocks(call: &Call, geometry: &Geometry, rank: u32) -> (usize, usize) {
+    let start = geometry.layout.start(rank) as usize;
+    match call.collective {
+        Collective::AllGather => (start, 0),
+        Collective::ReduceScatter => (0, start),
+        _ => (0, 0),
+    }
+}
+
+fn operand_bytes(call: &Call, ranks: u32) -> (usize, usize) {
+    let one = call.bytes() as usize;
+    let all = one * ranks as usize;
+    match call.collective {
+        Collective::AllGather => (one, all),
+        Collective::ReduceScatter => (all, one),
+        _ => (one, one),
     }
 }
 

@@ -59,5 +59,7 @@ impl MemoryError {
 
 /// The size of a page.
 pub fn page_bytes() -> usize {
-    rustix::param::page_size()
+    static PAGE: std::sync::OnceLock<usize> = std::sync::OnceLock::new();
+    // SAFETY: sysconf has no preconditions.
+    *PAGE.get_or_init(|| usize::try_from(unsafe { libc::sysconf(libc::_SC_PAGESIZE) }).unwrap_or(4096))
 }
