@@ -10,7 +10,7 @@ use windlass::ReduceOp;
 
 /// Every trigram of bytes has a counter.
 const TRIGRAMS: usize = 1 << 24;
-const DEFAULT_FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/rime.txt");
+const DEFAULT_FILE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/data/alice.txt");
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let comm = windlass::init()?;
