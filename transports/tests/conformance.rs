@@ -1,9 +1,11 @@
-//! The suite over TCP and over the simulated network.
+//! The suite over TCP, over shared memory and over the simulated network.
 
 use std::cell::RefCell;
+use std::sync::Arc;
 
 use windlass_transports::conformance::{self, CASES};
 use windlass_transports::link::Limits;
+use windlass_transports::shm::{Board, Lanes, Shape};
 use windlass_transports::sim::{self, Network};
 use windlass_transports::tcp::{Options, Tcp};
 use windlass_transports::{Transport, conformance::run_case};
@@ -32,6 +34,24 @@ fn tcp_with_small_limits_and_buffers() {
     let options =
         Options { limits, send_buffer: Some(64 << 10), receive_buffer: Some(64 << 10), ..Options::default() };
     conformance::run(|ranks| tcp_ranks(ranks, options), || {});
+}
+
+fn lanes(ranks: usize, limits: Limits) -> Vec<Box<dyn Transport>> {
+    let shape = Shape { ranks: ranks as u64, slot_bytes: 64, stage_bytes: 64, lanes: 1, note_bytes: 0 };
+    let segment = Board::create(shape).expect("memory");
+    let board = || Arc::new(Board::open(segment.descriptor()).expect("memory"));
+    (0..ranks as u32).map(|rank| Box::new(Lanes::with_limits(rank, board(), limits)) as Box<dyn Transport>).collect()
+}
+
+#[test]
+fn shm() {
+    conformance::run(|ranks| lanes(ranks, Limits::default()), || {});
+}
+
+#[test]
+fn shm_with_small_limits() {
+    let limits = Limits { eager_bytes: 300, credit_bytes: 1000, credit_messages: 4, announcements: 3 };
+    conformance::run(|ranks| lanes(ranks, limits), || {});
 }
 
 fn simulate(seed: u64, options: &sim::Options) {

@@ -30,7 +30,11 @@ pub struct Lanes {
 impl Lanes {
     /// The transport of `rank`, whose peers are the other ranks of the board.
     pub fn new(rank: Rank, board: Arc<Board>) -> Self {
-        let limits = Limits::default();
+        Self::with_limits(rank, board, Limits::default())
+    }
+
+    /// The same, with these limits; all ranks must have the same.
+    pub fn with_limits(rank: Rank, board: Arc<Board>, limits: Limits) -> Self {
         let links = (0..board.shape().ranks).map(|peer| Some(Link::new(peer as Rank, limits))).collect();
         Self { rank, board, links, limits, ready: Vec::new(), unrung: Vec::new() }
     }
@@ -38,7 +42,14 @@ impl Lanes {
     fn lose(&mut self, peer: Rank, cause: LostCause) {
         if self.links[peer as usize].take().is_some() {
             self.ready.push(Event::Lost { peer, cause });
+            self.close(peer);
         }
+    }
+
+    /// Tells a peer that nothing more comes.
+    fn close(&mut self, peer: Rank) {
+        self.board.lane(self.rank as usize, peer as usize).0.close();
+        self.unrung.push(peer);
     }
 
     /// Stores what a link has for its peer, as much as fits.
@@ -83,8 +94,14 @@ impl Lanes {
         let (positions, ring) = self.board.lane(peer as usize, self.rank as usize);
         let mut taken = 0;
         while taken < BURST {
+            // Asked before the ring, so that an empty ring then means that all has been read.
+            let closed = positions.is_closed();
             let (head, waiting) = positions.waiting();
             if waiting == 0 {
+                if closed && self.links[peer as usize].is_some() {
+                    self.lose(peer, LostCause::Closed);
+                    return true;
+                }
                 break;
             }
             let Some(link) = &mut self.links[peer as usize] else { return false };
@@ -121,6 +138,17 @@ impl Lanes {
             doorbell.ring(self.unrung.iter().map(|&r| r as usize));
         }
         self.unrung.clear();
+    }
+}
+
+impl Drop for Lanes {
+    fn drop(&mut self) {
+        for peer in 0..self.links.len() as Rank {
+            if peer != self.rank {
+                self.close(peer);
+            }
+        }
+        self.ring();
     }
 }
 
