@@ -115,18 +115,26 @@ impl Execution {
         execution
     }
 
-    /// Begins another schedule in the same memory. The same one again costs next to nothing when it
-    /// fits in the window: its steps are still loaded, and only their progress is forgotten.
+    /// Begins another schedule in the same memory.
     pub fn restart(&mut self, schedule: Schedule, geometry: Geometry) {
-        if self.high <= WINDOW && self.schedule == schedule && self.geometry == geometry {
-            for loaded in &mut self.steps[..self.high as usize] {
-                loaded.rewind();
-            }
-            (self.low, self.ready, self.finished) = (0, self.ready_at_start, 0);
-            return;
+        if self.schedule == schedule && self.geometry == geometry {
+            return self.rewind();
         }
         (self.schedule, self.geometry) = (schedule, geometry);
         self.begin();
+    }
+
+    /// Begins the same schedule again. It costs next to nothing when it fits in the window: its steps are still loaded, and
+    /// only their progress is forgotten.
+    #[inline]
+    pub fn rewind(&mut self) {
+        if self.high > WINDOW {
+            return self.begin();
+        }
+        for loaded in &mut self.steps[..self.high as usize] {
+            loaded.rewind();
+        }
+        (self.low, self.ready, self.finished) = (0, self.ready_at_start, 0);
     }
 
     fn begin(&mut self) {

@@ -7,6 +7,8 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::bench::BenchArguments;
+use crate::explain::ExplainArguments;
+use crate::tune::TuneArguments;
 
 /// windlass: collective communication for training jobs.
 #[derive(Debug, Parser)]
@@ -26,6 +28,12 @@ pub(crate) enum Command {
     /// Measure an operation, check every result, and compare with the machine's limit and with other libraries.
     #[command(after_help = crate::bench::EXAMPLES)]
     Bench(BenchArguments),
+    /// Measure this machine's constants of the cost model into a file.
+    #[command(after_help = crate::tune::EXAMPLES)]
+    Tune(TuneArguments),
+    /// Show which algorithm a call gets, why, and at which sizes that changes.
+    #[command(after_help = crate::explain::EXAMPLES)]
+    Explain(ExplainArguments),
     /// Internal: a rank of a bench.
     #[command(name = "__bench-rank", hide = true)]
     BenchRank {
@@ -94,15 +102,10 @@ pub(crate) struct RunArguments {
 
 impl RunArguments {
     /// A job of this executable's own ranks. They pin themselves, after they have started who must not inherit that.
-    pub(crate) fn of_bench(
-        ranks: u32,
-        transport: Option<Transport>,
-        variables: Vec<OsString>,
-        program: Vec<OsString>,
-    ) -> Self {
+    pub(crate) fn of_bench(ranks: u32, transport: Option<Transport>, program: Vec<OsString>) -> Self {
         Self {
             ranks: Some(ranks),
-            variables,
+            variables: Vec::new(),
             transport,
             metrics: None,
             bind_to: BindTo::None,

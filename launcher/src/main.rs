@@ -2,8 +2,10 @@
 
 mod bench;
 mod cli;
+mod explain;
 mod run;
 mod serving;
+mod tune;
 
 use std::process::ExitCode;
 
@@ -16,6 +18,8 @@ fn main() -> ExitCode {
     match Cli::parse().command {
         Command::Run(arguments) => ExitCode::from(run_job(&arguments)),
         Command::Bench(arguments) => bench::bench(&arguments),
+        Command::Tune(arguments) => tune::tune(&arguments),
+        Command::Explain(arguments) => explain::explain(&arguments),
         Command::BenchRank { plan } => bench::rank(&plan),
         Command::Warden { control } => run::warden(control),
         Command::Guard { control } => run::guard(control),

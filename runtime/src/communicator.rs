@@ -16,6 +16,7 @@ use crate::group::{Group, lock};
 use crate::job::{Job, group_shape};
 use crate::memory::{Buffer, Memory, MemoryMut, Span};
 use crate::operation::{Kind, Operation};
+use crate::registry::Carriers;
 use crate::request::RawRequest;
 
 /// A tag tells point-to-point messages between the same two ranks apart. Below `u32::MAX`.
@@ -60,6 +61,16 @@ impl Communicator {
         let board = if job.mapped { job.board.clone() } else { None };
         let members = (0..job.ranks).collect();
         Ok(Self { group: Group::new(&job, 0, members, board) })
+    }
+
+    /// A rank of a simulated job.
+    pub(crate) fn simulated(rank: u32, ranks: u32, config: Config, carriers: Carriers) -> Result<Self, JoinError> {
+        let job = Job::simulated(rank, ranks, config, carriers)?;
+        Ok(Self { group: Group::new(&job, 0, (0..ranks).collect(), None) })
+    }
+
+    pub(crate) fn group(&self) -> &Group {
+        &self.group
     }
 
     /// This process's rank, from 0.

@@ -1,7 +1,7 @@
 //! A process's part in its job: what its communicators share.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, RwLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -11,15 +11,19 @@ use windlass_transports::shm::{Board, Doorbell, Shape};
 use windlass_transports::{Event, LostCause, Message, Rank, Token, Transport};
 
 use crate::bootstrap::control::Control;
-use crate::bootstrap::protocol::{ToRank, ToServer};
+use crate::bootstrap::protocol::{Failure, ToRank, ToServer};
 use crate::bootstrap::{Identity, Server};
 use crate::config::{Config, TransportChoice};
-use crate::engine::{Status, Stream};
+use crate::engine::Stream;
 use crate::error::{Error, JoinError, PeerCause};
 use crate::fork;
 use crate::group::{Group, lock};
 use crate::metrics::NOTE_BYTES;
+use crate::progress::{self, Progress};
 use crate::registry::{self, Carriers};
+
+/// A peer's end is an error only after this long: see [`Job::dead_among`].
+const BELIEVED_AFTER: Duration = Duration::from_millis(40);
 
 /// What all communicators of a rank share.
 #[derive(Debug)]
@@ -39,30 +43,18 @@ pub(crate) struct Job {
     wake: Option<std::os::fd::OwnedFd>,
     sleepers: Mutex<u32>,
     peers: RwLock<Vec<Vec<Option<Arc<Mapping>>>>>,
-    dead: Mutex<BTreeMap<u32, PeerCause>>,
+    /// Who has ended, how, and since when it is known.
+    dead: Mutex<BTreeMap<u32, (PeerCause, Instant)>>,
     dead_count: AtomicU32,
     groups: Mutex<Vec<Option<Weak<Group>>>>,
     boards: Mutex<BTreeMap<u32, Arc<Board>>>,
+    /// Failures of communicators that this rank has no part in yet.
+    pub(crate) early: Mutex<BTreeMap<u32, Failure>>,
     boards_changed: Condvar,
-    progress: Progress,
+    pub(crate) progress: Progress,
     /// Held when no launcher serves the job.
     server: Mutex<Option<Server>>,
     listener: OnceLock<std::thread::JoinHandle<()>>,
-}
-
-/// The thread that looks after asynchronous operations while nobody waits for them.
-#[derive(Debug, Default)]
-struct Progress {
-    started: OnceLock<bool>,
-    state: Mutex<ProgressState>,
-    changed: Condvar,
-    parked: AtomicBool,
-}
-
-#[derive(Debug, Default)]
-struct ProgressState {
-    closing: bool,
-    kicked: bool,
 }
 
 impl Job {
@@ -102,6 +94,14 @@ impl Job {
         Self::assemble(&identity, config, 1, None, None, Pool::new(Box::new(|_| Ok(()))), carriers)
     }
 
+    /// A rank of a simulated job: nobody listens, and nothing moves by itself.
+    pub(crate) fn simulated(rank: u32, ranks: u32, config: Config, carriers: Carriers) -> Result<Arc<Self>, JoinError> {
+        let identity = Identity { rank, ranks, rendezvous: None, serves: false };
+        let job = Self::assemble(&identity, config, ranks, None, None, Pool::new(Box::new(|_| Ok(()))), carriers)?;
+        job.progress.forbid();
+        Ok(job)
+    }
+
     fn assemble(
         identity: &Identity,
         config: Config,
@@ -135,6 +135,7 @@ impl Job {
             dead_count: AtomicU32::new(0),
             groups: Mutex::default(),
             boards: Mutex::default(),
+            early: Mutex::default(),
             boards_changed: Condvar::new(),
             progress: Progress::default(),
             server: Mutex::new(None),
@@ -201,13 +202,15 @@ impl Job {
         peers.get(rank as usize)?.get(number as usize)?.clone()
     }
 
-    /// The first of `ranks` that is known to have ended.
+    /// The first of `ranks` that has been known to have ended for a while: what it sent before, and what it or others told of the
+    /// reason, may come by another way and counts first.
     pub(crate) fn dead_among(&self, ranks: &[u32]) -> Option<(u32, PeerCause)> {
         if self.dead_count.load(Ordering::Acquire) == 0 {
             return None;
         }
         let dead = lock(&self.dead);
-        ranks.iter().find_map(|r| dead.get(r).map(|cause| (*r, cause.clone())))
+        let found = |r: &u32| dead.get(r).filter(|(_, since)| since.elapsed() >= BELIEVED_AFTER).map(|(cause, _)| (*r, cause.clone()));
+        ranks.iter().find_map(found)
     }
 
     // ---- communicators -------------------------------------------------------------------------------------------------
@@ -233,10 +236,10 @@ impl Job {
 
     /// Whether a communicator with this number lives here.
     pub(crate) fn has_group(&self, id: u32) -> bool {
-        self.living_groups().iter().any(|g| g.id == id)
+        lock(&self.early).contains_key(&id) || self.living_groups().iter().any(|g| g.id == id)
     }
 
-    fn living_groups(&self) -> Vec<Arc<Group>> {
+    pub(crate) fn living_groups(&self) -> Vec<Arc<Group>> {
         lock(&self.groups).iter().flatten().filter_map(Weak::upgrade).collect()
     }
 
@@ -271,13 +274,15 @@ impl Job {
         if self.messages.is_none() {
             return Ok(false);
         }
-        let mut mine = std::mem::take(&mut *lock(&group.inbox));
+        let mut mine = std::mem::take(&mut stream.events);
+        mine.append(&mut lock(&group.inbox));
         let moved = self.poll_messages(Some(group), &mut mine);
-        let mut delivered = false;
-        for event in mine {
-            delivered |= hand_over(group, stream, event)?;
+        let mut delivered: Result<bool, Error> = Ok(false);
+        for event in mine.drain(..) {
+            delivered = delivered.and_then(|before| Ok(hand_over(group, stream, event)? || before));
         }
-        Ok(delivered || moved)
+        stream.events = mine;
+        Ok(delivered? || moved)
     }
 
     /// Polls the transport; events of `mine`'s group are appended, the others put into their groups' inboxes.
@@ -331,7 +336,7 @@ impl Job {
             LostCause::Garbled(_) => PeerCause::Unreachable(rustix::io::Errno::BADMSG.raw_os_error()),
         };
         let mut dead = lock(&self.dead);
-        dead.entry(peer).or_insert(cause);
+        dead.entry(peer).or_insert((cause, Instant::now()));
         self.dead_count.store(dead.len() as u32, Ordering::Release);
     }
 
@@ -398,7 +403,7 @@ impl Job {
             let spawned = std::thread::Builder::new()
                 .name("wl-progress".into())
                 .stack_size(512 << 10)
-                .spawn(move || progress(&job));
+                .spawn(move || progress::run(&job));
             if let Err(e) = &spawned {
                 result = Err(Error::System {
                     call: "pthread_create",
@@ -465,16 +470,19 @@ impl Job {
                 self.boards_changed.notify_all();
             }
             (ToRank::Failed { communicator, failure }, _) => {
-                if let Some(group) = self.living_groups().into_iter().find(|g| g.id == communicator) {
-                    group.told(failure);
-                }
+                let mut early = lock(&self.early);
+                let Some(group) = self.living_groups().into_iter().find(|g| g.id == communicator) else {
+                    return drop(early.insert(communicator, failure));
+                };
+                drop(early);
+                group.told(failure);
             }
             (ToRank::Lost { rank, cause }, _) => {
                 let mut dead = lock(&self.dead);
                 // That it vanished is what one sees without having been told: worth less than what one was told.
-                let place = dead.entry(rank).or_insert_with(|| cause.clone());
+                let place = dead.entry(rank).or_insert_with(|| (cause.clone(), Instant::now()));
                 if cause != PeerCause::Vanished {
-                    *place = cause;
+                    place.0 = cause;
                 }
                 self.dead_count.store(dead.len() as u32, Ordering::Release);
                 drop(dead);
@@ -519,78 +527,6 @@ fn hand_over(group: &Group, stream: &mut Stream, event: Event) -> Result<bool, E
         }
         Event::Mismatch { peer, theirs, .. } => Err(stream.mismatched(group, peer, theirs.fingerprint)),
         Event::Lost { .. } | Event::Refused { .. } => Ok(false),
-    }
-}
-
-fn progress(job: &Weak<Job>) {
-    // By communicator, from round to round: when its wait began, and what has been told about it.
-    let mut waits: BTreeMap<(u16, u32), crate::group::Overdue> = BTreeMap::new();
-    loop {
-        let Some(job) = job.upgrade() else { return };
-        let groups: Vec<_> = job.living_groups().into_iter().filter(|g| g.is_detached()).collect();
-        let busy = groups.iter().filter(|g| g.failure().is_none() && g.has_pending()).collect::<Vec<_>>();
-        if busy.is_empty() {
-            drop(groups);
-            // Whoever posts after this store kicks; what was posted before it is seen by one more look.
-            if !job.progress.parked.swap(true, Ordering::AcqRel) {
-                continue;
-            }
-            let state = lock(&job.progress.state);
-            if state.closing {
-                return;
-            }
-            let weak = Arc::downgrade(&job);
-            let wait = |state: std::sync::MutexGuard<'_, ProgressState>| {
-                let woken = job.progress.changed.wait_timeout_while(state, Duration::from_secs(1), |s| !s.kicked && !s.closing);
-                woken.map_or_else(|p| p.into_inner().0.closing, |(mut s, _)| {
-                    s.kicked = false;
-                    s.closing
-                })
-            };
-            let closing = wait(state);
-            job.progress.parked.store(false, Ordering::Release);
-            if closing {
-                return;
-            }
-            drop(job);
-            if weak.strong_count() == 0 {
-                return;
-            }
-            continue;
-        }
-        let crowded = job.is_crowded();
-        let begin = Instant::now();
-        waits.retain(|place, _| groups.iter().any(|g| (g.slot(), g.id) == *place));
-        let mut last = begin;
-        loop {
-            let mut moved = false;
-            let mut pending = false;
-            for group in &groups {
-                moved |= group.try_drive() == Status::Moved;
-                moved |= group.drive_transfers();
-                pending |= group.has_pending();
-            }
-            let now = Instant::now();
-            if moved {
-                last = now;
-            }
-            if !pending || now.duration_since(begin) > Duration::from_millis(20) {
-                break;
-            }
-            if now.duration_since(last) > Duration::from_micros(if crowded { 50 } else { 100 }) {
-                for group in &groups {
-                    group.overdue(waits.entry((group.slot(), group.id)).or_default());
-                    group.overdue_transfers();
-                }
-                job.park(Duration::from_millis(50), || groups.iter().any(|g| g.stirs()));
-                break;
-            }
-            if crowded {
-                std::thread::yield_now();
-            } else {
-                std::hint::spin_loop();
-            }
-        }
     }
 }
 

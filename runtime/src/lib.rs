@@ -26,8 +26,10 @@ mod job;
 mod memory;
 mod metrics;
 mod operation;
+mod progress;
 mod registry;
 mod request;
+mod simulation;
 mod transfer;
 mod world;
 
@@ -37,7 +39,9 @@ pub use config::{Config, ModelFile, Origin, TransportChoice};
 pub use error::{AbortReason, Error, Failed, JoinError, PeerCause, Problem, Refusal};
 pub use memory::{Buffer, Memory, MemoryMut, Span};
 pub use operation::Operation;
+pub use registry::SimulationOptions;
 pub use request::RawRequest;
+pub use simulation::Simulation;
 pub use world::{threads, threads_with};
 
 pub use windlass_collectives::{Algorithm, Call, Choice, Collective, Fingerprint, Model, Topology};

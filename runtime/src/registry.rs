@@ -5,10 +5,14 @@ use std::sync::Arc;
 
 use windlass_transports::Transport;
 use windlass_transports::shm::{Board, Lanes};
+use windlass_transports::sim;
 use windlass_transports::tcp::{self, Tcp};
 
 use crate::config::{Config, TransportChoice};
 use crate::error::JoinError;
+
+pub(crate) use windlass_transports::sim::Network;
+pub use windlass_transports::sim::Options as SimulationOptions;
 
 /// A transport that waits for the peers' addresses.
 #[derive(Debug)]
@@ -23,6 +27,11 @@ pub(crate) struct Carriers {
     pub(crate) messages: Option<Box<dyn Transport>>,
     /// Whether the ranks reach each other's memory.
     pub(crate) mapped: bool,
+}
+
+/// What carries a simulated job.
+pub(crate) fn simulated(endpoint: sim::Endpoint) -> Carriers {
+    Carriers { messages: Some(Box::new(endpoint)), mapped: false }
 }
 
 /// Opens what the configuration asks for. `job` names the job on the wire.

@@ -87,10 +87,15 @@ impl Stopwatch {
             }
             wrong += subject.wrong(iteration, index);
         }
-        let iteration_ns = self.clock.ns_between(begin, self.clock.now()) / (warmup + iterations).max(1) as f64;
+        let iteration_ns =
+            self.clock.ns_between(begin, self.clock.now()) / (warmup + iterations).max(1) as f64;
         let (_, after) = probe_near_far(&shared.arena, shared.rank, shared.wait());
         shared.barrier();
-        let samples = if shared.rank == 0 { self.samples(iterations, Label::of_batch(before, after)) } else { Vec::new() };
+        let samples = if shared.rank == 0 {
+            self.samples(iterations, Label::of_batch(before, after))
+        } else {
+            Vec::new()
+        };
         shared.barrier();
         Ok(Block { samples, wrong, iteration_ns })
     }
@@ -109,7 +114,8 @@ impl Stopwatch {
 
     /// A busy loop of 10 to 30 µs.
     fn compute(&self, iteration: usize) {
-        let mixed = (iteration as u64 * 131 + self.shared.rank as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        let mixed =
+            (iteration as u64 * 131 + self.shared.rank as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
         let ns = 10_000.0 + (mixed >> 44) as f64 * (20_000.0 / f64::from(1 << 20));
         let start = self.clock.now();
         while self.clock.ns_between(start, self.clock.now()) < ns {

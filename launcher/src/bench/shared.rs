@@ -68,9 +68,8 @@ impl Shared {
         let protection = ProtFlags::READ | ProtFlags::WRITE;
         // SAFETY: a fresh mapping where the kernel likes; it overlaps nothing, and is never unmapped. The launcher
         // has given the file this length and keeps it.
-        let base = unsafe {
-            rustix::mm::mmap(std::ptr::null_mut(), bytes, protection, MapFlags::SHARED, &file, 0)?
-        };
+        let base =
+            unsafe { rustix::mm::mmap(std::ptr::null_mut(), bytes, protection, MapFlags::SHARED, &file, 0)? };
         // SAFETY: the mapping begins with so many aligned words, zero at first, which all ranks access as these
         // atomics only.
         let own = unsafe { std::slice::from_raw_parts(base.cast::<AtomicU64>(), words) };
@@ -133,19 +132,19 @@ impl Shared {
         &self.words[PORTS[of]]
     }
 
-    /// A rank's count of wrong elements.
-    pub(super) fn wrong(&self, rank: usize) -> &AtomicU64 {
-        &self.words[RANK_LINES + rank * LINE]
+    /// The sum of a figure over all ranks, which all call this.
+    pub(super) fn total(&self, figure: u64) -> u64 {
+        let of = |rank: usize| &self.words[RANK_LINES + rank * LINE];
+        of(self.rank).store(figure, Ordering::Relaxed);
+        self.barrier();
+        let total = (0..self.ranks).map(|rank| of(rank).load(Ordering::Relaxed)).sum();
+        self.barrier();
+        total
     }
 
     /// How many barriers under test a rank has entered.
     pub(super) fn entered(&self, rank: usize) -> &AtomicU64 {
         &self.words[RANK_LINES + rank * LINE + 1]
-    }
-
-    /// Something a rank tells rank 0.
-    pub(super) fn figure(&self, rank: usize, which: usize) -> &AtomicU64 {
-        &self.words[RANK_LINES + rank * LINE + 2 + which]
     }
 
     /// Keeps this rank's time of an operation.

@@ -39,7 +39,9 @@ impl Bytes {
         match self {
             Self::Registered(buffer) => buffer,
             // SAFETY: the words hold at least `length` bytes, and every byte of a word is one.
-            Self::Heap(words, length) => unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), *length) },
+            Self::Heap(words, length) => unsafe {
+                std::slice::from_raw_parts(words.as_ptr().cast(), *length)
+            },
         }
     }
 
@@ -94,10 +96,18 @@ impl Windlass {
         second: Option<&Communicator>,
         work: Work,
     ) -> Result<Self, RankError> {
-        let lanes = |_| work.counts.iter().map(|&count| Lane::new(communicator, shared, &work, count)).collect();
+        let lanes =
+            |_| work.counts.iter().map(|&count| Lane::new(communicator, shared, &work, count)).collect();
         let second_lanes = second.map(lanes).unwrap_or_else(|| Ok(Vec::new()))?;
         let lanes = lanes(communicator)?;
-        Ok(Self { shared, communicator: communicator.clone(), second: second.cloned(), work, lanes, second_lanes })
+        Ok(Self {
+            shared,
+            communicator: communicator.clone(),
+            second: second.cloned(),
+            work,
+            lanes,
+            second_lanes,
+        })
     }
 
     /// To and fro between ranks 0 and 1.
@@ -119,7 +129,9 @@ impl Windlass {
         let count = lane.request.count;
         match self.work.collective {
             Collective::AllReduce => patterns.wrong(result, Values::Reduced, iteration, 0),
-            Collective::ReduceScatter => patterns.wrong(result, Values::Reduced, iteration, shared.rank * count),
+            Collective::ReduceScatter => {
+                patterns.wrong(result, Values::Reduced, iteration, shared.rank * count)
+            }
             Collective::Broadcast => patterns.wrong(result, Values::Of(0), iteration, 0),
             Collective::AllGather => {
                 let blocks = result.chunks(result.len() / shared.ranks).enumerate();
@@ -154,7 +166,12 @@ impl Windlass {
 }
 
 impl Lane {
-    fn new(communicator: &Communicator, shared: Shared, work: &Work, count: usize) -> Result<Self, RankError> {
+    fn new(
+        communicator: &Communicator,
+        shared: Shared,
+        work: &Work,
+        count: usize,
+    ) -> Result<Self, RankError> {
         let bytes = count * work.data_type.size_bytes();
         let all = bytes * shared.ranks;
         let (input, output) = match work.collective {
@@ -181,7 +198,8 @@ impl Lane {
             let size = work.data_type.size_bytes();
             let result = result.get_mut();
             let ends = [0, result.len().saturating_sub(size)];
-            ends.into_iter().for_each(|end| result[end..].iter_mut().take(size).for_each(|byte| *byte ^= 0x55));
+            ends.into_iter()
+                .for_each(|end| result[end..].iter_mut().take(size).for_each(|byte| *byte ^= 0x55));
         }
         self.request.input = self.memory.get_mut().as_mut_ptr().cast_const();
         self.request.output = match &mut self.result {
@@ -218,7 +236,7 @@ impl Subject for Windlass {
             let first = unsafe { self.communicator.blocking().perform(request) };
             let second = started.wait();
             first?;
-            return second.map(|()| ()).map_err(|failed| failed.error.into());
+            return second.map_err(|failed| failed.error.into());
         }
         // SAFETY: `fill` has aimed the request at the lane's memory, which is as long as the collective needs, lives
         // in `self`, and is not touched until the call has ended.
@@ -253,22 +271,38 @@ pub(super) struct LimitOf<'l> {
     counts: Vec<usize>,
     patterns: Rc<Patterns>,
     private: Vec<Vec<f32>>,
+    /// Whether each run does two operations, on this buffer and the next: as windlass does with two communicators.
+    paired: bool,
 }
 
 impl Limits {
     pub(super) fn new(shared: Shared, kinds: &[LimitKind]) -> Result<Self, RankError> {
         let tcp = kinds.contains(&LimitKind::Tcp) && shared.ranks == 2;
         let tcp = if tcp { Some(Limit::tcp(connect(&shared)?)?) } else { None };
-        let (direct, heap) = (Limit::direct(shared.arena, shared.rank), Limit::heap(shared.arena, shared.rank));
+        let (direct, heap) =
+            (Limit::direct(shared.arena, shared.rank), Limit::heap(shared.arena, shared.rank));
         Ok(Self { shared, direct, heap, tcp })
     }
 
-    pub(super) fn of(&mut self, kind: LimitKind, counts: &[usize], patterns: &Rc<Patterns>) -> LimitOf<'_> {
+    pub(super) fn of(
+        &mut self,
+        kind: LimitKind,
+        counts: &[usize],
+        patterns: &Rc<Patterns>,
+        paired: bool,
+    ) -> LimitOf<'_> {
         let private = match kind {
             LimitKind::Direct => Vec::new(),
             _ => counts.iter().map(|&count| vec![0.0; count]).collect(),
         };
-        LimitOf { limits: self, kind, counts: counts.to_vec(), patterns: Rc::clone(patterns), private }
+        LimitOf {
+            limits: self,
+            kind,
+            counts: counts.to_vec(),
+            patterns: Rc::clone(patterns),
+            private,
+            paired,
+        }
     }
 }
 
@@ -298,37 +332,50 @@ fn connect(shared: &Shared) -> Result<TcpStream, RankError> {
 }
 
 impl LimitOf<'_> {
-    fn values(&self, index: usize) -> (*mut u8, usize) {
+    /// The buffers of one run.
+    fn indices(&self, index: usize) -> impl Iterator<Item = usize> + use<> {
+        let next = (index + 1) % self.counts.len();
+        [index, next].into_iter().take(1 + usize::from(self.paired))
+    }
+
+    fn bytes(&self, index: usize) -> &[u8] {
         let length = self.counts[index] * size_of::<f32>();
-        match self.private.get(index) {
-            Some(values) => (values.as_ptr().cast_mut().cast(), length),
-            None => (self.limits.shared.arena.buffer(self.limits.shared.rank, index).cast(), length),
-        }
+        let address: *const u8 = match self.private.get(index) {
+            Some(values) => values.as_ptr().cast(),
+            None => self.limits.shared.arena.buffer(self.limits.shared.rank, index).cast(),
+        };
+        // SAFETY: the buffer is this rank's and so long; the operation on it has ended on all ranks that write it.
+        unsafe { std::slice::from_raw_parts(address, length) }
+    }
+
+    fn bytes_mut(&mut self, index: usize) -> &mut [u8] {
+        let length = self.counts[index] * size_of::<f32>();
+        let address: *mut u8 = match self.private.get_mut(index) {
+            Some(values) => values.as_mut_ptr().cast(),
+            None => self.limits.shared.arena.buffer(self.limits.shared.rank, index).cast(),
+        };
+        // SAFETY: as above; no operation is under way, and every pattern of bits is a float.
+        unsafe { std::slice::from_raw_parts_mut(address, length) }
     }
 }
 
 impl Subject for LimitOf<'_> {
     fn fill(&mut self, iteration: usize, index: usize) {
-        let own = Values::Of(self.limits.shared.rank);
-        if let Some(values) = self.private.get_mut(index) {
-            // SAFETY: floats borrowed mutably are bytes, and every pattern of bits is a float.
-            let bytes = unsafe {
-                std::slice::from_raw_parts_mut(values.as_mut_ptr().cast(), size_of_val(values.as_slice()))
-            };
-            return self.patterns.fill(bytes, own, iteration, 0);
+        let (own, patterns) = (Values::Of(self.limits.shared.rank), Rc::clone(&self.patterns));
+        for index in self.indices(index) {
+            patterns.fill(self.bytes_mut(index), own, iteration, 0);
         }
-        let (address, length) = self.values(index);
-        // SAFETY: the buffer is this rank's and holds the largest size; no operation is under way.
-        self.patterns.fill(unsafe { std::slice::from_raw_parts_mut(address, length) }, own, iteration, 0);
     }
 
     #[inline]
     fn run(&mut self, index: usize) -> Result<(), RankError> {
-        match (self.kind, &mut self.limits.tcp) {
-            (LimitKind::Direct, _) => self.limits.direct.run(index, self.counts[index]),
-            (LimitKind::Heap, _) => self.limits.heap.run(&mut self.private[index]),
-            (LimitKind::Tcp, Some(tcp)) => tcp.exchange(&self.private[index])?,
-            (LimitKind::Tcp, None) => {}
+        for index in self.indices(index) {
+            match (self.kind, &mut self.limits.tcp) {
+                (LimitKind::Direct, _) => self.limits.direct.run(index, self.counts[index]),
+                (LimitKind::Heap, _) => self.limits.heap.run(&mut self.private[index]),
+                (LimitKind::Tcp, Some(tcp)) => tcp.exchange(&self.private[index])?,
+                (LimitKind::Tcp, None) => {}
+            }
         }
         Ok(())
     }
@@ -338,9 +385,11 @@ impl Subject for LimitOf<'_> {
         if self.kind == LimitKind::Tcp {
             return 0;
         }
-        let (address, length) = self.values(index);
-        // SAFETY: the buffer is this rank's, and the operation on it has ended on all ranks that write it.
-        let bytes = unsafe { std::slice::from_raw_parts(address.cast_const(), length) };
-        self.patterns.wrong(bytes, Values::Reduced, iteration, 0)
+        let wrong = |index| self.patterns.wrong(self.bytes(index), Values::Reduced, iteration, 0);
+        self.indices(index).map(wrong).sum()
+    }
+
+    fn operations(&self) -> f64 {
+        if self.paired { 2.0 } else { 1.0 }
     }
 }

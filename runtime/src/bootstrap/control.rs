@@ -92,7 +92,8 @@ impl Control {
                 reported = true;
                 crate::error::report(format_args!("rank {} has waited {waited:.0?} for rank(s) {missing:?} to join", identity.rank));
             }
-            if !readable(self.socket.as_fd(), Duration::from_millis(500)) {
+            let wait = Duration::from_millis(500).min(config.join_timeout - waited);
+            if !readable(self.socket.as_fd(), wait) {
                 continue;
             }
             match socket::receive::<ToRank>(self.socket.as_fd(), &mut buffer) {

@@ -135,6 +135,8 @@ impl Shared {
 /// One connection: a rank once it has said so.
 struct Connection {
     socket: OwnedFd,
+    /// Its process: a child that it forked may hold the socket open for longer than it lives.
+    process: Option<OwnedFd>,
     pid: i32,
     rank: Option<u32>,
     left: bool,
@@ -179,7 +181,7 @@ impl State {
     fn run(mut self) {
         let mut buffer = Vec::new();
         loop {
-            let mut ready: Vec<usize> = Vec::new();
+            let (mut ready, mut ended): (Vec<usize>, Vec<i32>) = (Vec::new(), Vec::new());
             {
                 let mut polled = vec![
                     PollFd::from_borrowed_fd(self.shared.wake.as_fd(), PollFlags::IN),
@@ -187,6 +189,10 @@ impl State {
                 ];
                 let sockets = self.connections.iter().map(|c| PollFd::from_borrowed_fd(c.socket.as_fd(), PollFlags::IN));
                 polled.extend(sockets);
+                let heard = polled.len();
+                let processes: Vec<_> = self.connections.iter().filter(|c| c.process.is_some()).collect();
+                let descriptors = processes.iter().filter_map(|c| c.process.as_ref());
+                polled.extend(descriptors.map(|p| PollFd::from_borrowed_fd(p.as_fd(), PollFlags::IN)));
                 let wait = rustix::time::Timespec { tv_sec: 0, tv_nsec: 250_000_000 };
                 let wait = if self.welcomed || self.connections.is_empty() { None } else { Some(&wait) };
                 if let Err(e) = poll(&mut polled, wait)
@@ -194,7 +200,10 @@ impl State {
                 {
                     return;
                 }
-                ready.extend(polled.iter().enumerate().filter(|(_, p)| !p.revents().is_empty()).map(|(i, _)| i));
+                let stirs = |p: &PollFd<'_>| !p.revents().is_empty();
+                ready.extend(polled[..heard].iter().enumerate().filter(|(_, p)| stirs(p)).map(|(i, _)| i));
+                let dead = processes.iter().zip(&polled[heard..]).filter(|(_, p)| stirs(p));
+                ended.extend(dead.map(|(c, _)| c.pid));
             }
             for &index in ready.iter().rev() {
                 match index {
@@ -204,6 +213,12 @@ impl State {
                     1 => self.accept(),
                     _ => self.hear(index - 2, &mut buffer),
                 }
+            }
+            // What a process said before its end is heard first.
+            while ready.is_empty()
+                && let Some(index) = self.connections.iter().position(|c| c.process.is_some() && ended.contains(&c.pid))
+            {
+                self.hang_up(index);
             }
             self.connections.retain(|c| !(c.left && c.rank.is_none()));
             let (ends, closing) = {
@@ -235,20 +250,24 @@ impl State {
         }
         // A rank that never reads must not stop the others.
         let _ = rustix::net::sockopt::set_socket_timeout(&socket, rustix::net::sockopt::Timeout::Send, Some(Duration::from_secs(10)));
-        self.connections.push(Connection { socket, pid, rank: None, left: false });
+        let process = rustix::process::Pid::from_raw(pid).filter(|p| *p != rustix::process::getpid());
+        let process = process.and_then(|p| rustix::process::pidfd_open(p, rustix::process::PidfdFlags::empty()).ok());
+        self.connections.push(Connection { socket, process, pid, rank: None, left: false });
     }
 
     fn hear(&mut self, index: usize, buffer: &mut Vec<u8>) {
         match socket::receive::<ToServer>(self.connections[index].socket.as_fd(), buffer) {
             Ok(Some((message, descriptor))) => self.handle(index, message, descriptor),
-            Ok(None) | Err(_) => {
-                let connection = self.connections.swap_remove(index);
-                let Some(rank) = connection.rank else { return };
-                lock(&self.shared.states)[rank as usize] = if connection.left { "left".into() } else { "gone".into() };
-                if !connection.left {
-                    self.lose(rank, PeerCause::Vanished);
-                }
-            }
+            Ok(None) | Err(_) => self.hang_up(index),
+        }
+    }
+
+    fn hang_up(&mut self, index: usize) {
+        let connection = self.connections.swap_remove(index);
+        let Some(rank) = connection.rank else { return };
+        lock(&self.shared.states)[rank as usize] = if connection.left { "left".into() } else { "gone".into() };
+        if !connection.left {
+            self.lose(rank, PeerCause::Vanished);
         }
     }
 
@@ -266,6 +285,7 @@ impl State {
                     self.board = descriptor;
                 }
                 self.welcome();
+                self.tell_missing(|r| r == rank);
             }
             (Some(rank), ToServer::Segment { number }) => {
                 let Some(descriptor) = descriptor else { return };
@@ -321,6 +341,8 @@ impl State {
         self.connections[index].rank = Some(rank);
         lock(&self.shared.states)[rank as usize] = "joined".into();
         self.shared.joined.fetch_add(1, Ordering::AcqRel);
+        // Who comes again is back.
+        self.lost.remove(&rank);
         // Who ended before this one came must be known to it.
         for (&rank, cause) in &self.lost {
             let lost = ToRank::Lost { rank, cause: cause.clone() };
@@ -347,9 +369,17 @@ impl State {
             return;
         }
         self.reported = Instant::now();
+        self.tell_missing(|_| true);
+    }
+
+    /// Tells those who wait who has not joined.
+    fn tell_missing(&self, to: impl Fn(u32) -> bool) {
+        if self.welcomed {
+            return;
+        }
         let present: Vec<u32> = self.connections.iter().filter_map(|c| c.rank).collect();
         let missing: Vec<u32> = (0..self.ranks).filter(|r| !present.contains(r)).collect();
-        self.tell(|_| true, &ToRank::Waiting { missing }, None);
+        self.tell(to, &ToRank::Waiting { missing }, None);
     }
 
     fn lose(&mut self, rank: u32, cause: PeerCause) {

@@ -6,8 +6,10 @@
 //!
 //! | module | one idea |
 //! |---|---|
+//! | [`flags`] | what ranks tell each other through lines: arrival, memory lent, done |
 //! | [`bind`] | a step's spans to addresses, and the Combine over them |
 //! | [`plan`] | a call to its schedule, geometry and kernels, remembered |
+//! | [`report`] | what an operation waits for, in words and ranks |
 //! | [`wait`] | how to wait when nothing can advance: spin, yield, park |
 //!
 //! # Who touches what
@@ -15,7 +17,9 @@
 //! for its arrival and the signal that one is done, as the schedule orders it; the proof in `collectives` shows that this suffices.
 
 pub(crate) mod bind;
+mod flags;
 pub(crate) mod plan;
+mod report;
 pub(crate) mod wait;
 
 use std::any::Any;
@@ -26,13 +30,13 @@ use std::sync::atomic::Ordering;
 use std::task::Waker;
 use std::time::Instant;
 
-use windlass_collectives::{Action, Algorithm, Call, Collective, Execution, Fingerprint, Peers, Phase, Role, Schedule, Task};
+use windlass_collectives::{Action, Algorithm, Call, Execution, Fingerprint, Peers, Role, Schedule, Task};
 use windlass_memory::{Mapping, Segment};
 use windlass_transports::message::COLLECTIVE_TAG;
 use windlass_transports::shm::{Lend, WAYS};
 use windlass_transports::{Message, MessageId, Token};
 
-use crate::error::{Error, PeerCause};
+use crate::error::Error;
 use crate::group::Group;
 use crate::metrics::Recorder;
 use plan::{Plan, Plans};
@@ -101,6 +105,9 @@ pub(crate) struct Stream {
     queue: VecDeque<Pending>,
     active: Option<Active>,
     execution: Option<Execution>,
+    /// The plan, and the kind of memory, that the execution was last begun with. A plan lives until another takes its place
+    /// among the remembered ones, which forgets this.
+    bound: Option<(*const Plan, bool)>,
     waits: [Option<OpenWait>; 2],
     /// Each peer's memory for the operation under way.
     pub(crate) lent: Vec<Lent>,
@@ -116,8 +123,12 @@ pub(crate) struct Stream {
     pub(crate) scratch: Scratch,
     /// Signals were raised after which nobody has looked for sleepers.
     unrung: bool,
+    /// An operation has ended since: its waiters sleep on this rank, too.
+    ended_unrung: bool,
     /// Memory of operations whose futures were dropped, kept until they end.
     keep: Vec<(u64, Box<dyn Any + Send>)>,
+    /// Empty; its memory serves every look at the transport.
+    pub(crate) events: Vec<windlass_transports::Event>,
     /// Who is to be woken when the operation of this number has ended; NOW: at once.
     wakers: Vec<(u64, Waker)>,
     pub(crate) recorder: Recorder,
@@ -173,6 +184,7 @@ impl Stream {
             queue: VecDeque::with_capacity(16),
             active: None,
             execution: None,
+            bound: None,
             waits: [None; 2],
             lent: vec![NOTHING; ranks],
             met: vec![Vec::new(); ranks],
@@ -183,7 +195,9 @@ impl Stream {
             outputs: vec![std::ptr::null_mut(); ranks.max(2)],
             scratch: Scratch::default(),
             unrung: false,
+            ended_unrung: false,
             keep: Vec::new(),
+            events: Vec::new(),
             wakers: Vec::new(),
             recorder,
         }
@@ -276,7 +290,13 @@ impl Stream {
                 return Ok(false);
             }
         }
-        let plan = self.plans.find(group, &pending.call)?;
+        let plan = match self.plans.known(&pending.call) {
+            Some(plan) => plan,
+            None => {
+                self.bound = None;
+                self.plans.make(group, &pending.call)?
+            }
+        };
         let started = self.recorder.now();
         let (first_in, first_out) = plan.first_blocks;
         let input = pending.input.wrapping_sub(first_in);
@@ -285,9 +305,12 @@ impl Stream {
         let staged = matches!(lends, (Lend::Stage, _) | (_, Lend::Stage));
         let schedule = if staged { plan.staged } else { plan.registered };
         match &mut self.execution {
+            // The same plan again, as in a training loop: nothing to compare, nothing to load.
+            Some(execution) if self.bound == Some((Rc::as_ptr(&plan), staged)) => execution.rewind(),
             Some(execution) => execution.restart(schedule, plan.geometry),
             none => *none = Some(Execution::new(schedule, plan.geometry)),
         }
+        self.bound = Some((Rc::as_ptr(&plan), staged));
         self.scratch.reserve(plan.scratch);
         self.lent.fill(NOTHING);
         self.active = Some(Active {
@@ -305,54 +328,6 @@ impl Stream {
         Ok(true)
     }
 
-    /// What this rank lends its peers: its memory where peers reach it, else its stage.
-    fn lends(&mut self, group: &Group, pending: &Pending, plan: &Plan, first_in: usize, first_out: usize) -> (Lend, Lend) {
-        let nothing = Lend::Region(windlass_memory::Location { segment: u32::MAX - 1, generation: 0, offset: 0 });
-        if plan.choice.algorithm != Algorithm::Direct || group.ranks == 1 {
-            return (nothing, nothing);
-        }
-        let call = &pending.call;
-        let (lends_input, lends_output) = match call.collective {
-            Collective::AllReduce => (true, true),
-            Collective::Broadcast => (call.root == group.rank, false),
-            _ => (true, false),
-        };
-        let (bytes_in, _) = plan.bytes;
-        let mut lend = |address: *mut u8, bytes: usize, first: usize, lends: bool| {
-            if !lends {
-                return nothing;
-            }
-            match self.locate(group, address, bytes) {
-                Some(mut location) => {
-                    location.offset = location.offset.wrapping_sub(first as u64);
-                    Lend::Region(location)
-                }
-                None => Lend::Stage,
-            }
-        };
-        let input = lend(pending.input, bytes_in, first_in, lends_input);
-        let output = if lends_output && pending.output == pending.input && input != Lend::Stage {
-            input
-        } else {
-            lend(pending.output, bytes_in, first_out, lends_output)
-        };
-        // One stage serves both directions.
-        if input == Lend::Stage || output == Lend::Stage { (Lend::Stage, Lend::Stage) } else { (input, output) }
-    }
-
-    fn locate(&mut self, group: &Group, address: *mut u8, bytes: usize) -> Option<windlass_memory::Location> {
-        if let Some(segment) = &self.recent {
-            let offset = address.addr().wrapping_sub(segment.mapping().base().as_ptr().addr());
-            let inside = offset <= segment.mapping().len() && bytes <= segment.mapping().len() - offset;
-            if inside && segment.generation() == 0 {
-                return Some(windlass_memory::Location { segment: segment.number(), generation: 0, offset: offset as u64 });
-            }
-        }
-        let (segment, location) = group.job.pool.locate(address, bytes)?;
-        self.recent = Some(segment);
-        Some(location)
-    }
-
     /// Does what is ready and looks at what is waited for. Whether anything moved.
     fn step(&mut self, group: &Group) -> Result<bool, Error> {
         let mut moved = false;
@@ -365,15 +340,10 @@ impl Stream {
                 self.perform(group, &task);
                 continue;
             }
-            let mut reached = false;
-            // A peer is done only after it has arrived, so while the arrivals of a single chunk are awaited the other line
-            // is left alone: a look would take it from its owner.
-            for slot in 0..2 {
-                reached |= self.look(group, slot)?;
-                if slot == 0 && self.waits[0].is_some_and(|w| w.total == 1) {
-                    break;
-                }
-            }
+            // What an arrival allows is done before anything else is looked at. A peer is done only after it has arrived, so
+            // while the arrivals of a single chunk are awaited its other line is left alone: a look takes it from its owner.
+            let arrived = self.look(group, 0)?;
+            let reached = arrived || !self.waits[0].is_some_and(|w| w.total == 1) && self.look(group, 1)?;
             // Without messages under way the transport is not looked at: that would only slow the look at the lines.
             let messages = self.active.as_ref().is_some_and(|a| !a.plan.choice.algorithm.needs_mapped_peers());
             if !reached && !(messages && group.job.deliver(group, self)?) {
@@ -411,137 +381,6 @@ impl Stream {
         if let Some(execution) = &mut self.execution {
             execution.complete(step, first..end);
         }
-    }
-
-    fn signal(&mut self, group: &Group, phase: Phase, task: &Task) {
-        let (Some(board), Some(active)) = (&group.board, &self.active) else { return };
-        let me = group.rank as usize;
-        match phase {
-            Phase::Arrival => {
-                let line = board.arrival(me, active.sequence);
-                if task.first == 0 {
-                    line.describe([active.fingerprint.what, active.fingerprint.count]);
-                    if active.plan.choice.algorithm == Algorithm::Direct {
-                        line.lend(active.lends.0, active.lends.1);
-                    }
-                }
-                line.raise(active.sequence, task.end);
-            }
-            Phase::Done => board.done(me).raise(active.sequence, task.end),
-        }
-        self.unrung = true;
-    }
-
-    /// Looks whether an open wait has come further. Whether it has.
-    fn look(&mut self, group: &Group, slot: usize) -> Result<bool, Error> {
-        let Some(wait) = self.waits[slot] else { return Ok(false) };
-        if wait.done == 0 && !group.job.is_crowded() {
-            self.glance(group, slot, &wait);
-        }
-        let phase = if slot == Phase::Arrival as usize { Phase::Arrival } else { Phase::Done };
-        let mut reached = wait.total;
-        match wait.from {
-            Peers::One(q) => reached = reached.min(self.reached(group, phase, q, &wait)?),
-            Peers::All => {
-                for q in 0..group.ranks {
-                    if q != group.rank {
-                        reached = reached.min(self.reached(group, phase, q, &wait)?);
-                        if reached <= wait.done {
-                            return Ok(false);
-                        }
-                    }
-                }
-            }
-        }
-        if reached <= wait.done {
-            return Ok(false);
-        }
-        self.waits[slot] = (reached < wait.total).then_some(OpenWait { done: reached, ..wait });
-        self.complete(wait.step, wait.done, reached);
-        Ok(true)
-    }
-
-    /// Looks a few times at one peer's line, since the answer is often under way: leaving and coming back would take
-    /// longer than the line does.
-    fn glance(&self, group: &Group, slot: usize, wait: &OpenWait) {
-        let (Some(board), Some(active)) = (&group.board, &self.active) else { return };
-        let q = match wait.from {
-            Peers::One(q) => q as usize,
-            Peers::All => ((group.rank + 1) % group.ranks) as usize,
-        };
-        let arrives = slot == Phase::Arrival as usize;
-        let (arrival, done) = (board.arrival(q, active.sequence), board.done(q));
-        for _ in 0..GLANCES {
-            let reached = if arrives { arrival.ready(active.sequence) } else { done.reached(active.sequence, wait.total) };
-            if reached > 0 {
-                return;
-            }
-            std::hint::spin_loop();
-        }
-    }
-
-    /// How many chunks of the active operation peer `q` has signalled.
-    fn reached(&mut self, group: &Group, phase: Phase, q: u32, wait: &OpenWait) -> Result<u32, Error> {
-        let (Some(board), Some(active)) = (&group.board, &self.active) else { return Ok(0) };
-        if phase == Phase::Done {
-            return Ok(board.done(q as usize).reached(active.sequence, wait.total));
-        }
-        let ready = board.arrival(q as usize, active.sequence).ready(active.sequence);
-        if ready == 0 || self.lent[q as usize].known {
-            return Ok(ready);
-        }
-        Ok(if self.meet(group, q)? { ready } else { 0 })
-    }
-
-    /// Checks the call of a peer that has arrived and finds its memory. Whether that is mapped already.
-    fn meet(&mut self, group: &Group, q: u32) -> Result<bool, Error> {
-        let (Some(board), Some(active)) = (&group.board, &mut self.active) else { return Ok(false) };
-        let line = board.arrival(q as usize, active.sequence);
-        let [what, count] = line.fingerprint();
-        let theirs = Fingerprint { what, count };
-        if theirs != active.fingerprint {
-            return Err(Error::Mismatch {
-                communicator: group.id,
-                sequence: active.sequence,
-                ours: active.fingerprint,
-                theirs,
-                rank: group.members[q as usize],
-            });
-        }
-        let mut lent = Lent { known: true, ..NOTHING };
-        if active.plan.choice.algorithm == Algorithm::Direct {
-            let (input, output) = line.lent();
-            let bounds = active.plan.lent_bounds(q, group.rank);
-            for (lend, address) in [(input, &mut lent.input), (output, &mut lent.output)] {
-                let Lend::Region(location) = lend else {
-                    lent.staged = true;
-                    active.staged = true;
-                    continue;
-                };
-                if location.segment == u32::MAX - 1 {
-                    continue;
-                }
-                let mapping = match known_segment(&mut self.met[q as usize], location.segment) {
-                    Some(mapping) => mapping,
-                    None => {
-                        let Some(mapping) = group.job.segment_of(group.members[q as usize], location.segment) else {
-                            return Ok(false);
-                        };
-                        remember(&mut self.met[q as usize], location.segment, mapping)
-                    }
-                };
-                // A peer that lends memory outside its own segment would have us fault; it made the mistake.
-                let (low, high) = bounds;
-                let begin = location.offset.wrapping_add(low);
-                assert!(
-                    begin.checked_add(high - low).is_some_and(|end| end <= mapping.len() as u64),
-                    "rank {q} lends memory outside its segment"
-                );
-                *address = mapping.base().as_ptr().wrapping_add(location.offset as usize);
-            }
-        }
-        self.lent[q as usize] = lent;
-        Ok(true)
     }
 
     fn post_messages(&mut self, group: &Group, task: &Task, peer: u32, label: u32) {
@@ -587,34 +426,7 @@ impl Stream {
         if active.asynchronous {
             group.detached.fetch_sub(1, Ordering::AcqRel);
         }
-        self.unrung = true;
-    }
-
-    /// Wakes sleeping peers that what we have signalled may concern. Called when the stream blocks or falls idle.
-    pub(crate) fn ring(&mut self, group: &Group) {
-        if !std::mem::take(&mut self.unrung) {
-            return;
-        }
-        let Some(board) = &group.board else { return };
-        let doorbell = group.job.doorbell();
-        if !doorbell.somebody_sleeps() {
-            return;
-        }
-        if let Some(active) = &self.active
-            && active.plan.call.collective != Collective::Broadcast
-            && self.execution.as_ref().is_some_and(|e| e.geometry().chunks(&ARRIVE) == 1)
-        {
-            // Everyone waits for everyone: only who comes last has a reason to wake the others, or p ranks would make p² wakes.
-            let done = board.done(group.rank as usize).reached(active.sequence, 1);
-            let last = (0..group.ranks as usize).all(|q| {
-                board.arrival(q, active.sequence).ready(active.sequence) > 0
-                    && (done == 0 || board.done(q).reached(active.sequence, 1) > 0)
-            });
-            if !last && done == 0 {
-                return;
-            }
-        }
-        doorbell.ring(group.members.iter().map(|&m| m as usize));
+        (self.unrung, self.ended_unrung) = (true, true);
     }
 
     /// Those whose wakers are due, and memory that may be dropped: to be used after the lock is released.
@@ -669,69 +481,10 @@ impl Stream {
             std::process::abort();
         }
     }
-
-    /// Ranks of the job that the operation under way waits for.
-    pub(crate) fn waiting_on(&self, group: &Group) -> Vec<u32> {
-        let mut ranks = Vec::new();
-        let Some(active) = &self.active else {
-            // The head waits for peers that are too far behind.
-            let behind = |q: &u32| {
-                group.board.as_ref().is_some_and(|b| b.ended(*q as usize).load() <= self.released)
-            };
-            return (0..group.ranks).filter(|q| *q != group.rank).filter(behind).map(|q| group.members[q as usize]).collect();
-        };
-        for (slot, wait) in self.waits.iter().enumerate() {
-            let (Some(wait), Some(board)) = (wait, &group.board) else { continue };
-            let late = |q: u32| match slot {
-                0 => board.arrival(q as usize, active.sequence).ready(active.sequence) <= wait.done,
-                _ => board.done(q as usize).reached(active.sequence, wait.total) <= wait.done,
-            };
-            let waited = (0..group.ranks).filter(|&q| q != group.rank && matches!(wait.from, Peers::All) || wait.from == Peers::One(q));
-            ranks.extend(waited.filter(|&q| late(q)).map(|q| group.members[q as usize]));
-        }
-        if let Some(execution) = &self.execution {
-            for (step, _) in execution.in_flight() {
-                if let Action::Send { to: q, .. } | Action::Recv { from: q, .. } = execution.schedule().step(step).action {
-                    ranks.push(group.members[q as usize]);
-                }
-            }
-        }
-        ranks.sort_unstable();
-        ranks.dedup();
-        ranks
-    }
-
-    /// What the stream is doing, for errors and reports: operation and number.
-    pub(crate) fn doing(&self) -> (&'static str, u64) {
-        match (&self.active, self.queue.front()) {
-            (Some(active), _) => (active.plan.call.collective.name(), active.sequence),
-            (None, Some(pending)) => (pending.call.collective.name(), self.next - self.queue.len() as u64),
-            (None, None) => ("no operation", self.next),
-        }
-    }
-
-    /// How far the operation under way is, in words.
-    pub(crate) fn position(&self) -> String {
-        let Some((action, done, total)) = self.execution.as_ref().and_then(Execution::position) else {
-            return "not begun".to_owned();
-        };
-        format!("at `{action}`, {done} of {total} chunks")
-    }
-
-    /// The error that peer `rank`'s end means for the operation under way.
-    pub(crate) fn peer_failed(&self, group: &Group, rank: u32, cause: PeerCause) -> Error {
-        let (operation, sequence) = self.doing();
-        Error::PeerFailed { rank, cause, operation, sequence, communicator: group.id }
-    }
 }
-
-/// How often a line is looked at before anything else is.
-const GLANCES: u32 = 1;
 
 /// No operation has this number.
 const NOW: u64 = u64::MAX;
-
-const ARRIVE: Action = Action::Signal { phase: Phase::Arrival };
 
 /// What is to be done once the lock is released: a waker or a drop may call back into windlass.
 #[derive(Default)]
@@ -746,18 +499,6 @@ impl Due {
         drop(self.memory);
         self.wakers.into_iter().for_each(Waker::wake);
     }
-}
-
-fn known_segment(met: &mut [Option<Arc<Mapping>>], segment: u32) -> Option<&Arc<Mapping>> {
-    met.get(segment as usize)?.as_ref()
-}
-
-fn remember(met: &mut Vec<Option<Arc<Mapping>>>, segment: u32, mapping: Arc<Mapping>) -> &Arc<Mapping> {
-    let index = segment as usize;
-    if met.len() <= index {
-        met.resize(index + 1, None);
-    }
-    met[index].insert(mapping)
 }
 
 /// A schedule for either kind of memory.

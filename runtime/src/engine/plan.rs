@@ -108,17 +108,22 @@ pub(crate) struct Plans {
 }
 
 impl Plans {
-    /// The plan of `call`, made anew when it is not among the recent ones.
-    #[inline]
-    pub(crate) fn find(&mut self, group: &Group, call: &Call) -> Result<Rc<Plan>, Error> {
+    const fn place(call: &Call) -> usize {
         let print = call.fingerprint();
         let mixed = (print.what ^ print.count.rotate_left(23)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        let entry = &mut self.entries[(mixed >> 60) as usize];
-        if let Some(plan) = entry
-            && plan.call == *call
-        {
-            return Ok(Rc::clone(plan));
-        }
-        Ok(Rc::clone(entry.insert(Rc::new(Plan::new(group, call)?))))
+        (mixed >> 60) as usize
+    }
+
+    /// The plan of `call`, if it is among the recent ones.
+    #[inline]
+    pub(crate) fn known(&self, call: &Call) -> Option<Rc<Plan>> {
+        self.entries[Self::place(call)].as_ref().filter(|plan| plan.call == *call).map(Rc::clone)
+    }
+
+    /// Makes the plan of `call` and remembers it in the place of another.
+    pub(crate) fn make(&mut self, group: &Group, call: &Call) -> Result<Rc<Plan>, Error> {
+        let plan = Rc::new(Plan::new(group, call)?);
+        self.entries[Self::place(call)] = Some(Rc::clone(&plan));
+        Ok(plan)
     }
 }

@@ -169,7 +169,8 @@ impl Transport for Lanes {
             self.transmit(peer, &mut ready);
             self.ring();
         }
-        self.ready.append(&mut ready);
+        ready.append(&mut self.ready);
+        self.ready = ready;
     }
 
     unsafe fn post_recv(&mut self, peer: Rank, message: &Message, memory: *mut u8, token: Token) {
@@ -180,7 +181,8 @@ impl Transport for Lanes {
             self.transmit(peer, &mut ready);
             self.ring();
         }
-        self.ready.append(&mut ready);
+        ready.append(&mut self.ready);
+        self.ready = ready;
     }
 
     fn withdraw(&mut self, token: Token) {

@@ -1,0 +1,227 @@
+//! What can be typed after `windlass bench`, and what is refused before anything runs.
+
+use std::path::PathBuf;
+
+use clap::{Args, ValueEnum};
+use windlass::{Collective, DataType, ReduceOp};
+use windlass_benches::limits::MAX_RANKS;
+use windlass_benches::peers::Peer;
+
+use crate::cli::Transport;
+
+pub(crate) const EXAMPLES: &str = "\
+Examples:
+  windlass bench all_reduce -n 2 -b 8 -e 64M -f 8
+  windlass bench all_reduce -n 2 -e 16M --limit                    what the machine allows, interleaved
+  windlass bench all_reduce -n 2 --compare openmpi,mpich --plot bench.svg
+  windlass bench all_gather -n 4 --memory heap --transport tcp --json bench.json
+  windlass bench all_reduce -n 2 --pattern training --limit        what a training job does
+  windlass bench send -n 2                                         ping-pong, half of a round trip
+  windlass bench overlap -n 2 -e 16M --compute 5ms                 what runs behind a computation
+
+Columns: those of nccl-tests (busbw by its factors), and the fastest operation and the 99th percentile. Times are per
+operation, the slowest rank's, the median. Every element of every iteration is checked outside the timed region;
+inputs change from iteration to iteration and 4 buffers rotate (fewer where they would exceed 256 MiB in all).
+
+Windlass and what it is compared with take turns in blocks of at most 10 ms (at least one operation). A probe before
+and after each block tells whether the ranks' cores are near or far; medians are of, and ratios within, the label that
+most of windlass's samples have (~: the peer has no samples of that label). `limit` is hand-written code on the same flags and memory without any runtime: see
+benches/README.md. A ratio against a limit should be small, one against a peer large.";
+
+/// The flags of `windlass bench`.
+#[derive(Debug, Clone, Args)]
+pub(crate) struct BenchArguments {
+    /// all_reduce, reduce_scatter, all_gather, broadcast, barrier, send, or overlap.
+    #[arg(value_name = "COLLECTIVE", value_parser = benched)]
+    pub(crate) collective: Benched,
+    /// How many ranks, all on this host [default: 2].
+    #[arg(short = 'n', long = "ranks", value_name = "N", default_value_t = 2, hide_default_value = true,
+          value_parser = clap::value_parser!(u32).range(1..=MAX_RANKS as i64))]
+    pub(crate) ranks: u32,
+    /// The smallest size; K, M and G are powers of 1024.
+    #[arg(short = 'b', long = "begin", value_name = "MIN", default_value = "8", value_parser = bytes)]
+    pub(crate) begin: u64,
+    /// The largest size.
+    #[arg(short = 'e', long = "end", value_name = "MAX", default_value = "16M", value_parser = bytes)]
+    pub(crate) end: u64,
+    /// The factor between sizes.
+    #[arg(short = 'f', long = "factor", value_name = "FACTOR", default_value_t = 8,
+          value_parser = clap::value_parser!(u64).range(2..))]
+    pub(crate) factor: u64,
+    /// Operations before the timed ones, at each size.
+    #[arg(short = 'w', long = "warmup", value_name = "N", default_value_t = 20)]
+    pub(crate) warmup: usize,
+    /// Timed operations at each size [default: as many as half a second holds, at least 8].
+    #[arg(short = 'i', long = "iterations", value_name = "N", value_parser = positive)]
+    pub(crate) iterations: Option<usize>,
+    /// u8, i32, i64, f16, bf16, f32 or f64.
+    #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = name::<DataType>)]
+    pub(crate) dtype: DataType,
+    /// sum, prod, min, max or avg.
+    #[arg(long, value_name = "OP", default_value = "sum", value_parser = name::<ReduceOp>)]
+    pub(crate) op: ReduceOp,
+    /// The transport [default: WINDLASS_TRANSPORT, else auto].
+    #[arg(long, value_enum)]
+    pub(crate) transport: Option<Transport>,
+    /// Where the buffers lie: registered memory is reached by the peers directly, heap memory is staged.
+    #[arg(long, value_enum, default_value_t = MemoryKind::Registered)]
+    pub(crate) memory: MemoryKind,
+    /// plain, or training: odd counts, 20 µs of jittered computing before each operation, two communicators at once,
+    /// even ranks with registered and odd ranks with heap memory.
+    #[arg(long, value_enum, default_value_t = Pattern::Plain)]
+    pub(crate) pattern: Pattern,
+    /// Write the results as a JSON array.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) json: Option<PathBuf>,
+    /// Draw time against size.
+    #[arg(long, value_name = "FILE.svg")]
+    pub(crate) plot: Option<PathBuf>,
+    /// Take turns with other libraries: openmpi, mpich, gloo, torch. They are installed into the cache folder first.
+    #[arg(long, value_name = "PEERS", value_delimiter = ',', value_parser = peer)]
+    pub(crate) compare: Vec<Peer>,
+    /// Take turns with the physical limit of this machine (all_reduce, f32, sum; over TCP with 2 ranks).
+    #[arg(long)]
+    pub(crate) limit: bool,
+    /// Where peers are installed [default: windlass/peers in the user's cache folder].
+    #[arg(long, value_name = "DIR")]
+    pub(crate) cache: Option<PathBuf>,
+    /// With `overlap`: how long to compute while the operation runs.
+    #[arg(long, value_name = "TIME", default_value = "5ms", value_parser = duration)]
+    pub(crate) compute: std::time::Duration,
+}
+
+/// What a bench can measure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Benched {
+    /// One collective, or ping-pong by send.
+    Collective(Collective),
+    /// An all-reduce behind a computation.
+    Overlap,
+}
+
+/// `--memory`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum MemoryKind {
+    /// Allocated by the communicator; peers map it.
+    Registered,
+    /// The process's own.
+    Heap,
+}
+
+/// `--pattern`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum Pattern {
+    /// One operation after another, all ranks alike.
+    Plain,
+    /// What a training job does.
+    Training,
+}
+
+impl BenchArguments {
+    /// The sizes to measure.
+    pub(crate) fn sizes(&self) -> Result<Vec<u64>, String> {
+        if self.collective == Benched::Collective(Collective::Barrier) {
+            return Ok(vec![0]);
+        }
+        if self.begin > self.end {
+            return Err(format!(
+                "-b {} is more than -e {}: there is no size to measure",
+                self.begin, self.end
+            ));
+        }
+        if self.collective == Benched::Overlap {
+            return Ok(vec![self.end]);
+        }
+        let next = |size: &u64| size.checked_mul(self.factor).filter(|next| *next <= self.end);
+        Ok(std::iter::successors(Some(self.begin), next).collect())
+    }
+
+    /// What does not go together.
+    pub(crate) fn check(&self) -> Result<(), String> {
+        let send = self.collective == Benched::Collective(Collective::Send);
+        if send && self.ranks < 2 {
+            return Err("send is between ranks 0 and 1: use -n 2 or more".to_owned());
+        }
+        let overlap = self.collective == Benched::Overlap;
+        let f32_sum = self.dtype == DataType::F32 && self.op == ReduceOp::Sum;
+        if overlap
+            && (!f32_sum
+                || self.json.is_some()
+                || self.plot.is_some()
+                || self.limit
+                || !self.compare.is_empty())
+        {
+            return Err("overlap takes -n, -e, -i, --compute, --memory and --transport only".to_owned());
+        }
+        if self.pattern == Pattern::Training {
+            let fits = matches!(self.collective, Benched::Collective(c) if !c.is_point_to_point() && c != Collective::Barrier);
+            if !fits {
+                return Err("--pattern training is for all_reduce, reduce_scatter, all_gather and broadcast"
+                    .to_owned());
+            }
+        }
+        Ok(())
+    }
+}
+
+fn benched(text: &str) -> Result<Benched, String> {
+    if text == "overlap" {
+        return Ok(Benched::Overlap);
+    }
+    let names = "all_reduce, reduce_scatter, all_gather, broadcast, barrier, send or overlap";
+    match text.parse() {
+        Ok(Collective::Recv) | Err(_) => Err(format!("it is none that can be benched; use {names}")),
+        Ok(collective) => Ok(Benched::Collective(collective)),
+    }
+}
+
+/// A size in bytes, such as 8, 64K or 1G.
+pub(crate) fn bytes(text: &str) -> Result<u64, String> {
+    let wrong = || "it is not a size, such as 8, 64K, 16M or 1G".to_owned();
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
+        "" | "B" => 0,
+        "K" | "KB" | "KIB" => 10,
+        "M" | "MB" | "MIB" => 20,
+        "G" | "GB" | "GIB" => 30,
+        _ => return Err(wrong()),
+    };
+    let value: u64 = digits.parse().map_err(|_| wrong())?;
+    let most = 16 << 30;
+    match value.checked_mul(1 << shift) {
+        Some(bytes @ 1..) if bytes <= most => Ok(bytes),
+        Some(0) => Err("a size is at least 1 byte".to_owned()),
+        _ => Err("a size is at most 16G".to_owned()),
+    }
+}
+
+fn positive(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(number @ 1..=1_000_000_000) => Ok(number),
+        _ => Err("it is not a number from 1 to 1000000000".to_owned()),
+    }
+}
+
+/// A data type or an operator; the error lists what there is.
+pub(crate) fn name<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|error: T::Err| error.to_string())
+}
+
+fn peer(text: &str) -> Result<Peer, String> {
+    let names = || Peer::ALL.map(Peer::name).join(", ");
+    Peer::from_name(text).ok_or_else(|| format!("it is none of {}", names()))
+}
+
+fn duration(text: &str) -> Result<std::time::Duration, String> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic() || c == 'µ');
+    let unit = match &text[digits.len()..] {
+        "s" => 1.0,
+        "ms" => 1e-3,
+        "us" | "µs" => 1e-6,
+        _ => return Err("it is not a time, such as 5ms, 800us or 1s".to_owned()),
+    };
+    let value = digits.parse::<f64>().ok().map(|value| value * unit).filter(|v| (0.0..=60.0).contains(v));
+    value.map(std::time::Duration::from_secs_f64).ok_or_else(|| "it is not a time from 0 to 60s".to_owned())
+}

@@ -1,0 +1,98 @@
+//! The peers' ranks beside ours: they sleep while ours work, and ours while they do.
+
+use std::path::Path;
+use std::time::Duration;
+
+use windlass_benches::peers::{MOST_ITERATIONS, Peer, Session};
+use windlass_benches::stats::{Label, Sample, Summary};
+
+use super::report::PeerTime;
+
+/// After this long without an answer a peer is given up.
+const PATIENCE: Duration = Duration::from_secs(60);
+
+/// How long a block of a peer's operations takes, about.
+const BLOCK: Duration = Duration::from_millis(30);
+
+/// Installs the peers; who cannot be is named with what to do, and left out.
+pub(super) fn prepare(peers: &[Peer], cache: &Path) -> Vec<String> {
+    let mut names: Vec<String> = Vec::new();
+    for peer in peers {
+        match peer.prepare(cache, &mut |line| eprintln!("windlass: {}: {line}", peer.name())) {
+            Ok(_) if names.iter().any(|name| name == peer.name()) => {}
+            Ok(_) => names.push(peer.name().to_owned()),
+            Err(error) => eprintln!("windlass: {} is not compared: {error}", peer.name()),
+        }
+    }
+    names
+}
+
+/// One peer, as rank 0 asks it.
+#[derive(Debug)]
+pub(super) struct Rival {
+    name: String,
+    /// None when it has failed.
+    session: Option<Session>,
+    samples: Vec<Sample>,
+    iterations: usize,
+}
+
+/// Starts the ranks of all peers.
+pub(super) fn start(names: &[String], cache: &Path, ranks: usize) -> Vec<Rival> {
+    let started = |name: &String| {
+        let peer = Peer::from_name(name)?;
+        let prepared = peer.prepare(cache, &mut |_| ());
+        let session = match prepared.and_then(|prepared| prepared.session(ranks, PATIENCE)) {
+            Ok(session) => Some(session),
+            Err(error) => {
+                eprintln!("windlass: {name} is not compared: {error}");
+                None
+            }
+        };
+        Some(Rival { name: name.clone(), session, samples: Vec::new(), iterations: 1 })
+    };
+    names.iter().filter_map(started).collect()
+}
+
+impl Rival {
+    pub(super) fn name(&self) -> &str {
+        &self.name
+    }
+
+    pub(super) fn begin(&mut self) {
+        self.samples.clear();
+        self.iterations = 3;
+    }
+
+    /// One block, as long as the last one says that a block should be.
+    pub(super) fn block(&mut self, bytes: u64) {
+        let Some(session) = &mut self.session else { return };
+        let started = std::time::Instant::now();
+        let first = self.samples.is_empty();
+        let warmup = if first { 5 } else { 2 };
+        match session.run(bytes as usize, self.iterations, warmup, PATIENCE) {
+            Ok(block) => {
+                if block.wrong > 0 {
+                    eprintln!("windlass: {} gave {} wrong elements of {bytes} bytes", self.name, block.wrong);
+                }
+                let each = started.elapsed().as_secs_f64() / (warmup + self.iterations) as f64;
+                self.iterations = ((BLOCK.as_secs_f64() / each) as usize).clamp(3, MOST_ITERATIONS);
+                self.samples.extend(block.samples);
+            }
+            Err(error) => {
+                eprintln!("windlass: {} is not compared any more: {error}", self.name);
+                self.session = None;
+            }
+        }
+    }
+
+    /// The median within the label; of a peer whose ranks move and have no such label, of all.
+    pub(super) fn median_us(&self, label: Label) -> Option<PeerTime> {
+        let time = |summary: Summary, same_label| PeerTime { us: summary.median_ns / 1e3, same_label };
+        let all = || Summary::of(self.samples.iter().map(|sample| sample.ns));
+        match Summary::of_label(&self.samples, label) {
+            Some(within) => Some(time(within, true)),
+            None => all().map(|summary| time(summary, false)),
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! What ranks tell each other through the lines of a board: that they have arrived, what memory they lend, what they are done with.
+
+use std::sync::Arc;
+
+use windlass_collectives::{Action, Algorithm, Collective, Fingerprint, Peers, Phase, Task};
+use windlass_memory::{Location, Mapping};
+use windlass_transports::shm::Lend;
+
+use crate::error::Error;
+use crate::group::Group;
+
+use super::plan::Plan;
+use super::{Lent, NOTHING, OpenWait, Pending, Stream};
+
+/// How often a line is looked at before anything else is.
+const GLANCES: u32 = 20;
+
+const ARRIVE: Action = Action::Signal { phase: Phase::Arrival };
+
+impl Stream {
+    /// What this rank lends its peers: its memory where peers reach it, else its stage.
+    pub(super) fn lends(&mut self, group: &Group, pending: &Pending, plan: &Plan, first_in: usize, first_out: usize) -> (Lend, Lend) {
+        let nothing = Lend::Region(Location { segment: u32::MAX - 1, generation: 0, offset: 0 });
+        if plan.choice.algorithm != Algorithm::Direct || group.ranks == 1 {
+            return (nothing, nothing);
+        }
+        let call = &pending.call;
+        let (lends_input, lends_output) = match call.collective {
+            Collective::AllReduce => (true, true),
+            Collective::Broadcast => (call.root == group.rank, false),
+            _ => (true, false),
+        };
+        let (bytes_in, _) = plan.bytes;
+        let mut lend = |address: *mut u8, bytes: usize, first: usize, lends: bool| {
+            if !lends {
+                return nothing;
+            }
+            match self.locate(group, address, bytes) {
+                Some(mut location) => {
+                    location.offset = location.offset.wrapping_sub(first as u64);
+                    Lend::Region(location)
+                }
+                None => Lend::Stage,
+            }
+        };
+        let input = lend(pending.input, bytes_in, first_in, lends_input);
+        let output = if lends_output && pending.output == pending.input && input != Lend::Stage {
+            input
+        } else {
+            lend(pending.output, bytes_in, first_out, lends_output)
+        };
+        // One stage serves both directions.
+        if input == Lend::Stage || output == Lend::Stage { (Lend::Stage, Lend::Stage) } else { (input, output) }
+    }
+
+    fn locate(&mut self, group: &Group, address: *mut u8, bytes: usize) -> Option<Location> {
+        if let Some(segment) = &self.recent {
+            let offset = address.addr().wrapping_sub(segment.mapping().base().as_ptr().addr());
+            let inside = offset <= segment.mapping().len() && bytes <= segment.mapping().len() - offset;
+            if inside && segment.generation() == 0 {
+                return Some(Location { segment: segment.number(), generation: 0, offset: offset as u64 });
+            }
+        }
+        let (segment, location) = group.job.pool.locate(address, bytes)?;
+        self.recent = Some(segment);
+        Some(location)
+    }
+
+    pub(super) fn signal(&mut self, group: &Group, phase: Phase, task: &Task) {
+        let (Some(board), Some(active)) = (&group.board, &self.active) else { return };
+        let me = group.rank as usize;
+        match phase {
+            Phase::Arrival => {
+                let line = board.arrival(me, active.sequence);
+                if task.first == 0 {
+                    line.describe([active.fingerprint.what, active.fingerprint.count]);
+                    if active.plan.choice.algorithm == Algorithm::Direct {
+                        line.lend(active.lends.0, active.lends.1);
+                    }
+                }
+                line.raise(active.sequence, task.end);
+            }
+            Phase::Done => board.done(me).raise(active.sequence, task.end),
+        }
+        self.unrung = true;
+    }
+
+    /// Looks whether an open wait has come further. Whether it has.
+    pub(super) fn look(&mut self, group: &Group, slot: usize) -> Result<bool, Error> {
+        let Some(wait) = self.waits[slot] else { return Ok(false) };
+        if wait.done == 0 && !group.job.is_crowded() {
+            self.glance(group, slot, &wait);
+        }
+        let phase = if slot == Phase::Arrival as usize { Phase::Arrival } else { Phase::Done };
+        let mut reached = wait.total;
+        match wait.from {
+            Peers::One(q) => reached = reached.min(self.reached(group, phase, q, &wait)?),
+            Peers::All => {
+                for q in 0..group.ranks {
+                    if q != group.rank {
+                        reached = reached.min(self.reached(group, phase, q, &wait)?);
+                        if reached <= wait.done {
+                            return Ok(false);
+                        }
+                    }
+                }
+            }
+        }
+        if reached <= wait.done {
+            return Ok(false);
+        }
+        self.waits[slot] = (reached < wait.total).then_some(OpenWait { done: reached, ..wait });
+        self.complete(wait.step, wait.done, reached);
+        Ok(true)
+    }
+
+    /// Looks a few times at one peer's line, since the answer is often under way: leaving and coming back would take
+    /// longer than the line does.
+    fn glance(&self, group: &Group, slot: usize, wait: &OpenWait) {
+        let (Some(board), Some(active)) = (&group.board, &self.active) else { return };
+        let q = match wait.from {
+            Peers::One(q) => q as usize,
+            Peers::All => ((group.rank + 1) % group.ranks) as usize,
+        };
+        let arrives = slot == Phase::Arrival as usize;
+        let (arrival, done) = (board.arrival(q, active.sequence), board.done(q));
+        for _ in 0..GLANCES {
+            let reached = if arrives { arrival.ready(active.sequence) } else { done.reached(active.sequence, wait.total) };
+            if reached > 0 {
+                return;
+            }
+            std::hint::spin_loop();
+        }
+    }
+
+    /// How many chunks of the active operation peer `q` has signalled.
+    fn reached(&mut self, group: &Group, phase: Phase, q: u32, wait: &OpenWait) -> Result<u32, Error> {
+        let (Some(board), Some(active)) = (&group.board, &self.active) else { return Ok(0) };
+        if phase == Phase::Done {
+            return Ok(board.done(q as usize).reached(active.sequence, wait.total));
+        }
+        let ready = board.arrival(q as usize, active.sequence).ready(active.sequence);
+        if ready == 0 || self.lent[q as usize].known {
+            return Ok(ready);
+        }
+        Ok(if self.meet(group, q)? { ready } else { 0 })
+    }
+
+    /// Checks the call of a peer that has arrived and finds its memory. Whether that is mapped already.
+    fn meet(&mut self, group: &Group, q: u32) -> Result<bool, Error> {
+        let (Some(board), Some(active)) = (&group.board, &mut self.active) else { return Ok(false) };
+        let line = board.arrival(q as usize, active.sequence);
+        let [what, count] = line.fingerprint();
+        let theirs = Fingerprint { what, count };
+        if theirs != active.fingerprint {
+            return Err(Error::Mismatch {
+                communicator: group.id,
+                sequence: active.sequence,
+                ours: active.fingerprint,
+                theirs,
+                rank: group.members[q as usize],
+            });
+        }
+        let mut lent = Lent { known: true, ..NOTHING };
+        if active.plan.choice.algorithm == Algorithm::Direct {
+            let (input, output) = line.lent();
+            let bounds = active.plan.lent_bounds(q, group.rank);
+            for (lend, address) in [(input, &mut lent.input), (output, &mut lent.output)] {
+                let Lend::Region(location) = lend else {
+                    lent.staged = true;
+                    active.staged = true;
+                    continue;
+                };
+                if location.segment == u32::MAX - 1 {
+                    continue;
+                }
+                let mapping = match known_segment(&mut self.met[q as usize], location.segment) {
+                    Some(mapping) => mapping,
+                    None => {
+                        let Some(mapping) = group.job.segment_of(group.members[q as usize], location.segment) else {
+                            return Ok(false);
+                        };
+                        remember(&mut self.met[q as usize], location.segment, mapping)
+                    }
+                };
+                // A peer that lends memory outside its own segment would have us fault; it made the mistake.
+                let (low, high) = bounds;
+                let begin = location.offset.wrapping_add(low);
+                assert!(
+                    begin.checked_add(high - low).is_some_and(|end| end <= mapping.len() as u64),
+                    "rank {q} lends memory outside its segment"
+                );
+                *address = mapping.base().as_ptr().wrapping_add(location.offset as usize);
+            }
+        }
+        self.lent[q as usize] = lent;
+        Ok(true)
+    }
+
+    /// Wakes sleeping peers that what we have signalled may concern. Called when the stream blocks or falls idle.
+    pub(crate) fn ring(&mut self, group: &Group) {
+        if !std::mem::take(&mut self.unrung) {
+            return;
+        }
+        let ended = std::mem::take(&mut self.ended_unrung);
+        let Some(board) = &group.board else { return };
+        let doorbell = group.job.doorbell();
+        if !doorbell.somebody_sleeps() {
+            return;
+        }
+        if !ended
+            && let Some(active) = &self.active
+            && active.plan.call.collective != Collective::Broadcast
+            && self.execution.as_ref().is_some_and(|e| e.geometry().chunks(&ARRIVE) == 1)
+        {
+            // Everyone waits for everyone: only who comes last has a reason to wake the others, or p ranks would make p² wakes.
+            let done = board.done(group.rank as usize).reached(active.sequence, 1);
+            let last = (0..group.ranks as usize).all(|q| {
+                board.arrival(q, active.sequence).ready(active.sequence) > 0
+                    && (done == 0 || board.done(q).reached(active.sequence, 1) > 0)
+            });
+            if !last && done == 0 {
+                return;
+            }
+        }
+        doorbell.ring(group.members.iter().map(|&m| m as usize));
+    }
+}
+
+fn known_segment(met: &mut [Option<Arc<Mapping>>], segment: u32) -> Option<&Arc<Mapping>> {
+    met.get(segment as usize)?.as_ref()
+}
+
+fn remember(met: &mut Vec<Option<Arc<Mapping>>>, segment: u32, mapping: Arc<Mapping>) -> &Arc<Mapping> {
+    let index = segment as usize;
+    if met.len() <= index {
+        met.resize(index + 1, None);
+    }
+    met[index].insert(mapping)
+}
