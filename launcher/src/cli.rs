@@ -102,10 +102,15 @@ pub(crate) struct RunArguments {
 
 impl RunArguments {
     /// A job of this executable's own ranks. They pin themselves, after they have started who must not inherit that.
-    pub(crate) fn of_bench(ranks: u32, transport: Option<Transport>, program: Vec<OsString>) -> Self {
+    pub(crate) fn of_bench(
+        ranks: u32,
+        transport: Option<Transport>,
+        variables: Vec<OsString>,
+        program: Vec<OsString>,
+    ) -> Self {
         Self {
             ranks: Some(ranks),
-            variables: Vec::new(),
+            variables,
             transport,
             metrics: None,
             bind_to: BindTo::None,

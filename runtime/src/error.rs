@@ -381,6 +381,8 @@ pub enum Refusal {
         /// Its user id.
         uid: u32,
     },
+    /// Who holds the rendezvous has no file descriptor left for it.
+    Descriptors,
     /// Its configuration differs from the other ranks' where all must agree.
     Configuration {
         /// The first setting that differs, with both values.
@@ -397,6 +399,9 @@ impl fmt::Display for Refusal {
             Self::Ranks { server, rank } => write!(f, "it expects {rank} ranks, the job has {server}"),
             Self::Taken { pid } => write!(f, "process {pid} has that rank already"),
             Self::User { uid } => write!(f, "it runs as user {uid}, not as the job's user"),
+            Self::Descriptors => {
+                write!(f, "who holds the rendezvous (the launcher, or rank 0) has no file descriptor left; raise the open-file limit: ulimit -n")
+            }
             Self::Configuration { difference } => {
                 write!(f, "its configuration differs from rank 0's: {difference}; set it alike for all ranks")
             }

@@ -363,6 +363,11 @@ impl Group {
         }
         let since = stream.active_mut().map_or(waited.since, |a| Some(*a.blocked.get_or_insert(now))).unwrap_or(now);
         let after = now.duration_since(since);
+        let timeout = self.job.config.timeout;
+        if after < STALL_AFTER.min(timeout) && !self.job.knows_dead() {
+            // A wait like any other: nobody asks for whom, and nothing is allocated.
+            return;
+        }
         let waiting_on = stream.waiting_on(self);
         if let Some((rank, cause)) = self.job.dead_among(&waiting_on) {
             // What the peer did before it died counts; only when that does not suffice, its death is an error.
@@ -374,7 +379,6 @@ impl Group {
             }
             return;
         }
-        let timeout = self.job.config.timeout;
         if after >= timeout {
             let error = Error::TimedOut { operation, sequence, communicator: self.id, waiting_on, after };
             drop(stream);

@@ -202,10 +202,15 @@ impl Job {
         peers.get(rank as usize)?.get(number as usize)?.clone()
     }
 
+    /// Whether any rank is known to have ended.
+    pub(crate) fn knows_dead(&self) -> bool {
+        self.dead_count.load(Ordering::Acquire) > 0
+    }
+
     /// The first of `ranks` that has been known to have ended for a while: what it sent before, and what it or others told of the
     /// reason, may come by another way and counts first.
     pub(crate) fn dead_among(&self, ranks: &[u32]) -> Option<(u32, PeerCause)> {
-        if self.dead_count.load(Ordering::Acquire) == 0 {
+        if !self.knows_dead() {
             return None;
         }
         let dead = lock(&self.dead);
@@ -472,7 +477,8 @@ impl Job {
             (ToRank::Failed { communicator, failure }, _) => {
                 let mut early = lock(&self.early);
                 let Some(group) = self.living_groups().into_iter().find(|g| g.id == communicator) else {
-                    return drop(early.insert(communicator, failure));
+                    early.insert(communicator, failure);
+                    return;
                 };
                 drop(early);
                 group.told(failure);

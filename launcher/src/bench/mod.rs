@@ -174,7 +174,9 @@ fn measure(mut plan: Plan, transport: Option<Transport>) -> Result<Vec<Row>, Exi
     let executable = std::env::current_exe().map_err(|error| failed(&error))?;
     let text = serde_json::to_string(&plan).map_err(|error| failed(&error))?;
     let program = vec![executable.into(), "__bench-rank".into(), text.into()];
-    let arguments = RunArguments::of_bench(plan.ranks as u32, transport, program);
+    let backing = peers::Backing::create(&plan.peers).map_err(|error| failed(&error))?;
+    let variables = backing.iter().map(peers::Backing::variable).collect();
+    let arguments = RunArguments::of_bench(plan.ranks as u32, transport, variables, program);
     let code = crate::run_job(&arguments);
     if code != 0 {
         return Err(ExitCode::from(code));

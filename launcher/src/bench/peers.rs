@@ -1,6 +1,9 @@
 //! The peers' ranks beside ours: they sleep while ours work, and ours while they do.
 
-use std::path::Path;
+use std::ffi::OsString;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use windlass_benches::peers::{MOST_ITERATIONS, Peer, Session};
@@ -25,6 +28,37 @@ pub(super) fn prepare(peers: &[Peer], cache: &Path) -> Vec<String> {
         }
     }
     names
+}
+
+/// Where Open MPI puts its segments. It leaves them behind after every run, so they get a folder that goes at the end.
+#[derive(Debug)]
+pub(super) struct Backing(PathBuf);
+
+impl Backing {
+    /// A folder on the memory file system; none where Open MPI is not compared.
+    pub(super) fn create(names: &[String]) -> io::Result<Option<Self>> {
+        let memory = Path::new("/dev/shm");
+        if !memory.is_dir() || names.iter().all(|name| name != Peer::OpenMpi.name()) {
+            return Ok(None);
+        }
+        let folder = memory.join(format!("windlass-bench-{}", std::process::id()));
+        std::fs::DirBuilder::new().mode(0o700).create(&folder)?;
+        Ok(Some(Self(folder)))
+    }
+
+    /// What tells Open MPI.
+    pub(super) fn variable(&self) -> OsString {
+        let mut variable = OsString::from("OMPI_MCA_btl_sm_backing_directory=");
+        variable.push(&self.0);
+        variable
+    }
+}
+
+impl Drop for Backing {
+    fn drop(&mut self) {
+        // It is on the memory file system of this host: what cannot be removed now goes with the next boot.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
 }
 
 /// One peer, as rank 0 asks it.

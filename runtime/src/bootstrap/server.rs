@@ -145,6 +145,8 @@ struct Connection {
 struct State {
     ranks: u32,
     listener: OwnedFd,
+    /// Held for the time when there are no others.
+    spare: Option<OwnedFd>,
     shared: Arc<Shared>,
     connections: Vec<Connection>,
     agreement: Option<(u32, Vec<(String, String)>)>,
@@ -164,6 +166,7 @@ impl State {
         Self {
             ranks,
             listener,
+            spare: rustix::io::fcntl_dupfd_cloexec(&shared.wake, 0).ok(),
             shared,
             connections: Vec::new(),
             agreement: None,
@@ -237,9 +240,14 @@ impl State {
 
     fn accept(&mut self) {
         let Ok(socket) = socket::take(self.listener.as_fd()) else {
-            // Out of descriptors: the caller waits in the backlog and is taken when some are free again. Until then the listener
-            // stays readable; looking at it without a pause would cost a core.
-            std::thread::sleep(Duration::from_millis(10));
+            // Out of descriptors. The spare one serves to say so; without it the listener stays readable, and looking at it
+            // without a pause would cost a core.
+            drop(self.spare.take());
+            match socket::take(self.listener.as_fd()) {
+                Ok(socket) => drop(socket::send(socket.as_fd(), &ToRank::Refused(Refusal::Descriptors), None)),
+                Err(_) => std::thread::sleep(Duration::from_millis(10)),
+            }
+            self.spare = rustix::io::fcntl_dupfd_cloexec(&self.shared.wake, 0).ok();
             return;
         };
         let Ok((uid, pid)) = socket::peer_credentials(socket.as_fd()) else { return };
@@ -258,6 +266,11 @@ impl State {
     fn hear(&mut self, index: usize, buffer: &mut Vec<u8>) {
         match socket::receive::<ToServer>(self.connections[index].socket.as_fd(), buffer) {
             Ok(Some((message, descriptor))) => self.handle(index, message, descriptor),
+            Err(Errno::MFILE) => {
+                let refused = ToRank::Refused(Refusal::Descriptors);
+                let _ = socket::send(self.connections[index].socket.as_fd(), &refused, None);
+                self.hang_up(index);
+            }
             Ok(None) | Err(_) => self.hang_up(index),
         }
     }

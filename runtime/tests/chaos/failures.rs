@@ -191,7 +191,10 @@ fn a_message_received_into_memory_that_was_given_back_does_not_exist() {
                     healthy.blocking().barrier().unwrap();
                     healthy.blocking().barrier().unwrap();
                     if failed.is_err() {
-                        assert!(memory.iter().all(|&v| v == 7), "a message reached memory that was given back");
+                        assert!(
+                            memory.iter().all(|&v| v == 7),
+                            "a message reached memory that was given back"
+                        );
                     }
                 } else {
                     healthy.blocking().barrier().unwrap();

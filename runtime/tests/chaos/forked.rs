@@ -37,7 +37,11 @@ fn fork(child: impl FnOnce() -> i32) -> i32 {
 }
 
 /// What a child may see: the number of the first expectation that fails, or 0.
-fn look_around(comm: windlass::Communicator, operation: Operation<Vec<f32>>, message: Operation<Vec<u8>>) -> i32 {
+fn look_around(
+    comm: windlass::Communicator,
+    operation: Operation<Vec<f32>>,
+    message: Operation<Vec<u8>>,
+) -> i32 {
     let forked = |error: &Error| matches!(error, Error::Forked { .. });
     let expectations = [
         comm.blocking().barrier().is_err_and(|e| forked(&e)),
@@ -46,7 +50,9 @@ fn look_around(comm: windlass::Communicator, operation: Operation<Vec<f32>>, mes
         comm.alloc::<f32>(10).is_err_and(|e| forked(&e)),
         comm.split(Some(1), 0).is_err_and(|e| forked(&e)),
         comm.duplicate().is_err_and(|e| forked(&e)),
-        comm.all_reduce(vec![1f32], ReduceOp::Sum).wait().is_err_and(|f| forked(&f.error) && f.memory == [1.0]),
+        comm.all_reduce(vec![1f32], ReduceOp::Sum)
+            .wait()
+            .is_err_and(|f| forked(&f.error) && f.memory == [1.0]),
         operation.is_done(),
         operation.wait().is_err_and(|f| forked(&f.error)),
         super::futures::block_on(message).is_err_and(|f| forked(&f.error)),

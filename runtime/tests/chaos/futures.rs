@@ -174,8 +174,9 @@ fn a_thousand_operations_are_awaited_in_any_order() {
                 state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
                 (state >> 33) as usize % below
             };
-            let mut open: Vec<(i32, Operation<Vec<i32>>)> =
-                (0..1000).map(|i| (i, comm.all_reduce(vec![i; 1 + i as usize % 50], ReduceOp::Sum))).collect();
+            let mut open: Vec<(i32, Operation<Vec<i32>>)> = (0..1000)
+                .map(|i| (i, comm.all_reduce(vec![i; 1 + i as usize % 50], ReduceOp::Sum)))
+                .collect();
             while !open.is_empty() {
                 let (i, operation) = open.swap_remove(random(open.len()));
                 let values = match random(3) {

@@ -16,7 +16,10 @@ fn server(ranks: u32, name: &str) -> Server {
 }
 
 /// Joins on a thread of its own, so that the others may follow.
-fn join_later(identity: Identity, config: windlass::Config) -> std::thread::JoinHandle<Result<(), JoinError>> {
+fn join_later(
+    identity: Identity,
+    config: windlass::Config,
+) -> std::thread::JoinHandle<Result<(), JoinError>> {
     std::thread::spawn(move || Communicator::join(&identity, config).map(drop))
 }
 
@@ -67,14 +70,18 @@ fn settings_that_differ_are_named() {
     let tcp = config(TransportChoice::Tcp, None);
     let mut model = shm();
     model.model.chunk_bytes = 4096;
-    for (number, (other, setting)) in [(ring, "algorithm"), (tcp, "transport"), (model, "model")].into_iter().enumerate() {
+    for (number, (other, setting)) in
+        [(ring, "algorithm"), (tcp, "transport"), (model, "model")].into_iter().enumerate()
+    {
         let server = server(2, &format!("differ-{number}"));
         let first = join_later(identity(&server, 0, 2), shm());
         while server.joined() == 0 {
             std::thread::yield_now();
         }
         let error = Communicator::join(&identity(&server, 1, 2), other).unwrap_err();
-        let JoinError::Refused { refusal: Refusal::Configuration { difference }, .. } = &error else { panic!("{error}") };
+        let JoinError::Refused { refusal: Refusal::Configuration { difference }, .. } = &error else {
+            panic!("{error}")
+        };
         assert!(difference.contains(setting), "{error}");
         join_later(identity(&server, 1, 2), shm()).join().unwrap().unwrap();
         first.join().unwrap().unwrap();
@@ -86,9 +93,13 @@ fn a_rendezvous_that_is_gone_is_an_error_that_names_it() {
     let _watchdog = watch(30);
     let mut config = shm();
     config.join_timeout = Duration::from_millis(300);
-    let gone = Identity { rank: 1, ranks: 2, rendezvous: Some("unix:@windlass-nobody".into()), serves: false };
+    let gone =
+        Identity { rank: 1, ranks: 2, rendezvous: Some("unix:@windlass-nobody".into()), serves: false };
     let error = Communicator::join(&gone, config.clone()).unwrap_err();
-    assert!(matches!(error, JoinError::NoRendezvous { .. }) && error.to_string().contains("windlass-nobody"), "{error}");
+    assert!(
+        matches!(error, JoinError::NoRendezvous { .. }) && error.to_string().contains("windlass-nobody"),
+        "{error}"
+    );
     let garbage = Identity { rendezvous: Some("tcp:nowhere".into()), ..gone };
     let error = Communicator::join(&garbage, config.clone()).unwrap_err();
     assert!(error.to_string().contains("WINDLASS_RENDEZVOUS"), "{error}");

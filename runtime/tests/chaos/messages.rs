@@ -33,7 +33,8 @@ fn messages_wait_for_receives_in_any_order_of_tags() {
             let tags = 200u32;
             let size = |tag: u32| 1 + (tag as usize * 37) % 3000;
             if comm.rank() == 0 {
-                let sent: Vec<_> = (0..tags).map(|tag| comm.send(vec![tag as i32; size(tag)], 1, tag)).collect();
+                let sent: Vec<_> =
+                    (0..tags).map(|tag| comm.send(vec![tag as i32; size(tag)], 1, tag)).collect();
                 // A collective goes past them all.
                 comm.blocking().all_reduce(&mut [1i32], ReduceOp::Sum).unwrap();
                 sent.into_iter().for_each(|s| drop(s.wait().unwrap()));
@@ -89,7 +90,9 @@ fn who_waits_for_a_rank_that_left_is_told() {
                 };
                 Some((result, begin.elapsed()))
             });
-            let Some((result, after)) = results.unwrap().swap_remove(0) else { unreachable!("rank 0 returns it") };
+            let Some((result, after)) = results.unwrap().swap_remove(0) else {
+                unreachable!("rank 0 returns it")
+            };
             let Err(Error::PeerFailed { rank: 1, cause, .. }) = &result else { panic!("{way}: {result:?}") };
             assert!(matches!(cause, PeerCause::Left | PeerCause::Vanished), "{way}: {cause:?}");
             assert!(after < Duration::from_secs(1), "{way} over {}: {after:?}", config.transport);
@@ -111,7 +114,9 @@ fn sending_to_a_rank_that_left_ends() {
                 let result = comm.blocking().send(&vec![0u8; count], 1, 0);
                 Some((result, begin.elapsed()))
             });
-            let Some((result, after)) = results.unwrap().swap_remove(0) else { unreachable!("rank 0 returns it") };
+            let Some((result, after)) = results.unwrap().swap_remove(0) else {
+                unreachable!("rank 0 returns it")
+            };
             // A small one may have left before the news; a large one needs the receiver.
             let told = matches!(result, Err(Error::PeerFailed { rank: 1, .. }));
             assert!(told || count == 8 && result.is_ok(), "{count}: {result:?}");
@@ -121,9 +126,9 @@ fn sending_to_a_rank_that_left_ends() {
 }
 
 #[test]
-fn what_was_sent_through_shared_memory_before_leaving_arrives() {
+fn what_was_sent_before_leaving_arrives() {
     let _watchdog = watch(60);
-    for config in [super::shm()] {
+    for config in TRANSPORTS.map(|t| config(t, None)) {
         for _ in 0..10 {
             windlass::threads_with(2, &config, |comm| {
                 if comm.rank() == 1 {

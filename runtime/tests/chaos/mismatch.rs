@@ -15,7 +15,8 @@ fn differ(config: &Config, who: u32, name: &str, even: Call, odd: Call) {
         let begin = Instant::now();
         let call = if comm.rank() == who { odd } else { even };
         // Who is slow to leave the barrier may be told in it of what the others did next.
-        let result = comm.blocking().barrier().and_then(|()| call(&comm)).and_then(|()| comm.blocking().barrier());
+        let result =
+            comm.blocking().barrier().and_then(|()| call(&comm)).and_then(|()| comm.blocking().barrier());
         (result, begin.elapsed())
     })
     .unwrap();
@@ -34,7 +35,10 @@ fn differ(config: &Config, who: u32, name: &str, even: Call, odd: Call) {
         assert!(after < Duration::from_secs(1), "{context}: rank {rank} was told after {after:?}");
     }
     let [odd_call, others] = [who, (who + 1) % 3].map(|rank| called[rank as usize]);
-    assert!(odd_call.is_some() && odd_call != others, "{context}: the odd rank is blamed for its own call: {called:?}");
+    assert!(
+        odd_call.is_some() && odd_call != others,
+        "{context}: the odd rank is blamed for its own call: {called:?}"
+    );
 }
 
 /// Every transport with every algorithm that it can be told to use.
@@ -50,7 +54,11 @@ fn each(mut f: impl FnMut(&Config)) {
     }
 }
 
-fn reduce<T: windlass::Element + Default>(comm: &Communicator, count: usize, op: ReduceOp) -> Result<(), Error> {
+fn reduce<T: windlass::Element + Default>(
+    comm: &Communicator,
+    count: usize,
+    op: ReduceOp,
+) -> Result<(), Error> {
     comm.blocking().all_reduce(&mut vec![T::default(); count], op)
 }
 
@@ -82,7 +90,8 @@ fn collectives() {
         let sum: Call = |c| reduce::<f32>(c, 4, ReduceOp::Sum);
         let barrier: Call = |c| c.blocking().barrier();
         let gather: Call = |c| c.blocking().all_gather_into(&[0f32; 1000], &mut [0f32; 3000]);
-        let scatter: Call = |c| c.blocking().reduce_scatter_into(&[0f32; 3000], &mut [0f32; 1000], ReduceOp::Sum);
+        let scatter: Call =
+            |c| c.blocking().reduce_scatter_into(&[0f32; 3000], &mut [0f32; 1000], ReduceOp::Sum);
         let broadcast: Call = |c| c.blocking().broadcast(&mut [0f32; 1000], 1);
         differ(config, 1, "barrier or all_reduce", barrier, sum);
         differ(config, 0, "all_reduce or barrier", sum, barrier);
@@ -95,7 +104,8 @@ fn collectives() {
 #[test]
 fn asynchronous_calls_are_told_too() {
     each(|config| {
-        let small: Call = |c| c.all_reduce(vec![0f32; 10], ReduceOp::Sum).wait().map(drop).map_err(Error::from);
+        let small: Call =
+            |c| c.all_reduce(vec![0f32; 10], ReduceOp::Sum).wait().map(drop).map_err(Error::from);
         let large: Call = |c| {
             let operation = c.all_reduce(vec![0f32; 70_000], ReduceOp::Sum);
             super::futures::block_on(operation).map(drop).map_err(Error::from)
@@ -111,7 +121,9 @@ fn roots_of_broadcasts_from_mapped_memory() {
         let config = &config(TransportChoice::Shm, algorithm);
         let one: Call = |c| c.blocking().broadcast(&mut vec![0f32; 200_000], 0);
         differ(config, 1, "root 0 or 1", one, |c| c.blocking().broadcast(&mut vec![0f32; 200_000], 1));
-        differ(config, 2, "root 0 or 1 at a leaf", one, |c| c.blocking().broadcast(&mut vec![0f32; 200_000], 1));
+        differ(config, 2, "root 0 or 1 at a leaf", one, |c| {
+            c.blocking().broadcast(&mut vec![0f32; 200_000], 1)
+        });
     }
 }
 
@@ -119,7 +131,9 @@ fn roots_of_broadcasts_from_mapped_memory() {
 fn messages_of_different_lengths_and_types() {
     let _watchdog = watch(60);
     for config in TRANSPORTS.map(|t| config(t, None)) {
-        for (sent, expected) in [(10usize, 11usize), (11, 10), (100_000, 10), (10, 100_000), (3_000_000, 2_999_999)] {
+        for (sent, expected) in
+            [(10usize, 11usize), (11, 10), (100_000, 10), (10, 100_000), (3_000_000, 2_999_999)]
+        {
             let results = windlass::threads_with(2, &config, |comm| {
                 let begin = Instant::now();
                 let result = if comm.rank() == 0 {
@@ -130,7 +144,9 @@ fn messages_of_different_lengths_and_types() {
                 (result, begin.elapsed())
             });
             for (rank, (result, after)) in results.unwrap().into_iter().enumerate() {
-                let Err(Error::Mismatch { rank: other, .. }) = result else { panic!("{sent} {expected}: {result:?}") };
+                let Err(Error::Mismatch { rank: other, .. }) = result else {
+                    panic!("{sent} {expected}: {result:?}")
+                };
                 assert_eq!(other, 1 - rank as u32);
                 assert!(after < Duration::from_secs(1), "{after:?}");
             }

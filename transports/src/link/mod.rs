@@ -215,6 +215,22 @@ impl Link {
         *self = Self::new(self.peer, self.limits);
     }
 
+    /// The peer is lost: forgets everything but the messages that are here, whole. They were sent before the end, and may still
+    /// be received; no other memory is touched after it.
+    pub fn close(&mut self) {
+        let mut closed = Self::new(self.peer, self.limits);
+        let whole = |incoming: &Incoming| matches!(incoming, Incoming::Buffered { complete: true, posted: None, .. });
+        closed.incoming = std::mem::take(&mut self.incoming);
+        closed.incoming.retain(|_, incoming| whole(incoming));
+        closed.classes = std::mem::take(&mut self.classes);
+        *self = closed;
+    }
+
+    /// Whether a closed link holds a message.
+    pub fn holds(&self, message: &Message) -> bool {
+        self.incoming.contains_key(&message.id)
+    }
+
     /// Queues a frame without payload, with whatever credits its class owes.
     fn notify(&mut self, kind: Kind, message: &Message) {
         let header = self.header(kind, message);

@@ -3,6 +3,7 @@
 //! Collectives whose ranks map each other send no messages; point-to-point operations, and the message algorithms when they are asked for by
 //! name, do.
 
+use std::collections::BTreeMap;
 use std::io::IoSlice;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -21,6 +22,8 @@ pub struct Lanes {
     board: Arc<Board>,
     /// By rank; `None` once the peer is lost.
     links: Vec<Option<Link>>,
+    /// What lost peers had sent before, by rank.
+    lost: BTreeMap<Rank, Link>,
     limits: Limits,
     ready: Vec<Event>,
     /// Peers to which bytes were stored since somebody looked for sleepers.
@@ -36,11 +39,15 @@ impl Lanes {
     /// The same, with these limits; all ranks must have the same.
     pub fn with_limits(rank: Rank, board: Arc<Board>, limits: Limits) -> Self {
         let links = (0..board.shape().ranks).map(|peer| Some(Link::new(peer as Rank, limits))).collect();
-        Self { rank, board, links, limits, ready: Vec::new(), unrung: Vec::new() }
+        Self { rank, board, links, lost: BTreeMap::new(), limits, ready: Vec::new(), unrung: Vec::new() }
     }
 
     fn lose(&mut self, peer: Rank, cause: LostCause) {
-        if self.links[peer as usize].take().is_some() {
+        if let Some(mut link) = self.links[peer as usize].take() {
+            if !matches!(cause, LostCause::Garbled(_)) {
+                link.close();
+                self.lost.insert(peer, link);
+            }
             self.ready.push(Event::Lost { peer, cause });
             self.close(peer);
         }
@@ -180,6 +187,9 @@ impl Transport for Lanes {
             unsafe { link.post_recv(message, memory, token, &mut ready) };
             self.transmit(peer, &mut ready);
             self.ring();
+        } else if let Some(link) = self.lost.get_mut(&peer).filter(|link| link.holds(message)) {
+            // SAFETY: as above.
+            unsafe { link.post_recv(message, memory, token, &mut ready) };
         }
         ready.append(&mut self.ready);
         self.ready = ready;

@@ -326,7 +326,10 @@ impl Tcp {
         if entry.socket.take().is_none() {
             self.awaited -= 1;
         }
-        entry.link.clear();
+        match cause {
+            LostCause::Garbled(_) => entry.link.clear(),
+            _ => entry.link.close(),
+        }
         entry.lost = true;
         self.ready.push(Event::Lost { peer, cause });
     }
@@ -474,7 +477,8 @@ impl Transport for Tcp {
     }
 
     unsafe fn post_recv(&mut self, peer: Rank, message: &Message, memory: *mut u8, token: Token) {
-        let Some(entry) = self.peers.get_mut(peer as usize).filter(|entry| !entry.lost) else { return };
+        let receives = |entry: &&mut Peer| !entry.lost || entry.link.holds(message);
+        let Some(entry) = self.peers.get_mut(peer as usize).filter(receives) else { return };
         // SAFETY: the caller's contract is the link's.
         unsafe { entry.link.post_recv(message, memory, token, &mut self.ready) };
         self.activate(peer);
