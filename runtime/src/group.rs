@@ -16,12 +16,16 @@ use crate::engine::{Pending, Status, Stream};
 use crate::error::{AbortReason, Error, Problem};
 use crate::fork;
 use crate::job::Job;
+use crate::progress::Kick;
 use crate::metrics::Recorder;
 use crate::transfer::Transfers;
 
 /// Passes over the stream between two looks at the clock, the lock and the processor's other users: about 2 µs, as each
 /// looks at a line some twenty times.
 const SPINS: u32 = 4;
+
+/// An asynchronous operation up to this size is begun by its caller; a larger one by the progress thread.
+const INLINE_ISSUE_BYTES: u64 = 32 << 10;
 
 /// A communicator as its rank holds it.
 #[derive(Debug)]
@@ -176,14 +180,22 @@ impl Group {
 
     fn drive_to<'a>(&'a self, sequence: u64, mut stream: MutexGuard<'a, Stream>) -> Result<(), Error> {
         let mut waiter = Waiter::new(&self.job);
+        // While somebody waits here the progress thread leaves the communicator alone: two drivers on one lock, perhaps on one
+        // core, would only be in each other's way.
+        stream.waiters += 1;
         loop {
             match self.spin(&mut stream, sequence, &mut waiter) {
                 Ok(true) => {
                     stream.ring(self);
+                    stream.waiters -= 1;
+                    let left = stream.waiters == 0 && self.is_detached();
                     let due = stream.due(sequence + 1, false);
                     drop(stream);
                     due.settle();
                     waiter.over(&self.job);
+                    if left {
+                        self.job.kick_progress(Kick::Soon);
+                    }
                     return Ok(());
                 }
                 Ok(false) => drop(stream),
@@ -193,6 +205,7 @@ impl Group {
                 }
             }
             if let Some(error) = self.failure() {
+                lock(&self.stream).waiters -= 1;
                 waiter.over(&self.job);
                 return Err(error);
             }
@@ -248,9 +261,14 @@ impl Group {
             self.detached.fetch_add(1, Ordering::AcqRel);
             stream.post(pending)
         };
+        // A small operation may end at once. A large one would keep the caller from what it wants to do meanwhile.
+        if pending.call.size_bytes(self.ranks) > INLINE_ISSUE_BYTES {
+            self.job.kick_progress(Kick::Now);
+            return Ok(sequence);
+        }
         self.try_drive();
         if self.ended.load(Ordering::Acquire) <= sequence {
-            self.job.kick_progress();
+            self.job.kick_progress(Kick::Soon);
         }
         Ok(sequence)
     }
@@ -271,7 +289,7 @@ impl Group {
         }
         stream.wake_at(sequence, context.waker());
         drop(stream);
-        self.job.kick_progress();
+        self.job.kick_progress(Kick::Soon);
         Poll::Pending
     }
 

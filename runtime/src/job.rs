@@ -19,7 +19,7 @@ use crate::error::{Error, JoinError, PeerCause};
 use crate::fork;
 use crate::group::{Group, lock};
 use crate::metrics::NOTE_BYTES;
-use crate::progress::{self, Progress};
+use crate::progress::{self, Kick, Progress};
 use crate::registry::{self, Carriers};
 
 /// A peer's end is an error only after this long: see [`Job::dead_among`].
@@ -51,7 +51,7 @@ pub(crate) struct Job {
     /// Failures of communicators that this rank has no part in yet.
     pub(crate) early: Mutex<BTreeMap<u32, Failure>>,
     boards_changed: Condvar,
-    pub(crate) progress: Progress,
+    pub(crate) progress: Arc<Progress>,
     /// Held when no launcher serves the job.
     server: Mutex<Option<Server>>,
     listener: OnceLock<std::thread::JoinHandle<()>>,
@@ -137,7 +137,7 @@ impl Job {
             boards: Mutex::default(),
             early: Mutex::default(),
             boards_changed: Condvar::new(),
-            progress: Progress::default(),
+            progress: Arc::default(),
             server: Mutex::new(None),
             listener: OnceLock::new(),
         }))
@@ -386,24 +386,21 @@ impl Job {
                 doorbell.ring(std::iter::once(self.rank as usize));
             }
         }
-        self.kick_progress();
+        self.kick_progress(Kick::Now);
     }
 
     // ---- the progress thread -------------------------------------------------------------------------------------------
 
     /// Makes sure somebody looks after asynchronous operations.
-    pub(crate) fn kick_progress(self: &Job) {
-        if self.progress.parked.load(Ordering::Acquire) {
-            lock(&self.progress.state).kicked = true;
-            self.progress.changed.notify_one();
-        }
+    pub(crate) fn kick_progress(&self, kick: Kick) {
+        self.progress.kick(kick);
     }
 
     /// Starts the progress thread, with the first asynchronous operation.
     pub(crate) fn start_progress(self: &Arc<Self>) -> Result<(), Error> {
         let mut result = Ok(());
         self.progress.started.get_or_init(|| {
-            self.progress.parked.store(true, Ordering::Release);
+            self.progress.prepare();
             let job = Arc::downgrade(self);
             let spawned = std::thread::Builder::new()
                 .name("wl-progress".into())

@@ -3,7 +3,7 @@
 //! It sleeps while there are none, and is kicked by whoever starts one.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -11,14 +11,35 @@ use crate::engine::Status;
 use crate::group::{Overdue, lock};
 use crate::job::Job;
 
+/// How long the thread stays within reach after the last asynchronous operation, looking around by itself.
+const DOZE_FOR: Duration = Duration::from_millis(10);
+/// How often it looks around then: what a small operation that nobody waits for is late at most.
+const DOZE: Duration = Duration::from_micros(100);
+
+/// How urgent an operation is.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Kick {
+    /// The thread is to begin at once.
+    Now,
+    /// A thread that dozes finds it soon enough, and to wake it would cost more than the operation.
+    Soon,
+}
+
 /// What the thread and those who kick it share.
 #[derive(Debug, Default)]
 pub(crate) struct Progress {
     pub(crate) started: OnceLock<bool>,
     pub(crate) state: Mutex<ProgressState>,
     pub(crate) changed: Condvar,
-    pub(crate) parked: AtomicBool,
+    rest: AtomicU8,
 }
+
+/// The thread works, and will look again before it rests.
+const AWAKE: u8 = 0;
+/// It looks around every [`DOZE`].
+const DOZING: u8 = 1;
+/// It sleeps until it is kicked.
+const PARKED: u8 = 2;
 
 #[derive(Debug, Default)]
 pub(crate) struct ProgressState {
@@ -27,6 +48,29 @@ pub(crate) struct ProgressState {
 }
 
 impl Progress {
+    /// The thread that is about to start will be found resting until it runs.
+    pub(crate) fn prepare(&self) {
+        self.rest.store(PARKED, Ordering::Release);
+    }
+
+    /// Makes sure the thread looks at what was posted before.
+    pub(crate) fn kick(&self, kick: Kick) {
+        let rest = self.rest.load(Ordering::SeqCst);
+        if rest == PARKED || rest == DOZING && kick == Kick::Now {
+            lock(&self.state).kicked = true;
+            self.changed.notify_one();
+        }
+    }
+
+    /// Rests until kicked or `time` is over. Whether the job is closing.
+    fn rest(&self, time: Duration) -> bool {
+        let state = lock(&self.state);
+        let woken = self.changed.wait_timeout_while(state, time, |s| !s.kicked && !s.closing);
+        let mut state = woken.map_or_else(|poisoned| poisoned.into_inner().0, |(state, _)| state);
+        state.kicked = false;
+        state.closing
+    }
+
     /// There is to be no thread: a simulation moves everything itself.
     pub(crate) fn forbid(&self) {
         let _ = self.started.set(false);
@@ -37,39 +81,28 @@ impl Progress {
 pub(crate) fn run(job: &Weak<Job>) {
     // By communicator, from round to round: when its wait began, and what has been told about it.
     let mut waits: BTreeMap<(u16, u32), Overdue> = BTreeMap::new();
+    let mut idle_since: Option<Instant> = None;
     loop {
         let Some(job) = job.upgrade() else { return };
         let groups: Vec<_> = job.living_groups().into_iter().filter(|g| g.is_detached()).collect();
-        let busy = groups.iter().filter(|g| g.failure().is_none() && g.has_pending()).collect::<Vec<_>>();
-        if busy.is_empty() {
+        let busy = groups.iter().any(|g| g.failure().is_none() && g.has_pending());
+        if !busy {
             drop(groups);
+            let wanted = if idle_since.get_or_insert_with(Instant::now).elapsed() < DOZE_FOR { DOZING } else { PARKED };
             // Whoever posts after this store kicks; what was posted before it is seen by one more look.
-            if !job.progress.parked.swap(true, Ordering::AcqRel) {
+            if job.progress.rest.swap(wanted, Ordering::SeqCst) != wanted {
                 continue;
             }
-            let state = lock(&job.progress.state);
-            if state.closing {
-                return;
-            }
-            let weak = Arc::downgrade(&job);
-            let wait = |state: std::sync::MutexGuard<'_, ProgressState>| {
-                let woken = job.progress.changed.wait_timeout_while(state, Duration::from_secs(1), |s| !s.kicked && !s.closing);
-                woken.map_or_else(|p| p.into_inner().0.closing, |(mut s, _)| {
-                    s.kicked = false;
-                    s.closing
-                })
-            };
-            let closing = wait(state);
-            job.progress.parked.store(false, Ordering::Release);
-            if closing {
-                return;
-            }
+            let progress = Arc::clone(&job.progress);
             drop(job);
-            if weak.strong_count() == 0 {
+            // Without a reference to the job, which may end meanwhile.
+            if progress.rest(if wanted == DOZING { DOZE } else { Duration::from_secs(1) }) {
                 return;
             }
             continue;
         }
+        idle_since = None;
+        job.progress.rest.store(AWAKE, Ordering::SeqCst);
         let crowded = job.is_crowded();
         let begin = Instant::now();
         waits.retain(|place, _| groups.iter().any(|g| (g.slot(), g.id) == *place));

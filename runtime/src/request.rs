@@ -77,7 +77,7 @@ impl RawRequest {
             if self.root == group.rank {
                 return wrong("the peer", Problem::OwnRank);
             }
-            if self.tag >= COLLECTIVE_TAG {
+            if self.tag == COLLECTIVE_TAG {
                 return wrong("the tag", Problem::OutOfRange { value: u64::from(self.tag), limit: u64::from(COLLECTIVE_TAG) });
             }
         }

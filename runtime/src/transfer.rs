@@ -15,6 +15,7 @@ use windlass_transports::{Message, MessageId, Token};
 use crate::engine::Status;
 use crate::engine::wait::Waiter;
 use crate::error::Error;
+use crate::progress::Kick;
 use crate::group::{Group, STALL_AFTER, lock};
 
 /// Bytes of a message's chunk: a large transfer is posted piece by piece, so that it can be matched and bounded like the rest.
@@ -261,7 +262,7 @@ impl Group {
             if started.is_err() {
                 self.detached.fetch_sub(1, Ordering::AcqRel);
             }
-            self.job.kick_progress();
+            self.job.kick_progress(Kick::Soon);
             return started;
         }
         lock(&self.transfers).start(self, request)
@@ -322,7 +323,7 @@ impl Group {
         if let Some(result) = self.transfer_result(ticket) {
             return Poll::Ready(result);
         }
-        self.job.kick_progress();
+        self.job.kick_progress(Kick::Soon);
         Poll::Pending
     }
 
@@ -353,10 +354,10 @@ impl Group {
         }
     }
 
-    /// Whether anything asynchronous is under way.
+    /// Whether anything is under way that nobody waits for.
     pub(crate) fn has_pending(&self) -> bool {
         let transfers = !lock(&self.transfers).is_idle();
-        transfers || self.with_stream(|s| s.has_work())
+        transfers || self.with_stream(|s| s.has_work() && s.waiters == 0)
     }
 
     pub(crate) fn is_detached(&self) -> bool {

@@ -132,6 +132,8 @@ pub(crate) struct Stream {
     /// Who is to be woken when the operation of this number has ended; NOW: at once.
     wakers: Vec<(u64, Waker)>,
     pub(crate) recorder: Recorder,
+    /// Threads that wait for an operation and drive the stream meanwhile.
+    pub(crate) waiters: u32,
 }
 
 // SAFETY: the raw pointers refer to memory that the operations own or borrow until they end, and to mappings that the
@@ -200,6 +202,7 @@ impl Stream {
             events: Vec::new(),
             wakers: Vec::new(),
             recorder,
+            waiters: 0,
         }
     }
 

@@ -1,4 +1,5 @@
 //! What goes wrong, and what must come of it: worlds of threads that misuse, leave, fork and race. Nothing may hang.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
 
 mod arguments;
 mod communicators;
