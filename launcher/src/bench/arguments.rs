@@ -135,7 +135,12 @@ impl BenchArguments {
             return Ok(vec![self.end]);
         }
         let next = |size: &u64| size.checked_mul(self.factor).filter(|next| *next <= self.end);
-        Ok(std::iter::successors(Some(self.begin), next).collect())
+        let mut sizes: Vec<u64> = std::iter::successors(Some(self.begin), next).collect();
+        // Who asks for a largest size wants to see it, wherever the factor lands.
+        if sizes.last() != Some(&self.end) {
+            sizes.push(self.end);
+        }
+        Ok(sizes)
     }
 
     /// What does not go together.

@@ -244,7 +244,7 @@ impl State {
             // without a pause would cost a core.
             drop(self.spare.take());
             match socket::take(self.listener.as_fd()) {
-                Ok(socket) => drop(socket::send(socket.as_fd(), &ToRank::Refused(Refusal::Descriptors), None)),
+                Ok(socket) => refuse(&socket, Refusal::Descriptors),
                 Err(_) => std::thread::sleep(Duration::from_millis(10)),
             }
             self.spare = rustix::io::fcntl_dupfd_cloexec(&self.shared.wake, 0).ok();
@@ -253,8 +253,7 @@ impl State {
         let Ok((uid, pid)) = socket::peer_credentials(socket.as_fd()) else { return };
         let own = rustix::process::getuid().as_raw();
         if uid != own && own != 0 && uid != 0 {
-            let _ = socket::send(socket.as_fd(), &ToRank::Refused(Refusal::User { uid }), None);
-            return;
+            return refuse(&socket, Refusal::User { uid });
         }
         // A rank that never reads must not stop the others.
         let _ = rustix::net::sockopt::set_socket_timeout(&socket, rustix::net::sockopt::Timeout::Send, Some(Duration::from_secs(10)));
@@ -424,6 +423,14 @@ impl State {
             }
         }
     }
+}
+
+/// Refuses a caller before it has been heard. Closing with its words unread would take the refusal back, so they are awaited.
+fn refuse(socket: &OwnedFd, refusal: Refusal) {
+    use rustix::net::sockopt::{Timeout, set_socket_timeout};
+    let _ = socket::send(socket.as_fd(), &ToRank::Refused(refusal), None);
+    let _ = set_socket_timeout(socket, Timeout::Recv, Some(Duration::from_millis(200)));
+    let _ = socket::receive::<ToServer>(socket.as_fd(), &mut Vec::new());
 }
 
 /// The parts of a fingerprint that all ranks share.
