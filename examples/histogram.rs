@@ -34,7 +34,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
 }
 
 /// Counts the trigrams that begin in this rank's part of the file.
-fn count(comm: &windlass::Communicator, path: &str) -> Result<windlass::Buffer<i32>, Box<dyn std::error::Error>> {
+fn count(
+    comm: &windlass::Communicator,
+    path: &str,
+) -> Result<windlass::Buffer<i32>, Box<dyn std::error::Error>> {
     let mut file = File::open(path).map_err(|e| format!("{path}: {e}"))?;
     let length = file.metadata()?.len();
     let part = |rank: u32| length * u64::from(rank) / u64::from(comm.size());

@@ -6,7 +6,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let comm = windlass::init()?;
     let (rank, size) = (comm.rank(), comm.size());
     if size == 1 {
-        println!("a ring needs two ranks: windlass run -n 4 -- {}", std::env::args().next().unwrap_or_default());
+        println!(
+            "a ring needs two ranks: windlass run -n 4 -- {}",
+            std::env::args().next().unwrap_or_default()
+        );
         return Ok(());
     }
     let (next, previous) = ((rank + 1) % size, (rank + size - 1) % size);

@@ -266,7 +266,9 @@ impl Execution {
         while dependents != 0 {
             let dependent = dependents.trailing_zeros();
             dependents &= dependents - 1;
-            if self.steps[dependent as usize].needs & !self.finished == 0 && self.steps[dependent as usize].issued == 0 {
+            if self.steps[dependent as usize].needs & !self.finished == 0
+                && self.steps[dependent as usize].issued == 0
+            {
                 self.steps[dependent as usize].allowed = 1;
                 self.ready |= 1 << dependent;
             }

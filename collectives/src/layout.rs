@@ -72,7 +72,11 @@ impl Layout {
         }
         // block·n/p in elements, from n = quotient·p + remainder; what is left to divide is below p².
         let rest = block as u64 * self.remainder;
-        let rest = if rest <= u32::MAX as u64 { (rest as u32 / self.blocks) as u64 } else { rest / self.blocks as u64 };
+        let rest = if rest <= u32::MAX as u64 {
+            (rest as u32 / self.blocks) as u64
+        } else {
+            rest / self.blocks as u64
+        };
         ((block as u64 * self.quotient + rest) * self.element_bytes) & self.mask
     }
 

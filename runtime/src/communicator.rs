@@ -64,7 +64,12 @@ impl Communicator {
     }
 
     /// A rank of a simulated job.
-    pub(crate) fn simulated(rank: u32, ranks: u32, config: Config, carriers: Carriers) -> Result<Self, JoinError> {
+    pub(crate) fn simulated(
+        rank: u32,
+        ranks: u32,
+        config: Config,
+        carriers: Carriers,
+    ) -> Result<Self, JoinError> {
         let job = Job::simulated(rank, ranks, config, carriers)?;
         Ok(Self { group: Group::new(&job, 0, (0..ranks).collect(), None) })
     }
@@ -97,7 +102,12 @@ impl Communicator {
     ///
     /// # Errors
     /// When the configuration asks for an algorithm that cannot serve it.
-    pub fn explain(&self, collective: Collective, data_type: DataType, count: usize) -> Result<Choice, Error> {
+    pub fn explain(
+        &self,
+        collective: Collective,
+        data_type: DataType,
+        count: usize,
+    ) -> Result<Choice, Error> {
         let request = RawRequest::new(collective, data_type, count);
         let call = windlass_collectives::Call {
             collective,
@@ -190,7 +200,11 @@ impl Communicator {
         self.start(&in_place(Collective::Recv, span).rooted(from).tagged(tag), memory)
     }
 
-    fn start_checked<M: Send + 'static>(&self, request: Result<RawRequest, Error>, memory: M) -> Operation<M> {
+    fn start_checked<M: Send + 'static>(
+        &self,
+        request: Result<RawRequest, Error>,
+        memory: M,
+    ) -> Operation<M> {
         match request {
             Ok(request) => self.start(&request, memory),
             Err(error) => Operation::new(Arc::clone(&self.group), Err(error), memory),
@@ -234,11 +248,14 @@ impl Communicator {
         let entries: Vec<(i64, i64)> = all.chunks_exact(2).map(|c| (c[0], c[1])).collect();
         let id = self.agree_on_id(colour)?;
         let Some(colour) = colour.map(i64::from) else { return Ok(None) };
-        let mut members: Vec<(i64, u32)> =
-            (0..self.size()).filter(|&r| entries[r as usize].0 == colour).map(|r| (entries[r as usize].1, r)).collect();
+        let mut members: Vec<(i64, u32)> = (0..self.size())
+            .filter(|&r| entries[r as usize].0 == colour)
+            .map(|r| (entries[r as usize].1, r))
+            .collect();
         members.sort_unstable();
         let members: Vec<u32> = members.into_iter().map(|(_, r)| group.members[r as usize]).collect();
-        let board = if group.job.mapped && members.len() > 1 { Some(self.board_for(id, &members)?) } else { None };
+        let board =
+            if group.job.mapped && members.len() > 1 { Some(self.board_for(id, &members)?) } else { None };
         Ok(Some(Self { group: Group::new(&group.job, id, members, board) }))
     }
 
@@ -340,7 +357,12 @@ fn in_place(collective: Collective, span: Span) -> RawRequest {
     RawRequest { input: span.address, output: span.address, ..request }
 }
 
-fn with_length(operation: &'static str, argument: &'static str, expected: usize, actual: usize) -> Result<(), Error> {
+fn with_length(
+    operation: &'static str,
+    argument: &'static str,
+    expected: usize,
+    actual: usize,
+) -> Result<(), Error> {
     if expected == actual {
         return Ok(());
     }
@@ -400,7 +422,12 @@ impl Blocking<'_> {
     ///
     /// # Errors
     /// See [`Error`].
-    pub fn all_reduce_into<T: Element>(self, input: &[T], output: &mut [T], op: ReduceOp) -> Result<(), Error> {
+    pub fn all_reduce_into<T: Element>(
+        self,
+        input: &[T],
+        output: &mut [T],
+        op: ReduceOp,
+    ) -> Result<(), Error> {
         self.run(&all_reduce_into(shared(input), exclusive(output), op)?)
     }
 
@@ -408,7 +435,12 @@ impl Blocking<'_> {
     ///
     /// # Errors
     /// See [`Error`].
-    pub fn reduce_scatter_into<T: Element>(self, input: &[T], output: &mut [T], op: ReduceOp) -> Result<(), Error> {
+    pub fn reduce_scatter_into<T: Element>(
+        self,
+        input: &[T],
+        output: &mut [T],
+        op: ReduceOp,
+    ) -> Result<(), Error> {
         self.run(&reduce_scatter_into(self.communicator.size(), shared(input), exclusive(output), op)?)
     }
 
@@ -514,12 +546,21 @@ impl<'scope, 'env> Scope<'scope, 'env> {
     }
 
     /// As [`Communicator::reduce_scatter_into`], on borrowed slices.
-    pub fn reduce_scatter_into<T: Element>(&'scope self, input: &'env [T], output: &'env mut [T], op: ReduceOp) -> Borrowed<'scope> {
+    pub fn reduce_scatter_into<T: Element>(
+        &'scope self,
+        input: &'env [T],
+        output: &'env mut [T],
+        op: ReduceOp,
+    ) -> Borrowed<'scope> {
         self.start(reduce_scatter_into(self.communicator.size(), shared(input), exclusive(output), op))
     }
 
     /// As [`Communicator::all_gather_into`], on borrowed slices.
-    pub fn all_gather_into<T: Element>(&'scope self, input: &'env [T], output: &'env mut [T]) -> Borrowed<'scope> {
+    pub fn all_gather_into<T: Element>(
+        &'scope self,
+        input: &'env [T],
+        output: &'env mut [T],
+    ) -> Borrowed<'scope> {
         self.start(all_gather_into(self.communicator.size(), shared(input), exclusive(output)))
     }
 

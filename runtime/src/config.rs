@@ -125,7 +125,9 @@ const SETTINGS: &[Setting] = &[
         apply: |c, v| {
             c.algorithm = match v {
                 "" | "auto" => None,
-                _ => Some(v.parse().map_err(|e: windlass_collectives::schedule::UnknownAlgorithm| e.to_string())?),
+                _ => Some(
+                    v.parse().map_err(|e: windlass_collectives::schedule::UnknownAlgorithm| e.to_string())?,
+                ),
             };
             Ok(())
         },
@@ -269,13 +271,23 @@ impl ModelFile {
     /// Reads a model; constants that are missing keep their shipped values.
     pub fn parse(text: &str) -> Result<Model, String> {
         let file: Self = toml::from_str(text).map_err(|e| e.to_string())?;
-        let times = [file.flag_ns, file.line_ns, file.cached_byte_ns, file.message_ns, file.message_byte_ns, file.reduce_byte_ns];
+        let times = [
+            file.flag_ns,
+            file.line_ns,
+            file.cached_byte_ns,
+            file.message_ns,
+            file.message_byte_ns,
+            file.reduce_byte_ns,
+        ];
         if !times.iter().all(|t| t.is_finite() && *t >= 0.0) {
             return Err("every time must be a number, not negative".to_owned());
         }
-        let sizes = [(file.chunk_bytes, 1 << 30), (file.stage_chunk_bytes, 64 << 20), (file.slot_bytes, 1 << 20)];
+        let sizes =
+            [(file.chunk_bytes, 1 << 30), (file.stage_chunk_bytes, 64 << 20), (file.slot_bytes, 1 << 20)];
         if !sizes.iter().all(|&(bytes, most)| (64..=most).contains(&bytes)) {
-            return Err("chunk_bytes, stage_chunk_bytes and slot_bytes must be 64 to 2^30, 2^26 and 2^20".to_owned());
+            return Err(
+                "chunk_bytes, stage_chunk_bytes and slot_bytes must be 64 to 2^30, 2^26 and 2^20".to_owned()
+            );
         }
         Ok(Model {
             flag_ns: file.flag_ns,
@@ -343,8 +355,7 @@ mod tests {
 
     #[test]
     fn a_model_survives_its_file() {
-        let mut model = Model::default();
-        model.flag_ns = 77.5;
+        let model = Model { flag_ns: 77.5, ..Model::default() };
         assert_eq!(ModelFile::parse(&ModelFile::from(model).to_text()).unwrap(), model);
         assert!(ModelFile::parse("flag_ns = -1").is_err());
         assert!(ModelFile::parse("slot_bytes = 1").is_err());

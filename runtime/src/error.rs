@@ -101,7 +101,9 @@ impl fmt::Display for Problem {
             Self::Misaligned { address, alignment } => {
                 write!(f, "lies at {address:#x}, which is no multiple of {alignment}")
             }
-            Self::Overlap => write!(f, "overlaps the other one; use separate buffers, or one buffer in place"),
+            Self::Overlap => {
+                write!(f, "overlaps the other one; use separate buffers, or one buffer in place")
+            }
             Self::TooLarge { count } => write!(f, "of {count} elements is larger than memory can be"),
             Self::OwnRank => write!(f, "is this rank itself; copy instead"),
             Self::Finalized => write!(f, "has been finalized; make a new one"),
@@ -144,7 +146,9 @@ pub enum Error {
         rank: u32,
     },
     /// A peer died or left.
-    #[error("rank {rank} {cause}; this rank was in {operation} #{sequence} of communicator {communicator}. Restart the job, or go on without it")]
+    #[error(
+        "rank {rank} {cause}; this rank was in {operation} #{sequence} of communicator {communicator}. Restart the job, or go on without it"
+    )]
     PeerFailed {
         /// The peer, as ranked in the job.
         rank: u32,
@@ -394,13 +398,19 @@ impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Version { server, rank } => {
-                write!(f, "it speaks protocol {rank}, the job {server}; use one version of windlass for all ranks")
+                write!(
+                    f,
+                    "it speaks protocol {rank}, the job {server}; use one version of windlass for all ranks"
+                )
             }
             Self::Ranks { server, rank } => write!(f, "it expects {rank} ranks, the job has {server}"),
             Self::Taken { pid } => write!(f, "process {pid} has that rank already"),
             Self::User { uid } => write!(f, "it runs as user {uid}, not as the job's user"),
             Self::Descriptors => {
-                write!(f, "who holds the rendezvous (the launcher, or rank 0) has no file descriptor left; raise the open-file limit: ulimit -n")
+                write!(
+                    f,
+                    "who holds the rendezvous (the launcher, or rank 0) has no file descriptor left; raise the open-file limit: ulimit -n"
+                )
             }
             Self::Configuration { difference } => {
                 write!(f, "its configuration differs from rank 0's: {difference}; set it alike for all ranks")

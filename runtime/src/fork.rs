@@ -26,7 +26,8 @@ pub(crate) fn mark() {
         let flags = MapFlags::PRIVATE;
         // SAFETY: a fresh mapping of our own, aligned to a page, never unmapped.
         unsafe {
-            let page = mmap_anonymous(std::ptr::null_mut(), bytes, ProtFlags::READ | ProtFlags::WRITE, flags).ok()?;
+            let page = mmap_anonymous(std::ptr::null_mut(), bytes, ProtFlags::READ | ProtFlags::WRITE, flags)
+                .ok()?;
             madvise(page, bytes, Advice::LinuxWipeOnFork).ok()?;
             let word = page.cast::<AtomicU32>();
             (*word).store(JOINED, Ordering::Relaxed);

@@ -16,8 +16,8 @@ use crate::engine::{Pending, Status, Stream};
 use crate::error::{AbortReason, Error, Problem};
 use crate::fork;
 use crate::job::Job;
-use crate::progress::Kick;
 use crate::metrics::Recorder;
+use crate::progress::Kick;
 use crate::transfer::Transfers;
 
 /// Passes over the stream between two looks at the clock, the lock and the processor's other users: about 2 µs, as each
@@ -140,7 +140,11 @@ impl Group {
             return Err(error);
         }
         if self.closed.load(Ordering::Relaxed) {
-            return Err(Error::InvalidArgument { operation, argument: "the communicator", problem: Problem::Finalized });
+            return Err(Error::InvalidArgument {
+                operation,
+                argument: "the communicator",
+                problem: Problem::Finalized,
+            });
         }
         Ok(())
     }
@@ -338,7 +342,9 @@ impl Group {
                 first: (me, [ours.what, ours.count]),
                 second: (*rank, [theirs.what, theirs.count]),
             },
-            Error::PeerFailed { rank, cause, .. } => Failure::PeerFailed { rank: *rank, cause: cause.clone() },
+            Error::PeerFailed { rank, cause, .. } => {
+                Failure::PeerFailed { rank: *rank, cause: cause.clone() }
+            }
             Error::TimedOut { .. } => Failure::Aborted { by: me, reason: AbortReason::TimedOut },
             Error::Aborted { by, reason, .. } => Failure::Aborted { by: *by, reason: reason.clone() },
             Error::System { errno, .. } => Failure::Aborted { by: me, reason: AbortReason::System(*errno) },
@@ -352,13 +358,19 @@ impl Group {
             Failure::PeerFailed { rank, cause } => lock(&self.stream).peer_failed(self, rank, cause),
             Failure::Aborted { by, reason } => Error::Aborted { communicator: self.id, by, reason },
             Failure::Mismatch { sequence, first, second } => {
-                let print = |words: [u64; 2]| windlass_collectives::Fingerprint { what: words[0], count: words[1] };
+                let print =
+                    |words: [u64; 2]| windlass_collectives::Fingerprint { what: words[0], count: words[1] };
                 // Messages are numbered apart: what this rank calls at the same number has nothing to do with them.
                 let message = print(first.1).call().is_some_and(|c| c.collective.is_point_to_point());
-                let own = lock(&self.stream).active().filter(|a| a.sequence == sequence && !message).map(|a| a.fingerprint);
+                let own = lock(&self.stream)
+                    .active()
+                    .filter(|a| a.sequence == sequence && !message)
+                    .map(|a| a.fingerprint);
                 // The two differ, so this rank's call is at most one of them.
-                let second_is_ours = own == Some(print(second.1)) || own.is_none() && second.0 == self.job.rank;
-                let (ours, (rank, theirs)) = if second_is_ours { (second.1, first) } else { (first.1, second) };
+                let second_is_ours =
+                    own == Some(print(second.1)) || own.is_none() && second.0 == self.job.rank;
+                let (ours, (rank, theirs)) =
+                    if second_is_ours { (second.1, first) } else { (first.1, second) };
                 let ours = own.unwrap_or(print(ours));
                 Error::Mismatch { communicator: self.id, sequence, ours, theirs: print(theirs), rank }
             }
@@ -379,7 +391,8 @@ impl Group {
             waited.reset(&self.job);
             *waited = Overdue { sequence: Some(sequence), since: Some(now), ..Overdue::default() };
         }
-        let since = stream.active_mut().map_or(waited.since, |a| Some(*a.blocked.get_or_insert(now))).unwrap_or(now);
+        let since =
+            stream.active_mut().map_or(waited.since, |a| Some(*a.blocked.get_or_insert(now))).unwrap_or(now);
         let after = now.duration_since(since);
         let timeout = self.job.config.timeout;
         if after < STALL_AFTER.min(timeout) && !self.job.knows_dead() {
@@ -405,9 +418,15 @@ impl Group {
         if after >= STALL_AFTER && !waited.compared {
             waited.compared = true;
             let fingerprint = stream.active().map_or([0, 0], |a| [a.fingerprint.what, a.fingerprint.count]);
-            let doing = format!("{operation} #{sequence} on communicator {}, waiting for {waiting_on:?}", self.id);
-            let message =
-                ToServer::Stalled { communicator: self.id, sequence, fingerprint, members: self.members.clone(), doing };
+            let doing =
+                format!("{operation} #{sequence} on communicator {}, waiting for {waiting_on:?}", self.id);
+            let message = ToServer::Stalled {
+                communicator: self.id,
+                sequence,
+                fingerprint,
+                members: self.members.clone(),
+                doing,
+            };
             self.job.tell(&message);
         }
         let report_after = self.job.config.report_after;

@@ -1,5 +1,7 @@
 //! A process's part in its job: what its communicators share.
 
+mod delivery;
+
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, RwLock, Weak};
@@ -8,13 +10,12 @@ use std::time::{Duration, Instant};
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use windlass_memory::{Mapping, Pool, Segment};
 use windlass_transports::shm::{Board, Doorbell, Shape};
-use windlass_transports::{Event, LostCause, Message, Rank, Token, Transport};
+use windlass_transports::{Message, Rank, Token, Transport};
 
 use crate::bootstrap::control::Control;
 use crate::bootstrap::protocol::{Failure, ToRank, ToServer};
 use crate::bootstrap::{Identity, Server};
 use crate::config::{Config, TransportChoice};
-use crate::engine::Stream;
 use crate::error::{Error, JoinError, PeerCause};
 use crate::fork;
 use crate::group::{Group, lock};
@@ -70,7 +71,11 @@ impl Job {
         }
         let control = Arc::new(Control::connect(identity, &config)?);
         let unconnected = registry::open(&config, identity.rank, job_number(identity))?;
-        let board = if identity.rank == 0 { Some(Board::create(board_shape(&config, identity.ranks))?) } else { None };
+        let board = if identity.rank == 0 {
+            Some(Board::create(board_shape(&config, identity.ranks))?)
+        } else {
+            None
+        };
         let welcome = control.join(identity, &config, board.as_ref(), unconnected.address())?;
         let board = Arc::new(Board::open(std::os::fd::AsFd::as_fd(&welcome.board))?);
         let carriers = unconnected.connect(identity.rank, &board, &welcome.tcp)?;
@@ -78,11 +83,13 @@ impl Job {
         let pool = Pool::new(Box::new(move |segment: &Segment| {
             if let Some(control) = share.upgrade() {
                 // A rendezvous that is gone has ended the job; peers then never learn of the segment, and waiting for it ends in time.
-                let _ = control.tell(&ToServer::Segment { number: segment.number() }, Some(segment.descriptor()));
+                let _ =
+                    control.tell(&ToServer::Segment { number: segment.number() }, Some(segment.descriptor()));
             }
             Ok(())
         }));
-        let job = Self::assemble(identity, config, welcome.cores, Some(control), Some(board), pool, carriers)?;
+        let job =
+            Self::assemble(identity, config, welcome.cores, Some(control), Some(board), pool, carriers)?;
         *lock(&job.server) = server;
         Self::listen(&job)?;
         Ok(job)
@@ -95,9 +102,15 @@ impl Job {
     }
 
     /// A rank of a simulated job: nobody listens, and nothing moves by itself.
-    pub(crate) fn simulated(rank: u32, ranks: u32, config: Config, carriers: Carriers) -> Result<Arc<Self>, JoinError> {
+    pub(crate) fn simulated(
+        rank: u32,
+        ranks: u32,
+        config: Config,
+        carriers: Carriers,
+    ) -> Result<Arc<Self>, JoinError> {
         let identity = Identity { rank, ranks, rendezvous: None, serves: false };
-        let job = Self::assemble(&identity, config, ranks, None, None, Pool::new(Box::new(|_| Ok(()))), carriers)?;
+        let job =
+            Self::assemble(&identity, config, ranks, None, None, Pool::new(Box::new(|_| Ok(()))), carriers)?;
         job.progress.forbid();
         Ok(job)
     }
@@ -162,7 +175,12 @@ impl Job {
         }
     }
 
-    pub(crate) fn share_board(&self, communicator: u32, members: &[u32], segment: &Segment) -> Result<(), Error> {
+    pub(crate) fn share_board(
+        &self,
+        communicator: u32,
+        members: &[u32],
+        segment: &Segment,
+    ) -> Result<(), Error> {
         let Some(control) = &self.control else { return Ok(()) };
         let message = ToServer::Board { communicator, members: members.to_vec() };
         control.tell(&message, Some(segment.descriptor())).map_err(|e| Error::System {
@@ -173,7 +191,12 @@ impl Job {
     }
 
     /// Waits for a communicator's board, which its first member makes.
-    pub(crate) fn await_board(&self, parent: &Group, communicator: u32, makers: &[u32]) -> Result<Arc<Board>, Error> {
+    pub(crate) fn await_board(
+        &self,
+        parent: &Group,
+        communicator: u32,
+        makers: &[u32],
+    ) -> Result<Arc<Board>, Error> {
         let begin = Instant::now();
         let mut boards = lock(&self.boards);
         loop {
@@ -187,7 +210,13 @@ impl Job {
                 return Err(Error::PeerFailed { rank, cause, operation: "split", sequence: 0, communicator });
             }
             if after > self.config.timeout {
-                return Err(Error::TimedOut { operation: "split", sequence: 0, communicator, waiting_on: makers.to_vec(), after });
+                return Err(Error::TimedOut {
+                    operation: "split",
+                    sequence: 0,
+                    communicator,
+                    waiting_on: makers.to_vec(),
+                    after,
+                });
             }
             boards = match self.boards_changed.wait_timeout(boards, Duration::from_millis(50)) {
                 Ok((boards, _)) => boards,
@@ -214,7 +243,11 @@ impl Job {
             return None;
         }
         let dead = lock(&self.dead);
-        let found = |r: &u32| dead.get(r).filter(|(_, since)| since.elapsed() >= BELIEVED_AFTER).map(|(cause, _)| (*r, cause.clone()));
+        let found = |r: &u32| {
+            dead.get(r)
+                .filter(|(_, since)| since.elapsed() >= BELIEVED_AFTER)
+                .map(|(cause, _)| (*r, cause.clone()))
+        };
         ranks.iter().find_map(found)
     }
 
@@ -274,77 +307,6 @@ impl Job {
         }
     }
 
-    /// Polls the transport and hands events to the groups they are for; those of `group` go to `stream`. Whether `group` got any.
-    pub(crate) fn deliver(&self, group: &Group, stream: &mut Stream) -> Result<bool, Error> {
-        if self.messages.is_none() {
-            return Ok(false);
-        }
-        let mut mine = std::mem::take(&mut stream.events);
-        mine.append(&mut lock(&group.inbox));
-        let moved = self.poll_messages(Some(group), &mut mine);
-        let mut delivered: Result<bool, Error> = Ok(false);
-        for event in mine.drain(..) {
-            delivered = delivered.and_then(|before| Ok(hand_over(group, stream, event)? || before));
-        }
-        stream.events = mine;
-        Ok(delivered? || moved)
-    }
-
-    /// Polls the transport; events of `mine`'s group are appended, the others put into their groups' inboxes.
-    pub(crate) fn poll_messages(&self, group: Option<&Group>, mine: &mut Vec<Event>) -> bool {
-        let Some(messages) = &self.messages else { return false };
-        // Somebody else polls: what is ours comes by the inbox.
-        let Ok(mut messages) = messages.try_lock() else { return false };
-        let before = mine.len();
-        let moved = messages.poll(mine);
-        drop(messages);
-        if mine.len() == before {
-            return moved;
-        }
-        let own = |event: &Event| match event {
-            Event::Sent(t) | Event::Received(t) | Event::Mismatch { token: t, .. } => {
-                group.is_some_and(|g| Group::slot_of(*t) == g.slot())
-            }
-            Event::Lost { .. } | Event::Refused { .. } => false,
-        };
-        let (mut index, mut others) = (before, false);
-        while index < mine.len() {
-            if own(&mine[index]) {
-                index += 1;
-                continue;
-            }
-            match mine.swap_remove(index) {
-                Event::Lost { peer, cause } => self.lost(peer, &cause),
-                // The receiver has found the mismatch and tells all members by the rendezvous.
-                Event::Refused { .. } => {}
-                event => {
-                    let (Event::Sent(t) | Event::Received(t) | Event::Mismatch { token: t, .. }) = &event else { continue };
-                    // A communicator that is gone had withdrawn its messages.
-                    if let Some(other) = self.group_at(Group::slot_of(*t)) {
-                        lock(&other.inbox).push(event);
-                        others = true;
-                    }
-                }
-            }
-        }
-        if others {
-            // Whoever waits for it may sleep, and no peer will wake him.
-            self.ring_self();
-        }
-        moved
-    }
-
-    fn lost(&self, peer: u32, cause: &LostCause) {
-        let cause = match cause {
-            LostCause::Closed => PeerCause::Vanished,
-            LostCause::System { errno, .. } => PeerCause::Unreachable(*errno),
-            LostCause::Garbled(_) => PeerCause::Unreachable(rustix::io::Errno::BADMSG.raw_os_error()),
-        };
-        let mut dead = lock(&self.dead);
-        dead.entry(peer).or_insert((cause, Instant::now()));
-        self.dead_count.store(dead.len() as u32, Ordering::Release);
-    }
-
     // ---- sleeping ------------------------------------------------------------------------------------------------------
 
     /// Sleeps until a peer, the transport or another thread has something, unless `ready`.
@@ -361,10 +323,7 @@ impl Job {
                     let Ok(own) = descriptor.try_clone_to_owned() else { return std::thread::yield_now() };
                     own
                 };
-                let mut polled = [
-                    PollFd::new(&descriptor, PollFlags::IN),
-                    PollFd::new(wake, PollFlags::IN),
-                ];
+                let mut polled = [PollFd::new(&descriptor, PollFlags::IN), PollFd::new(wake, PollFlags::IN)];
                 let time = rustix::time::Timespec { tv_sec: 0, tv_nsec: i64::from(timeout.subsec_nanos()) };
                 let _ = poll(&mut polled, Some(&time));
                 let _ = rustix::io::read(wake, &mut [0u8; 8]);
@@ -423,22 +382,23 @@ impl Job {
     fn listen(job: &Arc<Self>) -> Result<(), JoinError> {
         let Some(control) = job.control.clone() else { return Ok(()) };
         let weak = Arc::downgrade(job);
-        let thread = std::thread::Builder::new().name("wl-control".into()).stack_size(256 << 10).spawn(move || {
-            let mut buffer = Vec::new();
-            loop {
-                let heard = control.listen(&mut buffer);
-                let Some(job) = weak.upgrade() else { return };
-                match heard {
-                    Ok(Some((message, descriptor))) => job.hear(message, descriptor),
-                    // The news is lost, and with it perhaps memory that everybody would wait for.
-                    Err(errno) => job.fail_with(None, &Error::system("recvmsg", errno)),
-                    Ok(None) if control.is_of_rank_0() && job.rank != 0 => {
-                        return job.hear(ToRank::Lost { rank: 0, cause: PeerCause::Vanished }, None);
+        let thread =
+            std::thread::Builder::new().name("wl-control".into()).stack_size(256 << 10).spawn(move || {
+                let mut buffer = Vec::new();
+                loop {
+                    let heard = control.listen(&mut buffer);
+                    let Some(job) = weak.upgrade() else { return };
+                    match heard {
+                        Ok(Some((message, descriptor))) => job.hear(message, descriptor),
+                        // The news is lost, and with it perhaps memory that everybody would wait for.
+                        Err(errno) => job.fail_with(None, &Error::system("recvmsg", errno)),
+                        Ok(None) if control.is_of_rank_0() && job.rank != 0 => {
+                            return job.hear(ToRank::Lost { rank: 0, cause: PeerCause::Vanished }, None);
+                        }
+                        Ok(None) => return,
                     }
-                    Ok(None) => return,
                 }
-            }
-        });
+            });
         let thread = thread.map_err(|e| JoinError::System {
             call: "pthread_create",
             errno: e.raw_os_error().unwrap_or(0),
@@ -507,29 +467,6 @@ impl Job {
     /// Leaves the job: the peers hear that it was in order.
     pub(crate) fn leave(&self) {
         self.tell(&ToServer::Leave);
-    }
-}
-
-/// Gives an event to its stream or transfer. Whether it moved something.
-fn hand_over(group: &Group, stream: &mut Stream, event: Event) -> Result<bool, Error> {
-    match event {
-        Event::Sent(token) | Event::Received(token) if Group::is_transfer(token) => {
-            let ended = lock(&group.transfers).delivered(group, token);
-            if let Some(ended) = ended {
-                stream.recorder.record_elapsed(&ended.call, ended.elapsed.as_nanos() as u64, group.ranks);
-                stream.settle_later(ended.waker, ended.memory);
-            }
-            Ok(true)
-        }
-        Event::Sent(token) | Event::Received(token) => {
-            stream.delivered(token);
-            Ok(true)
-        }
-        Event::Mismatch { token, peer, theirs } if Group::is_transfer(token) => {
-            Err(lock(&group.transfers).mismatched(group, token, peer, &theirs))
-        }
-        Event::Mismatch { peer, theirs, .. } => Err(stream.mismatched(group, peer, theirs.fingerprint)),
-        Event::Lost { .. } | Event::Refused { .. } => Ok(false),
     }
 }
 

@@ -39,7 +39,11 @@ struct Block {
 pub(crate) const NOTE_BYTES: u64 = (BLOCKS * size_of::<Block>()) as u64;
 
 fn class_of(bytes: u64) -> usize {
-    if bytes <= 64 { 0 } else { (bytes.next_power_of_two().trailing_zeros().div_ceil(3) as usize - 2).min(CLASSES - 1) }
+    if bytes <= 64 {
+        0
+    } else {
+        (bytes.next_power_of_two().trailing_zeros().div_ceil(3) as usize - 2).min(CLASSES - 1)
+    }
 }
 
 /// The size class's label: the most bytes an operation in it has.
@@ -110,7 +114,9 @@ impl Recorder {
 
     fn cell(&self, call: &Call, bytes: u64) -> Option<&Cell> {
         // SAFETY: see `new`.
-        self.block.map(|block| unsafe { &(*block.as_ptr()).cells[call.collective as usize % COLLECTIVES][class_of(bytes)] })
+        self.block.map(|block| unsafe {
+            &(*block.as_ptr()).cells[call.collective as usize % COLLECTIVES][class_of(bytes)]
+        })
     }
 
     #[inline]
@@ -210,7 +216,9 @@ impl Totals {
         let mut totals = Self::default();
         for block in 0..BLOCKS {
             // SAFETY: as in `Recorder::new`.
-            let cell = unsafe { &(*board.notes(rank).cast::<Block>().as_ptr().add(block)).cells[collective as usize][class] };
+            let cell = unsafe {
+                &(*board.notes(rank).cast::<Block>().as_ptr().add(block)).cells[collective as usize][class]
+            };
             totals.bytes += cell.bytes.load(Ordering::Relaxed);
             totals.errors += cell.errors.load(Ordering::Relaxed);
             totals.nanoseconds += cell.nanoseconds.load(Ordering::Relaxed);
@@ -323,7 +331,9 @@ mod tests {
 
     #[test]
     fn classes_and_buckets_are_where_their_labels_say() {
-        for (bytes, label) in [(0, "64"), (64, "64"), (65, "512"), (512, "512"), (513, "4096"), (4096, "4096")] {
+        for (bytes, label) in
+            [(0, "64"), (64, "64"), (65, "512"), (512, "512"), (513, "4096"), (4096, "4096")]
+        {
             assert_eq!(class_label(class_of(bytes)), label, "{bytes}");
         }
         assert_eq!(class_label(class_of(134_217_728)), "134217728");
@@ -335,7 +345,14 @@ mod tests {
 
     #[test]
     fn what_is_recorded_is_rendered_per_rank_and_summed() {
-        let segment = Board::create(Shape { ranks: 2, slot_bytes: 1, stage_bytes: 1, lanes: 0, note_bytes: NOTE_BYTES }).unwrap();
+        let segment = Board::create(Shape {
+            ranks: 2,
+            slot_bytes: 1,
+            stage_bytes: 1,
+            lanes: 0,
+            note_bytes: NOTE_BYTES,
+        })
+        .unwrap();
         let board = Board::open(segment.descriptor()).unwrap();
         let call = Call {
             collective: Collective::AllReduce,

@@ -88,7 +88,11 @@ pub(crate) fn run(job: &Weak<Job>) {
         let busy = groups.iter().any(|g| g.failure().is_none() && g.has_pending());
         if !busy {
             drop(groups);
-            let wanted = if idle_since.get_or_insert_with(Instant::now).elapsed() < DOZE_FOR { DOZING } else { PARKED };
+            let wanted = if idle_since.get_or_insert_with(Instant::now).elapsed() < DOZE_FOR {
+                DOZING
+            } else {
+                PARKED
+            };
             // Whoever posts after this store kicks; what was posted before it is seen by one more look.
             if job.progress.rest.swap(wanted, Ordering::SeqCst) != wanted {
                 continue;

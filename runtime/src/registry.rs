@@ -62,14 +62,25 @@ impl Unconnected {
     }
 
     /// Meets the peers.
-    pub(crate) fn connect(self, rank: u32, board: &Arc<Board>, peers: &[Option<String>]) -> Result<Carriers, JoinError> {
+    pub(crate) fn connect(
+        self,
+        rank: u32,
+        board: &Arc<Board>,
+        peers: &[Option<String>],
+    ) -> Result<Carriers, JoinError> {
         let Some((mut tcp, _)) = self.tcp else {
-            return Ok(Carriers { messages: Some(Box::new(Lanes::new(rank, Arc::clone(board)))), mapped: true });
+            return Ok(Carriers {
+                messages: Some(Box::new(Lanes::new(rank, Arc::clone(board)))),
+                mapped: true,
+            });
         };
         let mut addresses = Vec::new();
         for (rank, address) in peers.iter().enumerate() {
             let parsed = address.as_ref().and_then(|a| a.parse().ok());
-            addresses.push(parsed.ok_or(JoinError::Missing { missing: vec![rank as u32], after: std::time::Duration::ZERO })?);
+            addresses.push(parsed.ok_or(JoinError::Missing {
+                missing: vec![rank as u32],
+                after: std::time::Duration::ZERO,
+            })?);
         }
         tcp.connect(addresses).map_err(refused)?;
         Ok(Carriers { messages: Some(Box::new(tcp)), mapped: false })

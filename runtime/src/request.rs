@@ -66,24 +66,36 @@ impl RawRequest {
         let wrong = |argument, problem| Err(Error::InvalidArgument { operation, argument, problem });
         let too_large = Problem::TooLarge { count: self.count as u64 };
         let size = self.data_type.size_bytes();
-        let Some((input, output)) = self.lengths(group.ranks as usize) else { return wrong("the buffer", too_large) };
+        let Some((input, output)) = self.lengths(group.ranks as usize) else {
+            return wrong("the buffer", too_large);
+        };
         let bytes = |count: usize| count.checked_mul(size).filter(|b| isize::try_from(*b).is_ok());
-        let (Some(input), Some(output)) = (bytes(input), bytes(output)) else { return wrong("the buffer", too_large) };
+        let (Some(input), Some(output)) = (bytes(input), bytes(output)) else {
+            return wrong("the buffer", too_large);
+        };
         if self.collective.rooted() && self.root >= group.ranks {
             let argument = if self.collective.is_point_to_point() { "the peer" } else { "the root" };
-            return wrong(argument, Problem::OutOfRange { value: u64::from(self.root), limit: u64::from(group.ranks) });
+            return wrong(
+                argument,
+                Problem::OutOfRange { value: u64::from(self.root), limit: u64::from(group.ranks) },
+            );
         }
         if self.collective.is_point_to_point() {
             if self.root == group.rank {
                 return wrong("the peer", Problem::OwnRank);
             }
             if self.tag == COLLECTIVE_TAG {
-                return wrong("the tag", Problem::OutOfRange { value: u64::from(self.tag), limit: u64::from(COLLECTIVE_TAG) });
+                return wrong(
+                    "the tag",
+                    Problem::OutOfRange { value: u64::from(self.tag), limit: u64::from(COLLECTIVE_TAG) },
+                );
             }
         }
         // Kernels load and store unaligned; a misaligned address is refused because it is a mistake elsewhere.
         let alignment = if size == 2 { 2 } else { size.min(8) };
-        for (argument, address, length) in [("the input", self.input.addr(), input), ("the output", self.output.addr(), output)] {
+        for (argument, address, length) in
+            [("the input", self.input.addr(), input), ("the output", self.output.addr(), output)]
+        {
             if length > 0 && (address == 0 || !address.is_multiple_of(alignment)) {
                 return wrong(argument, Problem::Misaligned { address, alignment });
             }

@@ -5,7 +5,6 @@
 
 use std::time::Duration;
 
-
 use crate::communicator::Communicator;
 use crate::config::Config;
 use crate::engine::Status;
@@ -26,10 +25,22 @@ impl Simulation {
     ///
     /// # Errors
     /// When there are no descriptors or no memory for so many ranks.
-    pub fn new(ranks: u32, seed: u64, options: SimulationOptions, config: &Config) -> Result<Self, JoinError> {
+    pub fn new(
+        ranks: u32,
+        seed: u64,
+        options: SimulationOptions,
+        config: &Config,
+    ) -> Result<Self, JoinError> {
         let network = Network::new(ranks as usize, seed, options);
         let communicators: Result<_, _> = (0..ranks)
-            .map(|rank| Communicator::simulated(rank, ranks, config.clone(), registry::simulated(network.endpoint(rank))))
+            .map(|rank| {
+                Communicator::simulated(
+                    rank,
+                    ranks,
+                    config.clone(),
+                    registry::simulated(network.endpoint(rank)),
+                )
+            })
             .collect();
         Ok(Self { network, communicators: communicators? })
     }

@@ -15,8 +15,8 @@ use windlass_transports::{Message, MessageId, Token};
 use crate::engine::Status;
 use crate::engine::wait::Waiter;
 use crate::error::Error;
-use crate::progress::Kick;
 use crate::group::{Group, STALL_AFTER, lock};
+use crate::progress::Kick;
 
 /// Bytes of a message's chunk: a large transfer is posted piece by piece, so that it can be matched and bounded like the rest.
 const CHUNK_BYTES: u64 = 4 << 20;
@@ -87,8 +87,17 @@ impl Transfers {
         *number += 1;
         let layout = Layout::parts(request.call.count, request.call.data_type.size_bytes() as u64, 1);
         let geometry = Geometry::new(layout, CHUNK_BYTES, CHUNK_BYTES, DEPTH);
-        let schedule = Schedule::new(request.call.collective, Algorithm::Pair, group.rank, group.ranks, request.peer, false);
-        let Ok(schedule) = schedule else { unreachable!("a pair serves send and recv on any number of ranks") };
+        let schedule = Schedule::new(
+            request.call.collective,
+            Algorithm::Pair,
+            group.rank,
+            group.ranks,
+            request.peer,
+            false,
+        );
+        let Ok(schedule) = schedule else {
+            unreachable!("a pair serves send and recv on any number of ranks")
+        };
         let execution = match self.spare.pop() {
             Some(mut execution) => {
                 execution.restart(schedule, geometry);
@@ -127,8 +136,19 @@ impl Transfers {
         let Some(Some(transfer)) = self.table.get_mut(index as usize) else { return };
         let Request { call, peer, tag, memory, .. } = transfer.request;
         while let Some(task) = transfer.execution.poll(1) {
-            let piece = transfer.execution.geometry().range_piece(windlass_collectives::Role::Input, 0, 1, task.first);
-            let id = MessageId { communicator: group.id, tag, sequence: transfer.sequence, label: 0, chunk: task.first };
+            let piece = transfer.execution.geometry().range_piece(
+                windlass_collectives::Role::Input,
+                0,
+                1,
+                task.first,
+            );
+            let id = MessageId {
+                communicator: group.id,
+                tag,
+                sequence: transfer.sequence,
+                label: 0,
+                chunk: task.first,
+            };
             let message = Message { id, fingerprint: pair_fingerprint(&call), bytes: piece.bytes as usize };
             let token = group.transfer_token(index, task.first);
             let sends = call.collective == Collective::Send;
@@ -231,7 +251,13 @@ impl Transfers {
             }
             if after >= config.timeout {
                 let waiting_on = vec![peer];
-                return Some(Error::TimedOut { operation, sequence, communicator: group.id, waiting_on, after });
+                return Some(Error::TimedOut {
+                    operation,
+                    sequence,
+                    communicator: group.id,
+                    waiting_on,
+                    after,
+                });
             }
             if !config.report_after.is_zero() && after >= config.report_after && !transfer.reported {
                 transfer.reported = true;

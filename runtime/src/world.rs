@@ -62,7 +62,10 @@ pub fn threads_with<R: Send>(
             }
         };
         let threads: Vec<_> = (0..ranks).map(|rank| scope.spawn(rank_of(rank))).collect();
-        threads.into_iter().map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+        threads
+            .into_iter()
+            .map(|t| t.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
+            .collect()
     });
     let mut values = Vec::new();
     for result in results {

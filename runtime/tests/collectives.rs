@@ -1,5 +1,7 @@
 //! Every collective against a naive reference: transports, kinds of memory, algorithms, counts and numbers of ranks.
 
+#![expect(clippy::unwrap_used, reason = "a test that fails should panic")]
+
 use windlass::{Algorithm, Communicator, Config, Element, ReduceOp, TransportChoice};
 
 /// What a rank's input holds at an index: small whole numbers, so that sums are exact in every type.
@@ -37,7 +39,7 @@ impl Kind {
     const ALL: [Self; 3] = [Self::Registered, Self::Heap, Self::Mixed];
 
     fn make<T: Number>(self, comm: &Communicator, values: Vec<T>) -> Memory<T> {
-        if self == Self::Registered || self == Self::Mixed && comm.rank() % 2 == 0 {
+        if self == Self::Registered || self == Self::Mixed && comm.rank().is_multiple_of(2) {
             let mut buffer = comm.alloc(values.len()).unwrap();
             buffer.copy_from_slice(&values);
             Memory::Registered(buffer)
@@ -76,19 +78,31 @@ fn check<T: Number>(comm: &Communicator, kind: Kind, count: usize, salt: u32) {
 
     let mut memory = kind.make(comm, inputs::<T>(rank, count, salt));
     blocking.all_reduce(memory.slice(), ReduceOp::Sum).unwrap();
-    assert!(memory.slice().iter().enumerate().all(|(i, v)| *v == sum(ranks, i, salt)), "all_reduce {kind:?} {count}");
+    assert!(
+        memory.slice().iter().enumerate().all(|(i, v)| *v == sum(ranks, i, salt)),
+        "all_reduce {kind:?} {count}"
+    );
 
-    let (mut input, mut output) = (kind.make(comm, inputs::<T>(rank, count, salt)), kind.make(comm, vec![T::of(0); count]));
+    let (mut input, mut output) =
+        (kind.make(comm, inputs::<T>(rank, count, salt)), kind.make(comm, vec![T::of(0); count]));
     blocking.all_reduce_into(input.slice(), output.slice(), ReduceOp::Sum).unwrap();
-    assert!(output.slice().iter().enumerate().all(|(i, v)| *v == sum(ranks, i, salt)), "all_reduce_into {kind:?} {count}");
+    assert!(
+        output.slice().iter().enumerate().all(|(i, v)| *v == sum(ranks, i, salt)),
+        "all_reduce_into {kind:?} {count}"
+    );
     assert_eq!(input.slice(), inputs::<T>(rank, count, salt), "the input is left alone");
 
-    let (mut input, mut output) = (kind.make(comm, inputs::<T>(rank, whole, salt)), kind.make(comm, vec![T::of(0); count]));
+    let (mut input, mut output) =
+        (kind.make(comm, inputs::<T>(rank, whole, salt)), kind.make(comm, vec![T::of(0); count]));
     blocking.reduce_scatter_into(input.slice(), output.slice(), ReduceOp::Sum).unwrap();
     let first = rank as usize * count;
-    assert!(output.slice().iter().enumerate().all(|(i, v)| *v == sum(ranks, first + i, salt)), "reduce_scatter {kind:?} {count}");
+    assert!(
+        output.slice().iter().enumerate().all(|(i, v)| *v == sum(ranks, first + i, salt)),
+        "reduce_scatter {kind:?} {count}"
+    );
 
-    let (mut input, mut output) = (kind.make(comm, inputs::<T>(rank, count, salt)), kind.make(comm, vec![T::of(0); whole]));
+    let (mut input, mut output) =
+        (kind.make(comm, inputs::<T>(rank, count, salt)), kind.make(comm, vec![T::of(0); whole]));
     blocking.all_gather_into(input.slice(), output.slice()).unwrap();
     for (q, block) in output.slice().chunks(count.max(1)).enumerate() {
         assert_eq!(block, inputs::<T>(q as u32, count, salt), "all_gather {kind:?} {count}");

@@ -59,7 +59,7 @@ const BINDING: &str = "runtime/src/engine/bind.rs";
 
 const MOST_LINES: usize = 600;
 /// Files that were longer when the rule came, with the length they may not pass. They only shrink.
-const RATCHET: &[(&str, usize)] = &[("runtime/src/engine/mod.rs", 780)];
+const RATCHET: &[(&str, usize)] = &[];
 
 #[derive(Debug)]
 struct Source {

@@ -1,5 +1,7 @@
 //! The real engine over a simulated network: right results from any order of events, and the same run from the same seed.
 
+#![expect(clippy::unwrap_used, reason = "a test that fails should panic")]
+
 use windlass::{Algorithm, Config, Operation, ReduceOp, Simulation, SimulationOptions};
 
 fn config(algorithm: Option<Algorithm>) -> Config {
@@ -26,14 +28,22 @@ fn run(ranks: u32, seed: u64, count: usize, algorithm: Option<Algorithm>) -> u64
     let input = |rank: u32, count: usize| (0..count).map(|i| value(rank, i)).collect::<Vec<f64>>();
     let whole = count * ranks as usize;
     let reduced: Vec<_> = comms.iter().map(|c| c.all_reduce(input(c.rank(), count), ReduceOp::Sum)).collect();
-    let scattered: Vec<_> =
-        comms.iter().map(|c| c.reduce_scatter_into(input(c.rank(), whole), vec![0.0; count], ReduceOp::Max)).collect();
-    let gathered: Vec<_> = comms.iter().map(|c| c.all_gather_into(input(c.rank(), count), vec![0.0; whole])).collect();
+    let scattered: Vec<_> = comms
+        .iter()
+        .map(|c| c.reduce_scatter_into(input(c.rank(), whole), vec![0.0; count], ReduceOp::Max))
+        .collect();
+    let gathered: Vec<_> =
+        comms.iter().map(|c| c.all_gather_into(input(c.rank(), count), vec![0.0; whole])).collect();
     let root = seed as u32 % ranks;
     let spread: Vec<_> = comms.iter().map(|c| c.broadcast(input(c.rank(), count), root)).collect();
-    let sent: Vec<_> = comms.iter().map(|c| (ranks > 1).then(|| c.send(input(c.rank(), count), (c.rank() + 1) % ranks, 7))).collect();
-    let received: Vec<_> =
-        comms.iter().map(|c| (ranks > 1).then(|| c.recv(vec![0.0; count], (c.rank() + ranks - 1) % ranks, 7))).collect();
+    let sent: Vec<_> = comms
+        .iter()
+        .map(|c| (ranks > 1).then(|| c.send(input(c.rank(), count), (c.rank() + 1) % ranks, 7)))
+        .collect();
+    let received: Vec<_> = comms
+        .iter()
+        .map(|c| (ranks > 1).then(|| c.recv(vec![0.0; count], (c.rank() + ranks - 1) % ranks, 7)))
+        .collect();
     let barriers: Vec<_> = comms.iter().map(windlass::Communicator::barrier).collect();
     simulation.settle();
 
@@ -56,7 +66,8 @@ fn run(ranks: u32, seed: u64, count: usize, algorithm: Option<Algorithm>) -> u64
 
 #[test]
 fn every_algorithm_is_right_under_many_orders() {
-    let algorithms = [None, Some(Algorithm::Ring), Some(Algorithm::RecursiveDoubling), Some(Algorithm::Rabenseifner)];
+    let algorithms =
+        [None, Some(Algorithm::Ring), Some(Algorithm::RecursiveDoubling), Some(Algorithm::Rabenseifner)];
     let mut runs = 0;
     for algorithm in algorithms {
         for ranks in [1, 2, 3, 4, 5, 8] {
@@ -81,9 +92,14 @@ fn a_seed_gives_one_run_and_another_seed_another() {
 
 #[test]
 fn many_ranks_take_simulated_time_not_real_time() {
-    let simulation = Simulation::new(200, 1, SimulationOptions::default(), &config(Some(Algorithm::RecursiveDoubling))).unwrap();
-    let operations: Vec<_> =
-        simulation.communicators().iter().map(|c| c.all_reduce(vec![f64::from(c.rank()); 3], ReduceOp::Sum)).collect();
+    let simulation =
+        Simulation::new(200, 1, SimulationOptions::default(), &config(Some(Algorithm::RecursiveDoubling)))
+            .unwrap();
+    let operations: Vec<_> = simulation
+        .communicators()
+        .iter()
+        .map(|c| c.all_reduce(vec![f64::from(c.rank()); 3], ReduceOp::Sum))
+        .collect();
     let passed = simulation.settle();
     assert!(!passed.is_zero());
     operations.into_iter().for_each(|o| assert_eq!(take(o), [19900.0; 3]));

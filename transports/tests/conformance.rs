@@ -40,7 +40,9 @@ fn lanes(ranks: usize, limits: Limits) -> Vec<Box<dyn Transport>> {
     let shape = Shape { ranks: ranks as u64, slot_bytes: 64, stage_bytes: 64, lanes: 1, note_bytes: 0 };
     let segment = Board::create(shape).expect("memory");
     let board = || Arc::new(Board::open(segment.descriptor()).expect("memory"));
-    (0..ranks as u32).map(|rank| Box::new(Lanes::with_limits(rank, board(), limits)) as Box<dyn Transport>).collect()
+    (0..ranks as u32)
+        .map(|rank| Box::new(Lanes::with_limits(rank, board(), limits)) as Box<dyn Transport>)
+        .collect()
 }
 
 #[test]

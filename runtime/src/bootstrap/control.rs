@@ -43,10 +43,14 @@ impl Control {
         loop {
             match socket::reach(&parsed) {
                 Ok(socket) => return Ok(Self { socket, of_rank_0: patient }),
-                Err(Errno::CONNREFUSED | Errno::AGAIN) if patient && begin.elapsed() < config.join_timeout => {
+                Err(Errno::CONNREFUSED | Errno::AGAIN)
+                    if patient && begin.elapsed() < config.join_timeout =>
+                {
                     std::thread::sleep(Duration::from_millis(10));
                 }
-                Err(Errno::AGAIN) if begin.elapsed() < config.join_timeout => std::thread::sleep(Duration::from_millis(2)),
+                Err(Errno::AGAIN) if begin.elapsed() < config.join_timeout => {
+                    std::thread::sleep(Duration::from_millis(2))
+                }
                 Err(e) => {
                     let hint = if e == Errno::CONNREFUSED {
                         "nobody listens there: the launcher has ended, or WINDLASS_RENDEZVOUS is left over from another job"
@@ -90,19 +94,26 @@ impl Control {
             }
             if !reported && !config.report_after.is_zero() && waited >= config.report_after {
                 reported = true;
-                crate::error::report(format_args!("rank {} has waited {waited:.0?} for rank(s) {missing:?} to join", identity.rank));
+                crate::error::report(format_args!(
+                    "rank {} has waited {waited:.0?} for rank(s) {missing:?} to join",
+                    identity.rank
+                ));
             }
             let wait = Duration::from_millis(500).min(config.join_timeout - waited);
             if !readable(self.socket.as_fd(), wait) {
                 continue;
             }
             match socket::receive::<ToRank>(self.socket.as_fd(), &mut buffer) {
-                Ok(Some((ToRank::Welcome { tcp, cores }, Some(board)))) => return Ok(Welcome { board, tcp, cores }),
+                Ok(Some((ToRank::Welcome { tcp, cores }, Some(board)))) => {
+                    return Ok(Welcome { board, tcp, cores });
+                }
                 Ok(Some((ToRank::Refused(refusal), _))) => {
                     return Err(JoinError::Refused { rank: identity.rank, refusal });
                 }
                 Ok(Some((ToRank::Waiting { missing: now }, _))) => missing = now,
-                Ok(Some((ToRank::Lost { rank, cause }, _))) => return Err(JoinError::PeerFailed { rank, cause }),
+                Ok(Some((ToRank::Lost { rank, cause }, _))) => {
+                    return Err(JoinError::PeerFailed { rank, cause });
+                }
                 Ok(Some(_)) => {}
                 Ok(None) => return Err(broken(Errno::CONNRESET)),
                 Err(e) => return Err(broken(e)),
@@ -149,7 +160,9 @@ fn readable(socket: BorrowedFd<'_>, timeout: Duration) -> bool {
 /// The cores this process may run on, so that the rendezvous can count those the job has.
 fn allowed_cpus() -> Vec<u32> {
     match rustix::thread::sched_getaffinity(None) {
-        Ok(set) => (0..rustix::thread::CpuSet::MAX_CPU).filter(|&c| set.is_set(c)).map(|c| c as u32).collect(),
+        Ok(set) => {
+            (0..rustix::thread::CpuSet::MAX_CPU).filter(|&c| set.is_set(c)).map(|c| c as u32).collect()
+        }
         Err(_) => Vec::new(),
     }
 }

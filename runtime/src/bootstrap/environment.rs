@@ -36,14 +36,19 @@ impl Identity {
         };
         let Some(ranks) = number("WORLD_SIZE")? else {
             if variable("WINDLASS_RENDEZVOUS").is_some() {
-                return Err(wrong("WORLD_SIZE", None, "is missing although WINDLASS_RENDEZVOUS is set; start with `windlass run`"));
+                return Err(wrong(
+                    "WORLD_SIZE",
+                    None,
+                    "is missing although WINDLASS_RENDEZVOUS is set; start with `windlass run`",
+                ));
             }
             return Ok(Self { rank: 0, ranks: 1, rendezvous: None, serves: false });
         };
         if ranks == 0 || ranks > 1 << 20 {
             return Err(wrong("WORLD_SIZE", Some(ranks.to_string()), "must be 1 to 1048576"));
         }
-        let rank = number("RANK")?.ok_or_else(|| wrong("RANK", None, "is missing although WORLD_SIZE is set"))?;
+        let rank =
+            number("RANK")?.ok_or_else(|| wrong("RANK", None, "is missing although WORLD_SIZE is set"))?;
         if rank >= ranks {
             return Err(wrong("RANK", Some(rank.to_string()), "must be below WORLD_SIZE"));
         }
@@ -54,7 +59,8 @@ impl Identity {
             return Ok(Self { rank, ranks, rendezvous: None, serves: false });
         }
         let need = |name: &'static str| {
-            let problem = "is missing: start with `windlass run`, or set MASTER_ADDR and MASTER_PORT as torchrun does";
+            let problem =
+                "is missing: start with `windlass run`, or set MASTER_ADDR and MASTER_PORT as torchrun does";
             variable(name).ok_or_else(|| wrong(name, None, problem))
         };
         let (host, port) = (need("MASTER_ADDR")?, need("MASTER_PORT")?);
@@ -70,7 +76,9 @@ fn shortened(name: String) -> String {
     if name.len() <= 100 {
         return name;
     }
-    let hash = name.bytes().fold(0xcbf2_9ce4_8422_2325_u64, |h, byte| (h ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
+    let hash = name
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |h, byte| (h ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3));
     format!("{}{hash:016x}", &name[..name.floor_char_boundary(84)])
 }
 
@@ -101,7 +109,13 @@ mod tests {
     fn long_names_fit_and_stay_apart() {
         let name = |run: &str| {
             let long = format!("{}{run}", "ä".repeat(70));
-            let pairs = [("WORLD_SIZE", "2"), ("RANK", "0"), ("MASTER_ADDR", "a"), ("MASTER_PORT", "9"), ("TORCHELASTIC_RUN_ID", &long)];
+            let pairs = [
+                ("WORLD_SIZE", "2"),
+                ("RANK", "0"),
+                ("MASTER_ADDR", "a"),
+                ("MASTER_PORT", "9"),
+                ("TORCHELASTIC_RUN_ID", &long),
+            ];
             read(&pairs).unwrap().rendezvous.unwrap()
         };
         assert!(name("1").len() <= "unix:@".len() + 100 && name("1") != name("2"));

@@ -71,7 +71,8 @@ impl Server {
             errno: e.raw_os_error(),
             hint: "another job of this user holds the name: choose another MASTER_PORT",
         })?;
-        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK).map_err(|e| JoinError::system("eventfd", e))?;
+        let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|e| JoinError::system("eventfd", e))?;
         let shared = Arc::new(Shared {
             wake,
             joined: AtomicUsize::new(0),
@@ -84,7 +85,9 @@ impl Server {
             .name("wl-rendezvous".into())
             .stack_size(256 << 10)
             .spawn(move || state.run())
-            .map_err(|e| JoinError::system("pthread_create", Errno::from_io_error(&e).unwrap_or(Errno::AGAIN)))?;
+            .map_err(|e| {
+                JoinError::system("pthread_create", Errno::from_io_error(&e).unwrap_or(Errno::AGAIN))
+            })?;
         Ok(Self { shared, address, thread: Some(thread) })
     }
 
@@ -190,7 +193,10 @@ impl State {
                     PollFd::from_borrowed_fd(self.shared.wake.as_fd(), PollFlags::IN),
                     PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN),
                 ];
-                let sockets = self.connections.iter().map(|c| PollFd::from_borrowed_fd(c.socket.as_fd(), PollFlags::IN));
+                let sockets = self
+                    .connections
+                    .iter()
+                    .map(|c| PollFd::from_borrowed_fd(c.socket.as_fd(), PollFlags::IN));
                 polled.extend(sockets);
                 let heard = polled.len();
                 let processes: Vec<_> = self.connections.iter().filter(|c| c.process.is_some()).collect();
@@ -219,7 +225,8 @@ impl State {
             }
             // What a process said before its end is heard first.
             while ready.is_empty()
-                && let Some(index) = self.connections.iter().position(|c| c.process.is_some() && ended.contains(&c.pid))
+                && let Some(index) =
+                    self.connections.iter().position(|c| c.process.is_some() && ended.contains(&c.pid))
             {
                 self.hang_up(index);
             }
@@ -256,9 +263,14 @@ impl State {
             return refuse(&socket, Refusal::User { uid });
         }
         // A rank that never reads must not stop the others.
-        let _ = rustix::net::sockopt::set_socket_timeout(&socket, rustix::net::sockopt::Timeout::Send, Some(Duration::from_secs(10)));
+        let _ = rustix::net::sockopt::set_socket_timeout(
+            &socket,
+            rustix::net::sockopt::Timeout::Send,
+            Some(Duration::from_secs(10)),
+        );
         let process = rustix::process::Pid::from_raw(pid).filter(|p| *p != rustix::process::getpid());
-        let process = process.and_then(|p| rustix::process::pidfd_open(p, rustix::process::PidfdFlags::empty()).ok());
+        let process =
+            process.and_then(|p| rustix::process::pidfd_open(p, rustix::process::PidfdFlags::empty()).ok());
         self.connections.push(Connection { socket, process, pid, rank: None, left: false });
     }
 
@@ -277,7 +289,8 @@ impl State {
     fn hang_up(&mut self, index: usize) {
         let connection = self.connections.swap_remove(index);
         let Some(rank) = connection.rank else { return };
-        lock(&self.shared.states)[rank as usize] = if connection.left { "left".into() } else { "gone".into() };
+        lock(&self.shared.states)[rank as usize] =
+            if connection.left { "left".into() } else { "gone".into() };
         if !connection.left {
             self.lose(rank, PeerCause::Vanished);
         }
@@ -287,7 +300,8 @@ impl State {
         match (self.connections[index].rank, message) {
             (None, ToServer::Join { version, rank, ranks, agreement, tcp, cpus }) => {
                 if let Err(refusal) = self.admit(index, version, rank, ranks, agreement) {
-                    let _ = socket::send(self.connections[index].socket.as_fd(), &ToRank::Refused(refusal), None);
+                    let _ =
+                        socket::send(self.connections[index].socket.as_fd(), &ToRank::Refused(refusal), None);
                     self.connections[index].left = true;
                     return;
                 }
@@ -319,7 +333,11 @@ impl State {
                 self.stalled.retain(|_, s| !s.is_empty());
             }
             (Some(rank), ToServer::Failed { communicator, members, failure }) => {
-                self.tell(|r| r != rank && members.contains(&r), &ToRank::Failed { communicator, failure }, None);
+                self.tell(
+                    |r| r != rank && members.contains(&r),
+                    &ToRank::Failed { communicator, failure },
+                    None,
+                );
             }
             (Some(rank), ToServer::Leave) => {
                 self.connections[index].left = true;
@@ -330,7 +348,14 @@ impl State {
         }
     }
 
-    fn admit(&mut self, index: usize, version: u32, rank: u32, ranks: u32, agreement: Vec<(String, String)>) -> Result<(), Refusal> {
+    fn admit(
+        &mut self,
+        index: usize,
+        version: u32,
+        rank: u32,
+        ranks: u32,
+        agreement: Vec<(String, String)>,
+    ) -> Result<(), Refusal> {
         if version != VERSION {
             return Err(Refusal::Version { server: VERSION, rank: version });
         }
@@ -344,8 +369,10 @@ impl State {
             None => self.agreement = Some((rank, agreement)),
             Some((first, known)) => {
                 if let Some((ours, theirs)) = known.iter().zip(&agreement).find(|(a, b)| a != b) {
-                    let difference =
-                        format!("{} is `{}` on rank {first} and `{}` on rank {rank}", ours.0, ours.1, theirs.1);
+                    let difference = format!(
+                        "{} is `{}` on rank {first} and `{}` on rank {rank}",
+                        ours.0, ours.1, theirs.1
+                    );
                     return Err(Refusal::Configuration { difference });
                 }
             }
@@ -377,7 +404,11 @@ impl State {
     }
 
     fn report_waiting(&mut self) {
-        if self.welcomed || self.connections.is_empty() || self.reported.elapsed() < REPORT_EVERY || self.opened.elapsed() < REPORT_EVERY {
+        if self.welcomed
+            || self.connections.is_empty()
+            || self.reported.elapsed() < REPORT_EVERY
+            || self.opened.elapsed() < REPORT_EVERY
+        {
             return;
         }
         self.reported = Instant::now();
@@ -405,12 +436,21 @@ impl State {
     }
 
     /// Two ranks that wait in the same place of a communicator's order must wait in the same call.
-    fn compare(&mut self, rank: u32, communicator: u32, sequence: u64, fingerprint: [u64; 2], members: &[u32]) {
+    fn compare(
+        &mut self,
+        rank: u32,
+        communicator: u32,
+        sequence: u64,
+        fingerprint: [u64; 2],
+        members: &[u32],
+    ) {
         let waiting = self.stalled.entry((communicator, sequence)).or_default();
         waiting.insert(rank, fingerprint);
         let mut waiting = waiting.iter().filter(|(r, _)| members.contains(r));
         let Some((&first, &print)) = waiting.next() else { return };
-        let Some((&other, &differs)) = waiting.find(|(_, p)| comparable(print) != comparable(**p)) else { return };
+        let Some((&other, &differs)) = waiting.find(|(_, p)| comparable(print) != comparable(**p)) else {
+            return;
+        };
         let failure = Failure::Mismatch { sequence, first: (first, print), second: (other, differs) };
         self.tell(|r| members.contains(&r), &ToRank::Failed { communicator, failure }, None);
     }

@@ -6,8 +6,9 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 
 use rustix::io::Errno;
 use rustix::net::{
-    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer, SendAncillaryMessage, SendFlags,
-    SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect, listen, recvmsg, sendmsg, socket_with,
+    AddressFamily, RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendAncillaryBuffer,
+    SendAncillaryMessage, SendFlags, SocketAddrUnix, SocketFlags, SocketType, accept_with, bind, connect,
+    listen, recvmsg, sendmsg, socket_with,
 };
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -53,7 +54,11 @@ pub(crate) fn reach(address: &SocketAddrUnix) -> Result<OwnedFd, Errno> {
 }
 
 /// Sends a message, whole, with a descriptor or without. Blocks while the peer's buffer is full.
-pub(crate) fn send<M: Serialize>(socket: BorrowedFd<'_>, message: &M, descriptor: Option<BorrowedFd<'_>>) -> Result<(), Errno> {
+pub(crate) fn send<M: Serialize>(
+    socket: BorrowedFd<'_>,
+    message: &M,
+    descriptor: Option<BorrowedFd<'_>>,
+) -> Result<(), Errno> {
     let bytes = postcard::to_stdvec(message).map_err(|_| Errno::INVAL)?;
     if bytes.len() > MAX_BYTES {
         return Err(Errno::MSGSIZE);
@@ -74,7 +79,10 @@ pub(crate) fn send<M: Serialize>(socket: BorrowedFd<'_>, message: &M, descriptor
 }
 
 /// Receives a message; `None` when the peer has closed. Bytes that are no message are [`Errno::BADMSG`].
-pub(crate) fn receive<M: DeserializeOwned>(socket: BorrowedFd<'_>, buffer: &mut Vec<u8>) -> Result<Option<(M, Option<OwnedFd>)>, Errno> {
+pub(crate) fn receive<M: DeserializeOwned>(
+    socket: BorrowedFd<'_>,
+    buffer: &mut Vec<u8>,
+) -> Result<Option<(M, Option<OwnedFd>)>, Errno> {
     buffer.resize(MAX_BYTES, 0);
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);

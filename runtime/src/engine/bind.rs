@@ -26,7 +26,9 @@ impl Stream {
 
     /// The memory of a message's chunk.
     pub(crate) fn message_memory(&mut self, task: &Task, chunk: u32) -> Option<(*mut u8, usize)> {
-        let (Action::Send { from: span, .. } | Action::Recv { into: span, .. }) = task.action else { return None };
+        let (Action::Send { from: span, .. } | Action::Recv { into: span, .. }) = task.action else {
+            return None;
+        };
         let Blocks::Range { first, end } = span.blocks else { return None };
         let active = self.active()?;
         let piece = active.plan.geometry.range_piece(span.role, first, end, chunk);
@@ -76,30 +78,40 @@ impl Stream {
         };
         let target = self.own(group, to.role);
         let copy = |s: Piece, t: Piece| {
-            let (source, target) = (source.wrapping_add(s.offset as usize), target.wrapping_add(t.offset as usize));
+            let (source, target) =
+                (source.wrapping_add(s.offset as usize), target.wrapping_add(t.offset as usize));
             self.copy_bytes(source, target, s.bytes as usize);
         };
-        if let (Blocks::Range { first: a, end: b }, Blocks::Range { first: c, end: d }) = (from.blocks, to.blocks) {
+        if let (Blocks::Range { first: a, end: b }, Blocks::Range { first: c, end: d }) =
+            (from.blocks, to.blocks)
+        {
             for chunk in first..end {
-                copy(geometry.range_piece(source_role, a, b, chunk), geometry.range_piece(to.role, c, d, chunk));
+                copy(
+                    geometry.range_piece(source_role, a, b, chunk),
+                    geometry.range_piece(to.role, c, d, chunk),
+                );
             }
             return;
         }
         let ring = source_role == Role::Stage || to.role == Role::Stage;
         for_blocks(&geometry, from.blocks, |block| {
             runs(ring, first, end, |a, b| {
-                copy(geometry.block_piece(source_role, block, a, b), geometry.block_piece(to.role, block, a, b));
+                copy(
+                    geometry.block_piece(source_role, block, a, b),
+                    geometry.block_piece(to.role, block, a, b),
+                );
             });
         });
     }
 
-    fn gather(&mut self, group: &Group, from: Role, first: u32, end: u32) {
+    fn gather(&self, group: &Group, from: Role, first: u32, end: u32) {
         let Some(active) = self.active() else { return };
         let (geometry, own, output) = (active.plan.geometry, active.input, active.output);
         // Begin with the next rank, so that not all ranks read the same peer at once.
         for i in 0..group.ranks {
             let q = (group.rank + 1 + i) % group.ranks;
-            let (source, role) = if q == group.rank { (own, Role::Input) } else { self.of_peer(group, q, from) };
+            let (source, role) =
+                if q == group.rank { (own, Role::Input) } else { self.of_peer(group, q, from) };
             runs(role == Role::Stage, first, end, |a, b| {
                 let s = geometry.block_piece(role, q, a, b);
                 let t = geometry.block_piece(Role::Output, q, a, b);
@@ -120,7 +132,15 @@ impl Stream {
         unsafe { active.plan.copy.run(&[source], &[target], bytes, 1, store) };
     }
 
-    fn reduce(&mut self, group: &Group, inputs: Operands, outputs: Operands, last: bool, first: u32, end: u32) {
+    fn reduce(
+        &mut self,
+        group: &Group,
+        inputs: Operands,
+        outputs: Operands,
+        last: bool,
+        first: u32,
+        end: u32,
+    ) {
         let Some(active) = self.active() else { return };
         let geometry = active.plan.geometry;
         let divisor = if last { u64::from(group.ranks) } else { 1 };

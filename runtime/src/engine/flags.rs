@@ -19,7 +19,14 @@ const ARRIVE: Action = Action::Signal { phase: Phase::Arrival };
 
 impl Stream {
     /// What this rank lends its peers: its memory where peers reach it, else its stage.
-    pub(super) fn lends(&mut self, group: &Group, pending: &Pending, plan: &Plan, first_in: usize, first_out: usize) -> (Lend, Lend) {
+    pub(super) fn lends(
+        &mut self,
+        group: &Group,
+        pending: &Pending,
+        plan: &Plan,
+        first_in: usize,
+        first_out: usize,
+    ) -> (Lend, Lend) {
         let nothing = Lend::Region(Location { segment: u32::MAX - 1, generation: 0, offset: 0 });
         if plan.choice.algorithm != Algorithm::Direct || group.ranks == 1 {
             return (nothing, nothing);
@@ -50,7 +57,11 @@ impl Stream {
             lend(pending.output, bytes_in, first_out, lends_output)
         };
         // One stage serves both directions.
-        if input == Lend::Stage || output == Lend::Stage { (Lend::Stage, Lend::Stage) } else { (input, output) }
+        if input == Lend::Stage || output == Lend::Stage {
+            (Lend::Stage, Lend::Stage)
+        } else {
+            (input, output)
+        }
     }
 
     fn locate(&mut self, group: &Group, address: *mut u8, bytes: usize) -> Option<Location> {
@@ -125,7 +136,11 @@ impl Stream {
         let arrives = slot == Phase::Arrival as usize;
         let (arrival, done) = (board.arrival(q, active.sequence), board.done(q));
         for _ in 0..GLANCES {
-            let reached = if arrives { arrival.ready(active.sequence) } else { done.reached(active.sequence, wait.total) };
+            let reached = if arrives {
+                arrival.ready(active.sequence)
+            } else {
+                done.reached(active.sequence, wait.total)
+            };
             if reached > 0 {
                 return;
             }
@@ -174,10 +189,11 @@ impl Stream {
                 if location.segment == u32::MAX - 1 {
                     continue;
                 }
-                let mapping = match known_segment(&mut self.met[q as usize], location.segment) {
+                let mapping = match known_segment(&self.met[q as usize], location.segment) {
                     Some(mapping) => mapping,
                     None => {
-                        let Some(mapping) = group.job.segment_of(group.members[q as usize], location.segment) else {
+                        let Some(mapping) = group.job.segment_of(group.members[q as usize], location.segment)
+                        else {
                             return Ok(false);
                         };
                         remember(&mut self.met[q as usize], location.segment, mapping)
@@ -227,7 +243,7 @@ impl Stream {
     }
 }
 
-fn known_segment(met: &mut [Option<Arc<Mapping>>], segment: u32) -> Option<&Arc<Mapping>> {
+fn known_segment(met: &[Option<Arc<Mapping>>], segment: u32) -> Option<&Arc<Mapping>> {
     met.get(segment as usize)?.as_ref()
 }
 

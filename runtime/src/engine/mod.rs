@@ -346,10 +346,11 @@ impl Stream {
             // What an arrival allows is done before anything else is looked at. A peer is done only after it has arrived, so
             // while the arrivals of a single chunk are awaited its other line is left alone: a look takes it from its owner.
             let arrived = self.look(group, 0)?;
-            let reached = arrived || !self.waits[0].is_some_and(|w| w.total == 1) && self.look(group, 1)?;
+            let reached = arrived || self.waits[0].is_none_or(|w| w.total != 1) && self.look(group, 1)?;
             // Without messages under way the transport is not looked at: that would only slow the look at the lines.
-            let messages = self.active.as_ref().is_some_and(|a| !a.plan.choice.algorithm.needs_mapped_peers());
-            if !reached && !(messages && group.job.deliver(group, self)?) {
+            let messages =
+                self.active.as_ref().is_some_and(|a| !a.plan.choice.algorithm.needs_mapped_peers());
+            if !(reached || messages && group.job.deliver(group, self)?) {
                 return Ok(moved);
             }
             moved = true;
@@ -414,7 +415,8 @@ impl Stream {
     /// The call that met a peer's different one on a message.
     pub(crate) fn mismatched(&self, group: &Group, rank: u32, theirs: [u64; 2]) -> Error {
         let theirs = Fingerprint { what: theirs[0], count: theirs[1] };
-        let (sequence, ours) = self.active.as_ref().map_or((self.next, theirs), |a| (a.sequence, a.fingerprint));
+        let (sequence, ours) =
+            self.active.as_ref().map_or((self.next, theirs), |a| (a.sequence, a.fingerprint));
         Error::Mismatch { communicator: group.id, sequence, ours, theirs, rank }
     }
 
@@ -462,7 +464,8 @@ impl Stream {
     /// back from them. Messages are withdrawn.
     pub(crate) fn abandon(&mut self, group: &Group) {
         self.waits = [None; 2];
-        let asynchronous = self.queue.iter().filter(|p| p.asynchronous).count() + usize::from(self.active.as_ref().is_some_and(|a| a.asynchronous));
+        let asynchronous = self.queue.iter().filter(|p| p.asynchronous).count()
+            + usize::from(self.active.as_ref().is_some_and(|a| a.asynchronous));
         group.detached.fetch_sub(asynchronous, Ordering::AcqRel);
         self.queue.clear();
         let Some(active) = self.active.take() else { return };
@@ -476,11 +479,15 @@ impl Stream {
         let (_, first_out) = active.plan.first_blocks;
         if let (_, Lend::Region(location)) = active.lends
             && location.segment != u32::MAX - 1
-            && let Some((segment, located)) = group.job.pool.locate(active.output.wrapping_add(first_out), bytes_out)
+            && let Some((segment, located)) =
+                group.job.pool.locate(active.output.wrapping_add(first_out), bytes_out)
             && let Err(error) = segment.detach(located.offset as usize, bytes_out)
         {
             // The memory cannot be made safe to give back, so it must never be used again.
-            crate::error::report(format_args!("{error}; rank {} stops, since a peer may still write its memory", group.job.rank));
+            crate::error::report(format_args!(
+                "{error}; rank {} stops, since a peer may still write its memory",
+                group.job.rank
+            ));
             std::process::abort();
         }
     }
@@ -505,7 +512,12 @@ impl Due {
 }
 
 /// A schedule for either kind of memory.
-pub(crate) fn schedules(call: &Call, algorithm: Algorithm, rank: u32, ranks: u32) -> Option<(Schedule, Schedule)> {
+pub(crate) fn schedules(
+    call: &Call,
+    algorithm: Algorithm,
+    rank: u32,
+    ranks: u32,
+) -> Option<(Schedule, Schedule)> {
     let of = |staged| Schedule::new(call.collective, algorithm, rank, ranks, call.root, staged).ok();
     Some((of(false)?, of(true)?))
 }

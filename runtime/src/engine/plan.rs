@@ -50,7 +50,8 @@ pub(crate) struct Plan {
 impl Plan {
     fn new(group: &Group, call: &Call) -> Result<Self, Error> {
         let choice = choose(group, call)?;
-        let (registered, staged) = schedules(call, choice.algorithm, group.rank, group.ranks).ok_or(UNSUPPORTED)?;
+        let (registered, staged) =
+            schedules(call, choice.algorithm, group.rank, group.ranks).ok_or(UNSUPPORTED)?;
         let geometry = choice.geometry(call, group.ranks, &registered);
         Ok(Self {
             call: *call,

@@ -13,10 +13,13 @@ impl Stream {
         let mut ranks = Vec::new();
         let Some(active) = &self.active else {
             // The head waits for peers that are too far behind.
-            let behind = |q: &u32| {
-                group.board.as_ref().is_some_and(|b| b.ended(*q as usize).load() <= self.released)
-            };
-            return (0..group.ranks).filter(|q| *q != group.rank).filter(behind).map(|q| group.members[q as usize]).collect();
+            let behind =
+                |q: &u32| group.board.as_ref().is_some_and(|b| b.ended(*q as usize).load() <= self.released);
+            return (0..group.ranks)
+                .filter(|q| *q != group.rank)
+                .filter(behind)
+                .map(|q| group.members[q as usize])
+                .collect();
         };
         for (slot, wait) in self.waits.iter().enumerate() {
             let (Some(wait), Some(board)) = (wait, &group.board) else { continue };
@@ -24,12 +27,16 @@ impl Stream {
                 0 => board.arrival(q as usize, active.sequence).ready(active.sequence) <= wait.done,
                 _ => board.done(q as usize).reached(active.sequence, wait.total) <= wait.done,
             };
-            let waited = (0..group.ranks).filter(|&q| q != group.rank && matches!(wait.from, Peers::All) || wait.from == Peers::One(q));
+            let waited = (0..group.ranks).filter(|&q| {
+                q != group.rank && matches!(wait.from, Peers::All) || wait.from == Peers::One(q)
+            });
             ranks.extend(waited.filter(|&q| late(q)).map(|q| group.members[q as usize]));
         }
         if let Some(execution) = &self.execution {
             for (step, _) in execution.in_flight() {
-                if let Action::Send { to: q, .. } | Action::Recv { from: q, .. } = execution.schedule().step(step).action {
+                if let Action::Send { to: q, .. } | Action::Recv { from: q, .. } =
+                    execution.schedule().step(step).action
+                {
                     ranks.push(group.members[q as usize]);
                 }
             }

@@ -50,7 +50,9 @@ impl MemoryError {
             }
             E::MFILE | E::NFILE => "raise the open-file limit: ulimit -n",
             E::NOSYS => "windlass needs Linux 3.17 or later for memfd_create",
-            E::PERM | E::ACCESS => "the sandbox forbids it: allow memfd_create and mmap in its seccomp profile",
+            E::PERM | E::ACCESS => {
+                "the sandbox forbids it: allow memfd_create and mmap in its seccomp profile"
+            }
             _ => "see the system call's manual page",
         };
         Self { call, errno: errno.raw_os_error(), bytes, hint }

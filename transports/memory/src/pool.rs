@@ -28,7 +28,9 @@ struct Gap {
 
 impl fmt::Debug for Pool {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Pool").field("segments", &self.segments.read().map_or(0, |s| s.len())).finish_non_exhaustive()
+        f.debug_struct("Pool")
+            .field("segments", &self.segments.read().map_or(0, |s| s.len()))
+            .finish_non_exhaustive()
     }
 }
 
@@ -53,7 +55,10 @@ impl Pool {
 
     fn take(&self, wanted: usize) -> Result<(usize, usize), MemoryError> {
         let mut free = self.free.lock().unwrap_or_else(PoisonError::into_inner);
-        let best = free.iter().enumerate().flat_map(|(s, gaps)| gaps.iter().enumerate().map(move |(g, gap)| (s, g, *gap)));
+        let best = free
+            .iter()
+            .enumerate()
+            .flat_map(|(s, gaps)| gaps.iter().enumerate().map(move |(g, gap)| (s, g, *gap)));
         let best = best.filter(|(_, _, gap)| gap.bytes >= wanted).min_by_key(|(_, _, gap)| gap.bytes);
         let (index, position) = match best {
             Some((index, position, _)) => (index, position),
@@ -171,7 +176,7 @@ mod tests {
             if state >> 63 == 0 || held.is_empty() {
                 let bytes = (state >> 33) as usize % 300_000;
                 let new = pool.allocate(bytes).unwrap();
-                assert!(new.len() >= bytes && new.base().as_ptr().addr() % page_bytes() == 0);
+                assert!(new.len() >= bytes && new.base().as_ptr().addr().is_multiple_of(page_bytes()));
                 for old in &held {
                     let apart = old.base().as_ptr().addr() + old.len() <= new.base().as_ptr().addr()
                         || new.base().as_ptr().addr() + new.len() <= old.base().as_ptr().addr();

@@ -36,7 +36,8 @@ impl Mapping {
     pub fn open(descriptor: BorrowedFd<'_>) -> Result<Self, MemoryError> {
         let stat = fstat(descriptor).map_err(|e| MemoryError::new("fstat", e, 0))?;
         let bytes = usize::try_from(stat.st_size).unwrap_or(0);
-        let seals = fcntl_get_seals(descriptor).map_err(|e| MemoryError::new("fcntl(F_GET_SEALS)", e, bytes))?;
+        let seals =
+            fcntl_get_seals(descriptor).map_err(|e| MemoryError::new("fcntl(F_GET_SEALS)", e, bytes))?;
         if bytes == 0 || !seals.contains(SealFlags::SHRINK) {
             return Err(MemoryError {
                 call: "fcntl(F_GET_SEALS)",
@@ -67,7 +68,8 @@ impl Mapping {
         let aligned = if slack > 0 { address.next_multiple_of(HUGE_PAGE_BYTES) } else { address };
         let target = reserved.wrapping_byte_add(aligned - address);
         // SAFETY: [target, target + bytes) lies inside the reservation made above, which nobody uses.
-        let mapped = unsafe { mmap(target, bytes, protection, MapFlags::SHARED | MapFlags::FIXED, descriptor, 0) };
+        let mapped =
+            unsafe { mmap(target, bytes, protection, MapFlags::SHARED | MapFlags::FIXED, descriptor, 0) };
         let whole = bytes.next_multiple_of(page_bytes());
         let (before, after) = (aligned - address, (bytes + slack).saturating_sub(aligned - address + whole));
         // SAFETY: the unused ends of the reservation, which nobody uses.
@@ -117,9 +119,8 @@ impl Mapping {
             return Ok(());
         }
         // SAFETY: pages of our own mapping (checked above); populating reads and writes no values.
-        let result = unsafe {
-            madvise(self.base.as_ptr().add(first).cast(), length, Advice::LinuxPopulateWrite)
-        };
+        let result =
+            unsafe { madvise(self.base.as_ptr().add(first).cast(), length, Advice::LinuxPopulateWrite) };
         match result {
             // Before Linux 5.14 the pages come with the first touch.
             Ok(()) | Err(rustix::io::Errno::INVAL) => Ok(()),
@@ -222,7 +223,8 @@ impl Segment {
                 let protection = ProtFlags::READ | ProtFlags::WRITE;
                 mmap(target.cast(), run * page, protection, flags, &self.descriptor, (at * page) as u64)
                     .map_err(fail("mmap"))?;
-                madvise(target.cast(), run * page, Advice::LinuxDontFork).map_err(fail("madvise(MADV_DONTFORK)"))?;
+                madvise(target.cast(), run * page, Advice::LinuxDontFork)
+                    .map_err(fail("madvise(MADV_DONTFORK)"))?;
                 for p in 0..run {
                     // A compare-exchange with itself, since compilers turn `fetch_or(0)` into a load.
                     let byte = &*target.add(p * page).cast::<AtomicU8>();
@@ -244,6 +246,7 @@ impl Segment {
 mod tests {
     use super::*;
 
+    #[expect(clippy::mut_from_ref, reason = "shared memory is what is tested")]
     fn bytes_of(mapping: &Mapping) -> &mut [u8] {
         // SAFETY: the test is the only user of both mappings and orders its accesses.
         unsafe { std::slice::from_raw_parts_mut(mapping.base().as_ptr(), mapping.len()) }

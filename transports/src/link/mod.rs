@@ -219,7 +219,8 @@ impl Link {
     /// be received; no other memory is touched after it.
     pub fn close(&mut self) {
         let mut closed = Self::new(self.peer, self.limits);
-        let whole = |incoming: &Incoming| matches!(incoming, Incoming::Buffered { complete: true, posted: None, .. });
+        let whole =
+            |incoming: &Incoming| matches!(incoming, Incoming::Buffered { complete: true, posted: None, .. });
         closed.incoming = std::mem::take(&mut self.incoming);
         closed.incoming.retain(|_, incoming| whole(incoming));
         closed.classes = std::mem::take(&mut self.classes);

@@ -3,7 +3,7 @@
 //! | module | one idea |
 //! |---|---|
 //! | [`board`] | one memfd a communicator: every local rank's flags, slots and stage |
-//! | [`line`] | the cache lines by which a rank tells its peers how far it is |
+//! | [`mod@line`] | the cache lines by which a rank tells its peers how far it is |
 //! | [`lane`], [`lanes`] | a byte ring between two ranks, and messages over it |
 //! | [`doorbell`] | sleeping until a peer has something to say |
 

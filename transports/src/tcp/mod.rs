@@ -1,7 +1,7 @@
 //! Links over TCP streams.
 //!
 //! Every pair of ranks has one connection, made when [`Tcp::connect`] is told all addresses: the higher rank dials. The first bytes each
-//! way are a [`Greeting`](greeting::Greeting); then come frames (see [`link`](crate::link)). Posting queues; [`poll`](Transport::poll)
+//! way are a [`Greeting`]; then come frames (see [`link`](crate::link)). Posting queues; [`poll`](Transport::poll)
 //! writes, several frames by one system call, then reads.
 //!
 //! **What a poll costs.** While messages are expected from at most [`FEW`] peers, their sockets are read directly, without asking epoll, which

@@ -1,0 +1,110 @@
+//! Completions of messages, from the transport to whom they are for.
+
+use std::sync::atomic::Ordering;
+use std::time::Instant;
+
+use windlass_transports::{Event, LostCause};
+
+use super::Job;
+use crate::engine::Stream;
+use crate::error::{Error, PeerCause};
+use crate::group::{Group, lock};
+
+impl Job {
+    /// Polls the transport and hands events to the groups they are for; those of `group` go to `stream`. Whether `group` got any.
+    pub(crate) fn deliver(&self, group: &Group, stream: &mut Stream) -> Result<bool, Error> {
+        if self.messages.is_none() {
+            return Ok(false);
+        }
+        let mut mine = std::mem::take(&mut stream.events);
+        mine.append(&mut lock(&group.inbox));
+        let moved = self.poll_messages(Some(group), &mut mine);
+        let mut delivered: Result<bool, Error> = Ok(false);
+        for event in mine.drain(..) {
+            delivered = delivered.and_then(|before| Ok(hand_over(group, stream, event)? || before));
+        }
+        stream.events = mine;
+        Ok(delivered? || moved)
+    }
+
+    /// Polls the transport; events of `mine`'s group are appended, the others put into their groups' inboxes.
+    pub(crate) fn poll_messages(&self, group: Option<&Group>, mine: &mut Vec<Event>) -> bool {
+        let Some(messages) = &self.messages else { return false };
+        // Somebody else polls: what is ours comes by the inbox.
+        let Ok(mut messages) = messages.try_lock() else { return false };
+        let before = mine.len();
+        let moved = messages.poll(mine);
+        drop(messages);
+        if mine.len() == before {
+            return moved;
+        }
+        let own = |event: &Event| match event {
+            Event::Sent(t) | Event::Received(t) | Event::Mismatch { token: t, .. } => {
+                group.is_some_and(|g| Group::slot_of(*t) == g.slot())
+            }
+            Event::Lost { .. } | Event::Refused { .. } => false,
+        };
+        let (mut index, mut others) = (before, false);
+        while index < mine.len() {
+            if own(&mine[index]) {
+                index += 1;
+                continue;
+            }
+            match mine.swap_remove(index) {
+                Event::Lost { peer, cause } => self.lost(peer, &cause),
+                // The receiver has found the mismatch and tells all members by the rendezvous.
+                Event::Refused { .. } => {}
+                event => {
+                    let (Event::Sent(t) | Event::Received(t) | Event::Mismatch { token: t, .. }) = &event
+                    else {
+                        continue;
+                    };
+                    // A communicator that is gone had withdrawn its messages.
+                    if let Some(other) = self.group_at(Group::slot_of(*t)) {
+                        lock(&other.inbox).push(event);
+                        others = true;
+                    }
+                }
+            }
+        }
+        if others {
+            // Whoever waits for it may sleep, and no peer will wake him.
+            self.ring_self();
+        }
+        moved
+    }
+
+    fn lost(&self, peer: u32, cause: &LostCause) {
+        let cause = match cause {
+            LostCause::Closed => PeerCause::Vanished,
+            LostCause::System { errno, .. } => PeerCause::Unreachable(*errno),
+            LostCause::Garbled(_) => PeerCause::Unreachable(rustix::io::Errno::BADMSG.raw_os_error()),
+        };
+        let mut dead = lock(&self.dead);
+        dead.entry(peer).or_insert((cause, Instant::now()));
+        self.dead_count.store(dead.len() as u32, Ordering::Release);
+    }
+}
+
+/// Gives an event to its stream or transfer. Whether it moved something.
+fn hand_over(group: &Group, stream: &mut Stream, event: Event) -> Result<bool, Error> {
+    match event {
+        Event::Sent(token) | Event::Received(token) if Group::is_transfer(token) => {
+            let ended = lock(&group.transfers).delivered(group, token);
+            if let Some(ended) = ended {
+                stream.recorder.record_elapsed(&ended.call, ended.elapsed.as_nanos() as u64, group.ranks);
+                stream.settle_later(ended.waker, ended.memory);
+            }
+            Ok(true)
+        }
+        Event::Sent(token) | Event::Received(token) => {
+            stream.delivered(token);
+            Ok(true)
+        }
+        Event::Mismatch { token, peer, theirs } if Group::is_transfer(token) => {
+            Err(lock(&group.transfers).mismatched(group, token, peer, &theirs))
+        }
+        Event::Mismatch { peer, theirs, .. } => Err(stream.mismatched(group, peer, theirs.fingerprint)),
+        Event::Lost { .. } | Event::Refused { .. } => Ok(false),
+    }
+}
