@@ -1,9 +1,11 @@
 //! `windlass bench`, `tune` and `explain` as a user meets them.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
 
-use std::path::PathBuf;
-use std::process::{Command, Output, Stdio};
+mod command;
 
+use std::process::Stdio;
+
+use command::{Scratch, succeeded, text, windlass};
 use serde_json::Value;
 
 /// The JSON's fields, all of them.
@@ -28,44 +30,6 @@ const FIELDS: [&str; 19] = [
     "transport",
     "wrong",
 ];
-
-fn windlass(arguments: &[&str]) -> Command {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_windlass"));
-    command.args(arguments).stdin(Stdio::null());
-    for (name, _) in std::env::vars_os() {
-        if name.to_string_lossy().starts_with("WINDLASS_") {
-            command.env_remove(name);
-        }
-    }
-    command
-}
-
-fn text(bytes: &[u8]) -> String {
-    String::from_utf8_lossy(bytes).into_owned()
-}
-
-fn succeeded(output: &Output) {
-    assert!(output.status.success(), "{}\n{}", text(&output.stdout), text(&output.stderr));
-}
-
-/// A file of this test's own, gone at its end.
-struct Scratch(PathBuf);
-
-impl Scratch {
-    fn new(name: &str) -> Self {
-        Self(std::env::temp_dir().join(format!("windlass-bench-{}-{name}", std::process::id())))
-    }
-
-    fn path(&self) -> &str {
-        self.0.to_str().unwrap()
-    }
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.0);
-    }
-}
 
 /// A short bench; its rows, all of which must be right.
 fn rows(name: &str, arguments: &[&str]) -> Vec<Value> {
@@ -263,56 +227,4 @@ fn tune_refuses_a_path_that_it_cannot_write() {
     let output = windlass(&["tune", "-o", "/proc/nowhere/model.toml"]).output().unwrap();
     assert_eq!(output.status.code(), Some(2));
     assert!(text(&output.stderr).contains("/proc/nowhere/model.toml"));
-}
-
-/// The slow lane: about half a minute of real measuring.
-#[test]
-#[ignore = "half a minute; the slow lane runs it with --ignored"]
-fn what_tune_writes_can_be_used() {
-    let model = Scratch::new("model");
-    succeeded(&windlass(&["tune", "-o", model.path()]).output().unwrap());
-    let output = windlass(&["explain", "all_reduce"]).env("WINDLASS_MODEL", model.path()).output().unwrap();
-    succeeded(&output);
-    assert!(text(&output.stdout).contains("WINDLASS_MODEL"));
-}
-
-/// With a Combine left out, no result may be right: everything that the bench times goes through the one path.
-///
-/// The slow lane, since it builds the command a second time, with the fault:
-/// `cargo test -p windlass-launcher --test bench -- --ignored`
-#[test]
-#[ignore = "builds the command again; the slow lane runs it with --ignored"]
-fn a_planted_fault_shows_at_every_size() {
-    let target = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("planted-fault");
-    let build = Command::new(env!("CARGO"))
-        .args(["build", "-p", "windlass-launcher", "--features", "planted-fault", "--target-dir"])
-        .arg(&target)
-        .output()
-        .unwrap();
-    succeeded(&build);
-    let faulty = target.join("debug/windlass");
-    let variants: [&[(&str, &str)]; 3] = [
-        &[("WINDLASS_TRANSPORT", "shm")],
-        &[("WINDLASS_TRANSPORT", "shm"), ("WINDLASS_ALGORITHM", "ring")],
-        &[("WINDLASS_TRANSPORT", "tcp")],
-    ];
-    for variables in variants {
-        for memory in ["registered", "heap"] {
-            let json = Scratch::new("fault");
-            let output = Command::new(&faulty)
-                .args(["bench", "all_reduce", "-n", "2", "-b", "8", "-e", "2M", "-f", "8", "-i", "20"])
-                .args(["--memory", memory, "--json", json.path()])
-                .env("WINDLASS_PLANT_SKIP_COMBINE", "3")
-                .envs(variables.iter().copied())
-                .output()
-                .unwrap();
-            let context =
-                format!("{variables:?} {memory}: {}\n{}", text(&output.stdout), text(&output.stderr));
-            assert_eq!(output.status.code(), Some(1), "{context}");
-            let rows: Value = serde_json::from_str(&std::fs::read_to_string(&json.0).unwrap()).unwrap();
-            for row in rows.as_array().unwrap() {
-                assert!(row["wrong"].as_u64().unwrap() > 0, "{context}");
-            }
-        }
-    }
 }

@@ -322,14 +322,14 @@ fn exit_codes_are_those_of_the_first_failure() {
 #[test]
 fn every_rank_finds_its_place_in_its_environment() {
     let script = "echo $RANK $WORLD_SIZE $LOCAL_RANK $LOCAL_WORLD_SIZE $MASTER_ADDR $WINDLASS_TRANSPORT $A $B \
-                  ${WINDLASS_RENDEZVOUS-none}; echo port $MASTER_PORT job $WINDLASS_JOB";
+                  ${WINDLASS_RENDEZVOUS%$WINDLASS_JOB}; echo port $MASTER_PORT job $WINDLASS_JOB";
     let mut command =
         windlass(&["-n", "2", "-x", "A=1=2", "-x", "B", "--transport", "tcp", "sh", "-c", script]);
     let output =
         command.env("B", "b").env("RANK", "77").env("WINDLASS_RENDEZVOUS", "outer").output().unwrap();
     let lines = sorted_lines(&output.stdout);
-    assert_eq!(lines[0], "[0] 0 2 0 2 127.0.0.1 tcp 1=2 b none");
-    assert_eq!(lines[2], "[1] 1 2 1 2 127.0.0.1 tcp 1=2 b none");
+    assert_eq!(lines[0], "[0] 0 2 0 2 127.0.0.1 tcp 1=2 b unix:@windlass-");
+    assert_eq!(lines[2], "[1] 1 2 1 2 127.0.0.1 tcp 1=2 b unix:@windlass-");
     let words: Vec<&str> = lines[1].split(' ').collect();
     assert!(words[2].parse::<u16>().unwrap() > 0);
     assert!(words[4].len() == 32 && words[4].bytes().all(|byte| byte.is_ascii_hexdigit()), "{words:?}");

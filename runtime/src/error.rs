@@ -164,7 +164,7 @@ pub enum Error {
     /// The operation did not end in time.
     #[error(
         "{operation} #{sequence} of communicator {communicator} did not end within {after:?}: waiting for rank(s) {waiting_on:?}. Look at what \
-         they do (windlass status, a stack trace), or raise WINDLASS_TIMEOUT"
+         they do (a stack trace: gdb -p PID), or raise WINDLASS_TIMEOUT"
     )]
     TimedOut {
         /// The operation.

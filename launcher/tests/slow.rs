@@ -1,0 +1,60 @@
+//! What takes too long for every run: the slow lane runs it by name, `cargo test -p windlass-launcher --test slow`.
+#![expect(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
+
+mod command;
+
+use std::path::PathBuf;
+use std::process::Command;
+
+use command::{Scratch, succeeded, text, windlass};
+use serde_json::Value;
+
+/// The slow lane: about half a minute of real measuring.
+#[test]
+fn what_tune_writes_can_be_used() {
+    let model = Scratch::new("model");
+    succeeded(&windlass(&["tune", "-o", model.path()]).output().unwrap());
+    let output = windlass(&["explain", "all_reduce"]).env("WINDLASS_MODEL", model.path()).output().unwrap();
+    succeeded(&output);
+    assert!(text(&output.stdout).contains("WINDLASS_MODEL"));
+}
+
+/// With a Combine left out, no result may be right: everything that the bench times goes through the one path.
+///
+/// The slow lane, since it builds the command a second time, with the fault:
+/// `cargo test -p windlass-launcher --test slow`
+#[test]
+fn a_planted_fault_shows_at_every_size() {
+    let target = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("planted-fault");
+    let build = Command::new(env!("CARGO"))
+        .args(["build", "-p", "windlass-launcher", "--features", "planted-fault", "--target-dir"])
+        .arg(&target)
+        .output()
+        .unwrap();
+    succeeded(&build);
+    let faulty = target.join("debug/windlass");
+    let variants: [&[(&str, &str)]; 3] = [
+        &[("WINDLASS_TRANSPORT", "shm")],
+        &[("WINDLASS_TRANSPORT", "shm"), ("WINDLASS_ALGORITHM", "ring")],
+        &[("WINDLASS_TRANSPORT", "tcp")],
+    ];
+    for variables in variants {
+        for memory in ["registered", "heap"] {
+            let json = Scratch::new("fault");
+            let output = Command::new(&faulty)
+                .args(["bench", "all_reduce", "-n", "2", "-b", "8", "-e", "2M", "-f", "8", "-i", "20"])
+                .args(["--memory", memory, "--json", json.path()])
+                .env("WINDLASS_PLANT_SKIP_COMBINE", "3")
+                .envs(variables.iter().copied())
+                .output()
+                .unwrap();
+            let context =
+                format!("{variables:?} {memory}: {}\n{}", text(&output.stdout), text(&output.stderr));
+            assert_eq!(output.status.code(), Some(1), "{context}");
+            let rows: Value = serde_json::from_str(&std::fs::read_to_string(&json.0).unwrap()).unwrap();
+            for row in rows.as_array().unwrap() {
+                assert!(row["wrong"].as_u64().unwrap() > 0, "{context}");
+            }
+        }
+    }
+}
