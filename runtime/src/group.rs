@@ -400,7 +400,7 @@ impl Group {
             return;
         }
         let waiting_on = stream.waiting_on(self);
-        if let Some((rank, cause)) = self.job.dead_among(&waiting_on) {
+        if let Some((rank, cause)) = self.job.culprit(&waiting_on, &self.members) {
             // What the peer did before it died counts; only when that does not suffice, its death is an error.
             let moved = matches!(stream.advance(self), Ok(Status::Moved));
             if !moved {

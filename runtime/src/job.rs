@@ -251,6 +251,17 @@ impl Job {
         ranks.iter().find_map(found)
     }
 
+    /// Who is to blame when one of `waiting_on` has ended: among `members`, whoever crashed first, since who crashes takes others along;
+    /// otherwise the one waited for.
+    pub(crate) fn culprit(&self, waiting_on: &[u32], members: &[u32]) -> Option<(u32, PeerCause)> {
+        let waited = self.dead_among(waiting_on)?;
+        let dead = lock(&self.dead);
+        let crashed = members.iter().filter_map(|r| dead.get(r).map(|(cause, since)| (*r, cause, *since)));
+        let first =
+            crashed.filter(|(_, cause, _)| **cause != PeerCause::Left).min_by_key(|(.., since)| *since);
+        Some(first.map_or(waited, |(rank, cause, _)| (rank, cause.clone())))
+    }
+
     // ---- communicators -------------------------------------------------------------------------------------------------
 
     /// Gives a communicator its place: the slot in tokens, and how many came before it.

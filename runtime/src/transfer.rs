@@ -245,7 +245,7 @@ impl Transfers {
             let peer = group.members[transfer.request.peer as usize];
             let (operation, sequence) = (transfer.request.call.collective.name(), transfer.sequence);
             if after >= STALL_AFTER
-                && let Some((rank, cause)) = group.job.dead_among(&[peer])
+                && let Some((rank, cause)) = group.job.culprit(&[peer], &group.members)
             {
                 return Some(Error::PeerFailed { rank, cause, operation, sequence, communicator: group.id });
             }

@@ -428,10 +428,15 @@ mod tests {
     fn a_peer_that_hangs_is_killed_with_all_its_children() {
         let prepared = pretend(&format!("{READY} setsid sleep 1000 & sleep 1000"));
         let mut session = prepared.session(2, SOON).unwrap();
-        let below = descendants(session.children[0].id());
+        let both = Instant::now() + SOON;
+        let mut below = descendants(session.children[0].id());
+        while below.len() < 2 && Instant::now() < both {
+            std::thread::yield_now();
+            below = descendants(session.children[0].id());
+        }
         let error = session.run(8, 2, 0, Duration::from_millis(50)).unwrap_err();
         assert!(matches!(error, PeerError::TimedOut { .. }), "{error}");
-        assert!(!below.is_empty());
+        assert_eq!(below.len(), 2, "both sleepers had started");
         for pid in below {
             let deadline = Instant::now() + SOON;
             let stat = format!("/proc/{}/stat", pid.as_raw_nonzero());

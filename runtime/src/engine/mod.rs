@@ -91,7 +91,7 @@ pub(crate) struct Active {
     lends: (Lend, Lend),
     /// Its memory, or a peer's, goes through a stage: chunks are handed on one by one.
     pub(crate) staged: bool,
-    started: u64,
+    started: Option<u64>,
     asynchronous: bool,
     /// When it was first found unable to go on.
     pub(crate) blocked: Option<Instant>,
@@ -300,7 +300,7 @@ impl Stream {
                 self.plans.make(group, &pending.call)?
             }
         };
-        let started = self.recorder.now();
+        let started = self.recorder.begin(sequence, plan.geometry.layout.bytes());
         let (first_in, first_out) = plan.first_blocks;
         let input = pending.input.wrapping_sub(first_in);
         let output = pending.output.wrapping_sub(first_out);
