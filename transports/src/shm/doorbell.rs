@@ -7,7 +7,7 @@
 //! The waiter sets its bit, fences, loads the word, and looks at its condition once more before it sleeps on the word's
 //! value. The ringer raises its line, fences, and loads the bits. Both fences are sequentially consistent, so one comes first: if the
 //! waiter's, the ringer sees the bit, bumps the word, and either the futex call finds a changed word or the wake finds a sleeper; if the
-//! ringer's, the waiter's look sees the raised line. `tests/loom.rs` checks it.
+//! ringer's, the waiter's look sees the raised line. `tests/loom/` checks it.
 //!
 //! The word lies in shared memory, so the futex is a shared one: a private futex never meets another process.
 

@@ -3,7 +3,7 @@
 //! One writer, one reader. Positions only grow; `tail - head` bytes are in the ring. The writer stores bytes, then the tail with release; the
 //! reader loads the tail with acquire, so the bytes below it are there. The reader loads bytes, then stores the head with release; the
 //! writer loads the head with acquire before it stores over them. The writer's last store is `closed`, with release, after its last
-//! tail: a reader that sees it and then finds the ring empty has read everything. `tests/loom.rs` checks the three.
+//! tail: a reader that sees it and then finds the ring empty has read everything. `tests/loom/` checks the three.
 
 use super::sync::{AtomicU64, Ordering};
 

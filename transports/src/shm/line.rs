@@ -10,7 +10,7 @@
 //! * Done and ended lines ([`Watermark`]) only grow. A rank stores done with release after its last access to its peers' memory for those
 //!   chunks; a peer that loads it with acquire may then reuse or return that memory.
 //!
-//! Loom checks (a) and (b) in `tests/loom.rs`.
+//! Loom checks (a) and (b) in `tests/loom/`.
 
 use windlass_memory::Location;
 
