@@ -131,33 +131,64 @@ impl Call {
         }
     }
 
-    /// What travels in the arrival line and in frame headers.
+    /// What travels in the arrival line and in frame headers. The root must be below [`MAX_RANKS`].
     pub const fn fingerprint(&self) -> Fingerprint {
         let what = self.collective as u64 | (self.data_type as u64) << 8 | (self.op as u64) << 16;
-        Fingerprint { what: what | (self.root as u64) << 32, count: self.count }
+        Fingerprint { what: what | (self.root as u64 & ROOT_MASK) << ROOT_SHIFT, count: self.count }
     }
 }
 
+/// More ranks than a communicator can have.
+pub const MAX_RANKS: u64 = 1 << 20;
+
+const ROOT_SHIFT: u32 = 24;
+const ROOT_MASK: u64 = MAX_RANKS - 1;
+const HISTORY_SHIFT: u32 = 44;
+
 /// The shared arguments of a call in sixteen bytes, reversible so that an error can show both sides.
+///
+/// Twenty of its bits sum up the calls that came before on the communicator: a difference that no rank noticed at the time, as when two
+/// ranks of a broadcast both believed to be its root, shows in the next call.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Hash)]
 pub struct Fingerprint {
-    /// Collective, data type, operator and root.
+    /// Collective, data type, operator, root, and the sum of what came before.
     pub what: u64,
     /// Elements.
     pub count: u64,
 }
 
 impl Fingerprint {
+    /// The same call, after the calls that `history` sums up.
+    #[must_use]
+    pub const fn after(self, history: History) -> Self {
+        Self { what: self.what | history.0 << HISTORY_SHIFT, count: self.count }
+    }
+
     /// The call it stands for, or `None` when the words are no call's.
     pub fn call(self) -> Option<Call> {
-        let [collective, data_type, op, spare, ..] = self.what.to_le_bytes();
+        let [collective, data_type, op, ..] = self.what.to_le_bytes();
         Some(Call {
             collective: Collective::from_code(collective)?,
             data_type: DataType::from_code(data_type)?,
-            op: ReduceOp::from_code(op).filter(|_| spare == 0)?,
+            op: ReduceOp::from_code(op)?,
             count: self.count,
-            root: Rank::try_from(self.what >> 32).ok()?,
+            root: (self.what >> ROOT_SHIFT & ROOT_MASK) as Rank,
         })
+    }
+}
+
+/// A sum of all calls made on a communicator, in order.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct History(u64);
+
+impl History {
+    /// One call more.
+    #[must_use]
+    #[inline]
+    pub const fn with(self, call: Fingerprint) -> Self {
+        let mixed =
+            (self.0 << 44 ^ call.what ^ call.count.rotate_left(29)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        Self(mixed >> HISTORY_SHIFT)
     }
 }
 
@@ -191,7 +222,7 @@ mod tests {
         for &collective in Collective::ALL {
             for &data_type in DataType::ALL {
                 for &op in ReduceOp::ALL {
-                    for (count, root) in [(0, 0), (1, 0), (u64::MAX, u32::MAX), (7, 3)] {
+                    for (count, root) in [(0, 0), (1, 0), (u64::MAX, (1 << 20) - 1), (7, 3)] {
                         let call = Call { collective, data_type, op, count, root };
                         let print = call.fingerprint();
                         assert_eq!(print.call(), Some(call));
@@ -201,7 +232,33 @@ mod tests {
             }
         }
         assert_eq!(Fingerprint { what: 0, count: 1 }.call(), None);
-        assert_eq!(Fingerprint { what: 1 | 1 << 24, count: 1 }.call(), None);
+    }
+
+    #[test]
+    fn a_difference_shows_in_later_calls_and_leaves_them_readable() {
+        let call = |root| Call {
+            collective: Collective::Broadcast,
+            data_type: DataType::F32,
+            op: ReduceOp::Sum,
+            count: 8,
+            root,
+        };
+        let same = History::default().with(call(0).fingerprint());
+        let (one, other) =
+            (call(0).fingerprint().after(same), call(0).fingerprint().after(same.with(one_of(call(1)))));
+        assert_ne!(one, other);
+        assert_eq!((one.call(), other.call()), (Some(call(0)), Some(call(0))));
+        // Order counts, too.
+        let (a, b) = (call(2).fingerprint(), call(3).fingerprint());
+        assert_ne!(same.with(a).with(b), same.with(b).with(a));
+        // No two of a thousand histories that differ in one call agree, but for the chance of one in a million each.
+        let histories: std::collections::BTreeSet<u64> =
+            (0..1000).map(|root| same.with(call(root).fingerprint()).with(a).0).collect();
+        assert!(histories.len() >= 998);
+    }
+
+    fn one_of(call: Call) -> Fingerprint {
+        call.fingerprint()
     }
 
     #[test]

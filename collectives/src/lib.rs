@@ -24,7 +24,7 @@ pub mod model;
 pub mod schedule;
 pub mod step;
 
-pub use call::{Call, Collective, Fingerprint};
+pub use call::{Call, Collective, Fingerprint, History};
 pub use execution::{Execution, Task};
 pub use layout::{Geometry, Layout, Piece};
 pub use model::{Choice, Model, Topology};

@@ -131,7 +131,8 @@ pub enum Error {
     /// Ranks made different calls at the same place in the communicator's order.
     #[error(
         "call #{sequence} of communicator {communicator} differs between ranks: this rank (or those that agree with it) called \
-         {ours}, rank {rank} called {theirs}; make every rank call the same collectives in the same order"
+         {ours}, rank {rank} called {theirs}{}; make every rank call the same collectives in the same order",
+        if ours.call() == theirs.call() { ", after earlier calls that differed" } else { "" }
     )]
     Mismatch {
         /// The communicator.

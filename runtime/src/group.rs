@@ -417,16 +417,11 @@ impl Group {
         }
         if after >= STALL_AFTER && !waited.compared {
             waited.compared = true;
-            let fingerprint = stream.active().map_or([0, 0], |a| [a.fingerprint.what, a.fingerprint.count]);
+            let calls = stream.recent_calls();
             let doing =
                 format!("{operation} #{sequence} on communicator {}, waiting for {waiting_on:?}", self.id);
-            let message = ToServer::Stalled {
-                communicator: self.id,
-                sequence,
-                fingerprint,
-                members: self.members.clone(),
-                doing,
-            };
+            let message =
+                ToServer::Stalled { communicator: self.id, calls, members: self.members.clone(), doing };
             self.job.tell(&message);
         }
         let report_after = self.job.config.report_after;

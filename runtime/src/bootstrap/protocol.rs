@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{AbortReason, PeerCause, Refusal};
 
 /// Changes whenever a message does.
-pub(crate) const VERSION: u32 = 1;
+pub(crate) const VERSION: u32 = 2;
 
 /// The most bytes of a message: a datagram must fit into a socket's buffer.
 pub(crate) const MAX_BYTES: usize = 128 << 10;
@@ -29,8 +29,8 @@ pub(crate) enum ToServer {
     Segment { number: u32 },
     /// A board for a communicator, attached, meant for these ranks of the job.
     Board { communicator: u32, members: Vec<u32> },
-    /// An operation has waited for long: what it is, to be compared with the others'.
-    Stalled { communicator: u32, sequence: u64, fingerprint: [u64; 2], members: Vec<u32>, doing: String },
+    /// An operation has waited for long: the last calls, to be compared with the others'.
+    Stalled { communicator: u32, calls: Vec<(u64, [u64; 2])>, members: Vec<u32>, doing: String },
     /// It waits no more.
     Moving,
     /// A communicator has failed; the members are to know.

@@ -12,7 +12,6 @@ use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
-use windlass_collectives::Fingerprint;
 use windlass_transports::shm::Board;
 
 use super::protocol::{Failure, ToRank, ToServer, VERSION};
@@ -321,9 +320,13 @@ impl State {
                 let Some(descriptor) = descriptor else { return };
                 self.tell(|r| members.contains(&r), &ToRank::Board { communicator }, Some(&descriptor));
             }
-            (Some(rank), ToServer::Stalled { communicator, sequence, fingerprint, members, doing }) => {
+            (Some(rank), ToServer::Stalled { communicator, calls, members, doing }) => {
                 lock(&self.shared.states)[rank as usize] = doing;
-                self.compare(rank, communicator, sequence, fingerprint, &members);
+                for (sequence, fingerprint) in calls {
+                    if self.compare(rank, communicator, sequence, fingerprint, &members) {
+                        break;
+                    }
+                }
             }
             (Some(rank), ToServer::Moving) => {
                 lock(&self.shared.states)[rank as usize] = "running".into();
@@ -443,16 +446,15 @@ impl State {
         sequence: u64,
         fingerprint: [u64; 2],
         members: &[u32],
-    ) {
+    ) -> bool {
         let waiting = self.stalled.entry((communicator, sequence)).or_default();
         waiting.insert(rank, fingerprint);
         let mut waiting = waiting.iter().filter(|(r, _)| members.contains(r));
-        let Some((&first, &print)) = waiting.next() else { return };
-        let Some((&other, &differs)) = waiting.find(|(_, p)| comparable(print) != comparable(**p)) else {
-            return;
-        };
+        let Some((&first, &print)) = waiting.next() else { return false };
+        let Some((&other, &differs)) = waiting.find(|(_, p)| **p != print) else { return false };
         let failure = Failure::Mismatch { sequence, first: (first, print), second: (other, differs) };
         self.tell(|r| members.contains(&r), &ToRank::Failed { communicator, failure }, None);
+        true
     }
 
     fn tell(&self, to: impl Fn(u32) -> bool, message: &ToRank, descriptor: Option<&OwnedFd>) {
@@ -471,9 +473,4 @@ fn refuse(socket: &OwnedFd, refusal: Refusal) {
     let _ = socket::send(socket.as_fd(), &ToRank::Refused(refusal), None);
     let _ = set_socket_timeout(socket, Timeout::Recv, Some(Duration::from_millis(200)));
     let _ = socket::receive::<ToServer>(socket.as_fd(), &mut Vec::new());
-}
-
-/// The parts of a fingerprint that all ranks share.
-fn comparable(print: [u64; 2]) -> Option<windlass_collectives::Call> {
-    Fingerprint { what: print[0], count: print[1] }.call()
 }

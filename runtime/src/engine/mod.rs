@@ -30,7 +30,9 @@ use std::sync::atomic::Ordering;
 use std::task::Waker;
 use std::time::Instant;
 
-use windlass_collectives::{Action, Algorithm, Call, Execution, Fingerprint, Peers, Role, Schedule, Task};
+use windlass_collectives::{
+    Action, Algorithm, Call, Execution, Fingerprint, History, Peers, Role, Schedule, Task,
+};
 use windlass_memory::{Mapping, Segment};
 use windlass_transports::message::COLLECTIVE_TAG;
 use windlass_transports::shm::{Lend, WAYS};
@@ -132,6 +134,10 @@ pub(crate) struct Stream {
     /// Who is to be woken when the operation of this number has ended; NOW: at once.
     wakers: Vec<(u64, Waker)>,
     pub(crate) recorder: Recorder,
+    /// The calls that have begun, summed up.
+    history: History,
+    /// The last of them, by sequence.
+    calls: [Fingerprint; RECENT as usize],
     /// Threads that wait for an operation and drive the stream meanwhile.
     pub(crate) waiters: u32,
 }
@@ -202,6 +208,8 @@ impl Stream {
             events: Vec::new(),
             wakers: Vec::new(),
             recorder,
+            history: History::default(),
+            calls: [Fingerprint::default(); RECENT as usize],
             waiters: 0,
         }
     }
@@ -316,10 +324,15 @@ impl Stream {
         self.bound = Some((Rc::as_ptr(&plan), staged));
         self.scratch.reserve(plan.scratch);
         self.lent.fill(NOTHING);
+        let fingerprint = pending.call.fingerprint();
+        let history = self.history;
+        self.history = history.with(fingerprint);
+        let fingerprint = fingerprint.after(history);
+        self.calls[(sequence % RECENT) as usize] = fingerprint;
         self.active = Some(Active {
             sequence,
             plan,
-            fingerprint: pending.call.fingerprint(),
+            fingerprint,
             input,
             output,
             lends,
@@ -404,6 +417,13 @@ impl Stream {
             let sends = matches!(task.action, Action::Send { .. });
             group.job.post(sends, group.members[peer as usize], &message, address, token);
         }
+    }
+
+    /// The last calls that have begun, with their numbers.
+    pub(crate) fn recent_calls(&self) -> Vec<(u64, [u64; 2])> {
+        let begun = self.next - self.queue.len() as u64;
+        let calls = (begun.saturating_sub(RECENT)..begun).map(|s| (s, self.calls[(s % RECENT) as usize]));
+        calls.map(|(s, print)| (s, [print.what, print.count])).collect()
     }
 
     /// Takes completions of messages.
@@ -492,6 +512,9 @@ impl Stream {
         }
     }
 }
+
+/// How many calls are compared with other ranks' when one of them does not end.
+const RECENT: u64 = 8;
 
 /// No operation has this number.
 const NOW: u64 = u64::MAX;

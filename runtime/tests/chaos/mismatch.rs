@@ -114,6 +114,17 @@ fn asynchronous_calls_are_told_too() {
     });
 }
 
+/// Small broadcasts end at their roots before anybody can object; the difference shows in the next call at the latest.
+#[test]
+fn roots_of_small_broadcasts() {
+    each(|config| {
+        let one: Call = |c| c.blocking().broadcast(&mut [0f32; 2], 0);
+        differ(config, 1, "small, root 0 or 1", one, |c| c.blocking().broadcast(&mut [0f32; 2], 1));
+        differ(config, 2, "small, root 0 or 1 at a leaf", one, |c| c.blocking().broadcast(&mut [0f32; 2], 1));
+        differ(config, 0, "small, root 0 or 2 at the root", one, |c| c.blocking().broadcast(&mut [0f32; 2], 2));
+    });
+}
+
 #[test]
 fn roots_of_broadcasts_from_mapped_memory() {
     let _watchdog = watch(120);
