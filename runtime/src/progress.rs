@@ -3,7 +3,7 @@
 //! It sleeps while there are none, and is kicked by whoever starts one.
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -32,6 +32,8 @@ pub(crate) struct Progress {
     pub(crate) state: Mutex<ProgressState>,
     pub(crate) changed: Condvar,
     rest: AtomicU8,
+    /// The process has one core: begun at once, an operation would take it from the caller.
+    one_core: AtomicBool,
 }
 
 /// The thread works, and will look again before it rests.
@@ -50,13 +52,16 @@ pub(crate) struct ProgressState {
 impl Progress {
     /// The thread that is about to start will be found resting until it runs.
     pub(crate) fn prepare(&self) {
+        let one = std::thread::available_parallelism().is_ok_and(|cores| cores.get() == 1);
+        self.one_core.store(one, Ordering::Relaxed);
         self.rest.store(PARKED, Ordering::Release);
     }
 
     /// Makes sure the thread looks at what was posted before.
     pub(crate) fn kick(&self, kick: Kick) {
         let rest = self.rest.load(Ordering::SeqCst);
-        if rest == PARKED || rest == DOZING && kick == Kick::Now {
+        let now = kick == Kick::Now && !self.one_core.load(Ordering::Relaxed);
+        if rest == PARKED || rest == DOZING && now {
             lock(&self.state).kicked = true;
             self.changed.notify_one();
         }
