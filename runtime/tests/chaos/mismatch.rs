@@ -121,7 +121,9 @@ fn roots_of_small_broadcasts() {
         let one: Call = |c| c.blocking().broadcast(&mut [0f32; 2], 0);
         differ(config, 1, "small, root 0 or 1", one, |c| c.blocking().broadcast(&mut [0f32; 2], 1));
         differ(config, 2, "small, root 0 or 1 at a leaf", one, |c| c.blocking().broadcast(&mut [0f32; 2], 1));
-        differ(config, 0, "small, root 0 or 2 at the root", one, |c| c.blocking().broadcast(&mut [0f32; 2], 2));
+        differ(config, 0, "small, root 0 or 2 at the root", one, |c| {
+            c.blocking().broadcast(&mut [0f32; 2], 2)
+        });
     });
 }
 
