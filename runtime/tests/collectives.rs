@@ -174,3 +174,21 @@ fn tcp_with_every_algorithm() {
         sweep(TransportChoice::Tcp, Some(algorithm), [3, 4].into_iter());
     }
 }
+
+/// A rank that only publishes runs ahead of those that read; what it publishes must stay until they have.
+#[test]
+fn a_root_that_runs_ahead_overwrites_nothing() {
+    for count in [2usize, 200] {
+        windlass::threads_with(3, &config(TransportChoice::Shm, None), |comm| {
+            for round in 0..2000i64 {
+                let mut memory = vec![if comm.rank() == 0 { round } else { -1 }; count];
+                if comm.rank() == 2 && round % 64 == 0 {
+                    std::thread::sleep(std::time::Duration::from_micros(300));
+                }
+                comm.blocking().broadcast(&mut memory, 0).unwrap();
+                assert!(memory.iter().all(|v| *v == round), "round {round}: {:?}", &memory[..2]);
+            }
+        })
+        .unwrap();
+    }
+}

@@ -27,9 +27,8 @@ impl Stream {
         first_in: usize,
         first_out: usize,
     ) -> (Lend, Lend) {
-        let nothing = Lend::Region(Location { segment: u32::MAX - 1, generation: 0, offset: 0 });
         if plan.choice.algorithm != Algorithm::Direct || group.ranks == 1 {
-            return (nothing, nothing);
+            return (Lend::Nothing, Lend::Nothing);
         }
         let call = &pending.call;
         let (lends_input, lends_output) = match call.collective {
@@ -40,7 +39,7 @@ impl Stream {
         let (bytes_in, _) = plan.bytes;
         let mut lend = |address: *mut u8, bytes: usize, first: usize, lends: bool| {
             if !lends {
-                return nothing;
+                return Lend::Nothing;
             }
             match self.locate(group, address, bytes) {
                 Some(mut location) => {
@@ -181,14 +180,15 @@ impl Stream {
             let (input, output) = line.lent();
             let bounds = active.plan.lent_bounds(q, group.rank);
             for (lend, address) in [(input, &mut lent.input), (output, &mut lent.output)] {
-                let Lend::Region(location) = lend else {
-                    lent.staged = true;
-                    active.staged = true;
-                    continue;
+                let location = match lend {
+                    Lend::Region(location) => location,
+                    Lend::Nothing => continue,
+                    Lend::Stage => {
+                        lent.staged = true;
+                        active.staged = true;
+                        continue;
+                    }
                 };
-                if location.segment == u32::MAX - 1 {
-                    continue;
-                }
                 let mapping = match known_segment(&self.met[q as usize], location.segment) {
                     Some(mapping) => mapping,
                     None => {

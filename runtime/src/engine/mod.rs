@@ -497,8 +497,7 @@ impl Stream {
         }
         let (_, bytes_out) = active.plan.bytes;
         let (_, first_out) = active.plan.first_blocks;
-        if let (_, Lend::Region(location)) = active.lends
-            && location.segment != u32::MAX - 1
+        if let (_, Lend::Region(_)) = active.lends
             && let Some((segment, located)) =
                 group.job.pool.locate(active.output.wrapping_add(first_out), bytes_out)
             && let Err(error) = segment.detach(located.offset as usize, bytes_out)

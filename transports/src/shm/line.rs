@@ -26,21 +26,27 @@ pub enum Lend {
     Region(Location),
     /// Its stage, which stands in for heap memory.
     Stage,
+    /// Nothing: no peer touches it.
+    Nothing,
 }
 
 const STAGE: u64 = u64::MAX;
+const NOTHING: u64 = u64::MAX - 1;
 
 impl Lend {
     fn encode(self) -> [u64; 2] {
         match self {
             Self::Stage => [STAGE, 0],
+            Self::Nothing => [NOTHING, 0],
             Self::Region(l) => [u64::from(l.segment) | u64::from(l.generation) << 32, l.offset],
         }
     }
 
     fn decode(words: [u64; 2]) -> Self {
-        if words[0] == STAGE {
-            return Self::Stage;
+        match words[0] {
+            STAGE => return Self::Stage,
+            NOTHING => return Self::Nothing,
+            _ => {}
         }
         let [segment, generation] = [words[0] as u32, (words[0] >> 32) as u32];
         Self::Region(Location { segment, generation, offset: words[1] })
@@ -207,6 +213,8 @@ mod tests {
         line.raise(5, 2);
         assert_eq!((line.ready(5), line.ready(4), line.fingerprint()), (2, 0, [1, 2]));
         assert_eq!(line.lent(), (region, Lend::Stage));
+        line.lend(Lend::Nothing, region);
+        assert_eq!(line.lent(), (Lend::Nothing, region));
     }
 
     #[test]
