@@ -254,3 +254,42 @@ fn remember(met: &mut Vec<Option<Arc<Mapping>>>, segment: u32, mapping: Arc<Mapp
     }
     met[index].insert(mapping)
 }
+
+#[cfg(test)]
+mod tests {
+    use windlass_collectives::Call;
+    use windlass_kernels::{DataType, ReduceOp};
+
+    use super::*;
+
+    #[test]
+    fn registered_memory_is_lent_itself_and_heap_memory_by_the_stage() {
+        let lends = |group: &Group, address: *mut u8, output: *mut u8, collective| {
+            let call =
+                Call { collective, data_type: DataType::F32, op: ReduceOp::Sum, count: 100_000, root: 0 };
+            let pending = Pending { call, input: address, output, asynchronous: false };
+            group.with_stream(|stream| {
+                let plan = stream.plans.make(group, &call).unwrap();
+                stream.lends(group, &pending, &plan, plan.first_blocks.0, plan.first_blocks.1)
+            })
+        };
+        crate::threads_with(2, &crate::Config::default(), |comm| {
+            let group = comm.group();
+            let mut registered = comm.alloc::<f32>(200_000).unwrap();
+            let mut heap = vec![0f32; 200_000];
+            let (r, h) = (registered.as_mut_ptr().cast(), heap.as_mut_ptr().cast());
+            let (input, output) = lends(group, r, r, Collective::AllReduce);
+            assert!(matches!(input, Lend::Region(_)) && input == output);
+            for (a, b) in [(h, h), (r, h), (h, r)] {
+                assert_eq!(lends(group, a, b, Collective::AllReduce), (Lend::Stage, Lend::Stage));
+            }
+            // What peers only read is lent alone: where the result goes is this rank's own affair.
+            let (input, output) = lends(group, r, h, Collective::ReduceScatter);
+            assert!(matches!(input, Lend::Region(_)) && output == Lend::Nothing);
+            // Taken back from the peers, it is heap memory like any other.
+            group.job.pool.locate(r, 4).unwrap().0.detach(0, 4).unwrap();
+            assert_eq!(lends(group, r, r, Collective::AllReduce), (Lend::Stage, Lend::Stage));
+        })
+        .unwrap();
+    }
+}
