@@ -85,6 +85,11 @@ pub struct Execution {
     single: bool,
     /// In that case: slots of complete steps.
     finished: u32,
+    /// Then, if nothing is lost by taking the steps in their order, one after the other: as in what mapped peers do. `low` and
+    /// `taken` are all there is to know.
+    straight: bool,
+    /// In that case: steps below this are handed out.
+    taken: u32,
     steps: [Loaded; WINDOW as usize],
 }
 
@@ -109,6 +114,8 @@ impl Execution {
             forward: 0,
             single: false,
             finished: 0,
+            straight: false,
+            taken: 0,
             steps: [EMPTY; WINDOW as usize],
         };
         execution.begin();
@@ -128,17 +135,22 @@ impl Execution {
     /// only their progress is forgotten.
     #[inline]
     pub fn rewind(&mut self) {
+        (self.low, self.taken) = (0, 0);
+        if self.straight {
+            return;
+        }
         if self.high > WINDOW {
             return self.begin();
         }
         for loaded in &mut self.steps[..self.high as usize] {
             loaded.rewind();
         }
-        (self.low, self.ready, self.finished) = (0, self.ready_at_start, 0);
+        (self.ready, self.finished) = (self.ready_at_start, 0);
     }
 
     fn begin(&mut self) {
         (self.low, self.high, self.ready, self.forward, self.finished) = (0, 0, 0, 0, 0);
+        (self.straight, self.taken) = (false, 0);
         self.load();
         self.ready_at_start = self.ready;
         let whole = self.high == self.schedule.len();
@@ -150,6 +162,16 @@ impl Execution {
             let needed = loaded.step.dependencies().filter(|d| d.rule != Rule::Reuse);
             loaded.needs = needed.map(|d| bit(d.step)).fold(0, |a, b| a | b);
         }
+        self.straight = self.single && self.is_straight();
+    }
+
+    /// Whether each step either needs the one before it or comes after one that ends as soon as it is done, so that another
+    /// order could begin nothing sooner.
+    fn is_straight(&self) -> bool {
+        let needs_one_before = |i: u32| self.steps[slot(i)].needs & bit(i - 1) != 0;
+        let ends_at_once = |i: u32| !self.steps[slot(i)].step.action.depends_on_peers();
+        let goes_back = |i: u32| self.steps[slot(i)].needs & !(bit(i) - 1) == 0;
+        (0..self.high).all(goes_back) && (1..self.high).all(|i| needs_one_before(i) || ends_at_once(i - 1))
     }
 
     /// The geometry it runs with.
@@ -179,7 +201,8 @@ impl Execution {
         (self.low..self.high).flat_map(|step| {
             let loaded = &self.steps[slot(step)];
             let message = matches!(loaded.step.action, Action::Send { .. } | Action::Recv { .. });
-            let chunks = if message { loaded.done..loaded.issued } else { 0..0 };
+            let issued = if self.straight { u32::from(step < self.taken) } else { loaded.issued };
+            let chunks = if message { loaded.done..issued } else { 0..0 };
             chunks
                 .filter(|c| *c == loaded.done || loaded.beyond & 1 << (c - loaded.done - 1) == 0)
                 .map(move |chunk| (step, chunk))
@@ -191,6 +214,9 @@ impl Execution {
     // Inline, so that the task is not copied through memory, which costs more than choosing it.
     #[inline]
     pub fn poll(&mut self, limit: u32) -> Option<Task> {
+        if self.straight {
+            return self.take();
+        }
         if self.ready == 0 {
             return None;
         }
@@ -209,6 +235,17 @@ impl Execution {
         Some(Task { step, first, end, action: loaded.step.action })
     }
 
+    /// The next step in order, once the one before it is complete.
+    #[inline]
+    fn take(&mut self) -> Option<Task> {
+        if self.taken > self.low || self.low == self.high {
+            return None;
+        }
+        self.taken = self.low + 1;
+        let action = self.steps[slot(self.low)].step.action;
+        Some(Task { step: self.low, first: 0, end: 1, action })
+    }
+
     /// Chunks `chunks` of `step` are complete.
     ///
     /// # Panics
@@ -218,6 +255,14 @@ impl Execution {
     pub fn complete(&mut self, step: u32, chunks: Range<u32>) {
         assert!(self.low <= step && step < self.high, "step {step} is not under way");
         assert!(chunks.start < chunks.end, "no chunks of step {step} are complete");
+        if self.straight {
+            assert!(
+                step < self.taken && chunks.end == 1,
+                "chunks {chunks:?} of step {step} were not handed out"
+            );
+            self.low += 1;
+            return;
+        }
         let loaded = &mut self.steps[slot(step)];
         assert!(chunks.end <= loaded.issued, "chunks {chunks:?} of step {step} were not handed out");
         if self.single {

@@ -25,7 +25,7 @@ pub mod schedule;
 pub mod step;
 
 pub use call::{Call, Collective, Fingerprint, History};
-pub use execution::{Execution, Task};
+pub use execution::{Execution, Task, WINDOW};
 pub use layout::{Geometry, Layout, Piece};
 pub use model::{Choice, Model, Topology};
 pub use schedule::{Algorithm, Schedule, Unsupported};

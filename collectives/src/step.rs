@@ -147,6 +147,13 @@ pub enum Action {
     },
 }
 
+impl Action {
+    /// Whether its end waits for what another rank does.
+    pub const fn depends_on_peers(&self) -> bool {
+        matches!(self, Self::Wait { .. } | Self::Send { .. } | Self::Recv { .. })
+    }
+}
+
 /// How the chunks of a step depend on those of another.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Hash)]
 pub enum Rule {
