@@ -2,10 +2,12 @@
 //!
 //! A [`Segment`] is a sealed memfd mapped by its owner; peers map its descriptor as a [`Mapping`]. A [`Pool`] cuts
 //! segments into page-aligned [`Allocation`]s, so that descriptors stay few. A [`Location`] is how another rank
-//! names a byte of a segment: segment, generation, offset, never an address.
+//! names a byte of a segment: segment, generation, offset, never an address. An [`accelerator`] has memory of its own, which
+//! only its engine touches.
 //!
 //! Every mapping is `MADV_DONTFORK`: a forked child cannot write into a running collective. Every descriptor is close-on-exec.
 
+pub mod accelerator;
 mod available;
 mod pool;
 mod segment;

@@ -1,0 +1,575 @@
+//! The owner's half: regions, and how they move.
+//!
+//! A region moves in two halves: it *leaves* (its generation dies, its bytes are copied to its next memory, its place is free), and it
+//! *arrives* (finds a place, comes alive, is told). What differs between the modes is what comes before leaving: nothing, a
+//! question, or waiting for engines. An eviction is a move whose arrival waits until there is room.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use super::extents::{Claim, Extents};
+use super::life::State;
+use super::pages::{Pages, SKEW_BYTES, pages_of};
+use super::random::Random;
+use super::vacated::{Breach, Vacated};
+use super::{Counters, Options};
+use crate::accelerator::{
+    AcceleratorError, Condition, Contents, DeviceRange, Movement, Notice, Notices, Region, Status, Ticket,
+};
+use crate::page_bytes;
+
+/// How often a region that finds no room looks for it.
+const ROOM_AGAIN: Duration = Duration::from_millis(10);
+
+type Result<T> = std::result::Result<T, AcceleratorError>;
+
+/// How a region arrives.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Arrival {
+    /// At a new generation.
+    Moved,
+    /// The same, after a revoke.
+    Replaced(Contents),
+    /// At its old generation, in its old descriptor: a transparent move.
+    Followed,
+}
+
+#[derive(Debug)]
+enum Phase {
+    Active,
+    Asked {
+        ticket: Ticket,
+        deadline: Duration,
+        ahead: Option<Arc<Pages>>,
+    },
+    /// A transparent move waits until the engines at work have left.
+    Draining,
+    /// The bytes are in `next`, which for a transparent move is only their refuge.
+    Away {
+        next: Arc<Pages>,
+        due: Duration,
+        arrival: Arrival,
+    },
+}
+
+#[derive(Debug)]
+struct Owned {
+    bytes: u64,
+    /// Of the present generation, or the last.
+    pages: Arc<Pages>,
+    /// Where in the device; meaningless while away.
+    place: u64,
+    contents: Contents,
+    next_generation: u32,
+    phase: Phase,
+}
+
+#[derive(Debug)]
+pub(super) struct Memory {
+    pub(super) options: Options,
+    pub(super) now: Duration,
+    pub(super) random: Random,
+    pub(super) notices: Option<Arc<Notices>>,
+    pub(super) vacated: Vacated,
+    counters: Counters,
+    extents: Extents,
+    regions: BTreeMap<u64, Owned>,
+    next_region: u64,
+    next_ticket: u64,
+    next_move: Option<Duration>,
+    next_revoke: Option<Duration>,
+}
+
+impl Memory {
+    pub(super) fn new(options: Options) -> Self {
+        let mut random = Random::new(options.seed);
+        let next_move = random.until_next(options.moves_per_second);
+        let next_revoke = random.until_next(options.revokes_per_second);
+        Self {
+            extents: Extents::new(options.capacity_bytes / page_bytes() as u64),
+            options,
+            now: Duration::ZERO,
+            random,
+            notices: None,
+            vacated: Vacated::default(),
+            counters: Counters::default(),
+            regions: BTreeMap::new(),
+            next_region: 1,
+            next_ticket: 1,
+            next_move,
+            next_revoke,
+        }
+    }
+
+    fn tell(&self, notice: Notice) {
+        if let Some(notices) = &self.notices {
+            notices.push(notice);
+        }
+    }
+
+    fn region(&self, number: u64) -> Region {
+        Region::new(self.options.device, number)
+    }
+
+    fn number(&self, region: Region) -> Result<u64> {
+        let known = region.device() == self.options.device && self.regions.contains_key(&region.number());
+        if known { Ok(region.number()) } else { Err(AcceleratorError::UnknownRegion(region)) }
+    }
+
+    fn owned(&self, region: Region) -> Result<&Owned> {
+        Ok(&self.regions[&self.number(region)?])
+    }
+
+    fn create(&mut self, number: u64, generation: u32, bytes: u64, state: State) -> Result<Arc<Pages>> {
+        let skew = SKEW_BYTES * (1 + self.random.below(page_bytes() as u64 / SKEW_BYTES - 1));
+        Pages::create(self.region(number), generation, bytes, skew, state)
+    }
+
+    pub(super) fn allocate(&mut self, bytes: u64) -> Result<Region> {
+        let (number, pages) = (self.next_region, pages_of(bytes));
+        // Whom nobody can tell that its memory is away is not evicted: its users would wait without knowing for what.
+        let evicts = self.options.movement != Movement::Transparent;
+        let mut place = None;
+        if evicts || self.has_spare(pages) {
+            place = self.extents.take(pages, number, Claim::New);
+            if place.is_none() && self.make_room(pages, Claim::New) {
+                // Where nobody is asked, the room is there at once.
+                place = self.extents.take(pages, number, Claim::New);
+            }
+        }
+        let page = page_bytes() as u64;
+        let place = place.ok_or_else(|| AcceleratorError::OutOfMemory {
+            wanted_bytes: pages.saturating_mul(page),
+            free_bytes: self.extents.free_pages() * page,
+            reclaiming: self.extents.is_reserved(),
+        })?;
+        let memory =
+            self.create(number, 0, bytes, State::Alive).inspect_err(|_| self.extents.give_back(place))?;
+        // Memory comes as its last user left it: whoever reads before writing should see that.
+        memory.poison().inspect_err(|_| self.extents.give_back(place))?;
+        self.next_region += 1;
+        let owned = Owned {
+            bytes,
+            pages: memory,
+            place,
+            contents: Contents::Preserved,
+            next_generation: 1,
+            phase: Phase::Active,
+        };
+        self.regions.insert(number, owned);
+        Ok(self.region(number))
+    }
+
+    /// What those on their way will need when they arrive.
+    fn owed_pages(&self) -> u64 {
+        let away = self.regions.values().filter(|owned| matches!(owned.phase, Phase::Away { .. }));
+        away.map(|owned| pages_of(owned.bytes)).sum()
+    }
+
+    /// Whether so many pages more leave room for those on their way.
+    fn has_spare(&self, pages: u64) -> bool {
+        self.extents.free_pages() >= self.owed_pages().saturating_add(pages)
+    }
+
+    /// Moves others out of the way: together if that is enough, else out of the device.
+    ///
+    /// A new allocation clears the window that costs least. A region that returns moves all that can be moved: from an empty
+    /// device, first fit packs without holes, so that whatever fits at all does return.
+    fn make_room(&mut self, pages: u64, claim: Claim) -> bool {
+        if self.extents.is_reserved() || self.extents.free_pages() < pages && claim != Claim::New {
+            return false;
+        }
+        let compaction = claim != Claim::New || self.has_spare(pages);
+        // Long enough for a question, its answer and the arrival of what was asked.
+        let until = self.now + 2 * (self.options.patience + self.options.move_time) + Duration::from_secs(1);
+        let active: Vec<u64> = self.active().collect();
+        let cleared = match claim {
+            Claim::New => self.extents.clear(pages, claim, until, |owner| active.contains(&owner)),
+            Claim::Returning(_) => {
+                // Keeps no window, but others from making room at the same time.
+                self.extents.clear(0, claim, until, |_| false).map(|_| active)
+            }
+        };
+        let Some(owners) = cleared else { return false };
+        match compaction {
+            true => self.counters.compactions += 1,
+            false => self.counters.evictions += owners.len() as u64,
+        }
+        for owner in owners {
+            // One that cannot move now keeps its place, and the claim finds no room.
+            let _ = self.begin(owner);
+        }
+        true
+    }
+
+    fn active(&self) -> impl Iterator<Item = u64> {
+        let active = self.regions.iter().filter(|(_, owned)| matches!(owned.phase, Phase::Active));
+        active.map(|(&number, _)| number)
+    }
+
+    pub(super) fn free(&mut self, region: Region) -> Result<()> {
+        let number = self.number(region)?;
+        let Some(owned) = self.regions.remove(&number) else { return Ok(()) };
+        let generation = owned.pages.generation;
+        let until = self.now + self.options.keep;
+        match owned.phase {
+            Phase::Away { next, .. } => next.life().set(next.generation, State::Dead),
+            Phase::Asked { ahead: Some(ahead), .. } => {
+                self.extents.give_back(owned.place);
+                self.void(ahead);
+            }
+            _ => self.extents.give_back(owned.place),
+        }
+        if owned.pages.state() != State::Dead {
+            owned.pages.life().set(generation, State::Dead);
+            self.vacated.add(owned.pages, until);
+        }
+        self.tell(Notice::Freed { region, generation });
+        Ok(())
+    }
+
+    /// What was announced ahead and does not come.
+    fn void(&mut self, ahead: Arc<Pages>) {
+        ahead.life().set(ahead.generation, State::Dead);
+        self.vacated.look(&ahead, true);
+        self.vacated.add(ahead, self.now + self.options.keep);
+    }
+
+    pub(super) fn status(&self, region: Region) -> Result<Status> {
+        let owned = self.owned(region)?;
+        let (announced, condition) = match &owned.phase {
+            Phase::Asked { ticket, deadline, ahead } => (
+                ahead.as_ref().map(|ahead| ahead.generation),
+                Condition::MoveAsked { ticket: *ticket, deadline: *deadline },
+            ),
+            Phase::Away { arrival: Arrival::Moved | Arrival::Replaced(_), .. } => (None, Condition::Away),
+            // Nobody is told of a transparent move.
+            Phase::Active | Phase::Draining | Phase::Away { .. } => (None, Condition::Active),
+        };
+        let generation = owned.pages.generation;
+        Ok(Status { bytes: owned.bytes, generation, announced, contents: owned.contents, condition })
+    }
+
+    /// A generation's memory, whatever its state; `Stale` for one that is gone.
+    pub(super) fn pages(&self, region: Region, generation: u32) -> Result<&Arc<Pages>> {
+        let owned = self.owned(region)?;
+        let next = match &owned.phase {
+            Phase::Asked { ahead, .. } => ahead.as_ref(),
+            Phase::Away { next, arrival, .. } if *arrival != Arrival::Followed => Some(next),
+            _ => None,
+        };
+        let known = [Some(&owned.pages), next].into_iter().flatten().find(|p| p.generation == generation);
+        // What a liar needs to lie with.
+        let old = || self.vacated.find(region, generation).filter(|_| !self.options.guarded);
+        known.or_else(old).ok_or(AcceleratorError::Stale { region, generation })
+    }
+
+    pub(super) fn exportable(&self, range: &DeviceRange) -> Result<&Arc<Pages>> {
+        let pages = self.pages(range.region, range.generation)?;
+        let owned = self.owned(range.region)?;
+        let away = matches!(&owned.phase, Phase::Away { arrival, .. } if *arrival != Arrival::Followed);
+        if away && self.options.guarded {
+            return Err(AcceleratorError::Away { region: range.region });
+        }
+        Ok(pages)
+    }
+
+    /// Every memory that this device has, for imports of its own exports.
+    pub(super) fn find(&self, inode: u64) -> Option<&Arc<Pages>> {
+        let own = self.regions.values().flat_map(|owned| {
+            let ahead = match &owned.phase {
+                Phase::Asked { ahead, .. } => ahead.as_ref(),
+                _ => None,
+            };
+            [Some(&owned.pages), ahead]
+        });
+        own.flatten().find(|pages| pages.is(inode))
+    }
+
+    pub(super) fn move_now(&mut self, region: Region) -> Result<()> {
+        let number = self.number(region)?;
+        match self.regions[&number].phase {
+            Phase::Active => self.begin(number),
+            Phase::Asked { .. } | Phase::Draining => Ok(()),
+            Phase::Away { .. } => Err(AcceleratorError::Away { region }),
+        }
+    }
+
+    /// Begins the move of an active region, as its mode has it.
+    fn begin(&mut self, number: u64) -> Result<()> {
+        match self.options.movement {
+            Movement::Revocable => self.revoke(number, Contents::Preserved),
+            Movement::Pinned | Movement::Cooperative => self.ask(number),
+            Movement::Transparent => {
+                let owned = self.regions.get_mut(&number).expect("the caller has looked it up");
+                owned.phase = Phase::Draining;
+                owned.pages.life().set(owned.pages.generation, State::Moving);
+                self.follow(number)
+            }
+        }
+    }
+
+    fn ask(&mut self, number: u64) -> Result<()> {
+        let (region, owned) = (self.region(number), &self.regions[&number]);
+        let (generation, next, bytes) = (owned.pages.generation, owned.next_generation, owned.bytes);
+        let announce = self.options.announce_ahead && self.options.movement == Movement::Cooperative;
+        let ahead = announce.then(|| self.create(number, next, bytes, State::Unborn)).transpose()?;
+        if let Some(ahead) = &ahead {
+            ahead.poison()?;
+            self.tell(Notice::Announced { region, generation: next });
+        }
+        let ticket = Ticket::new(self.next_ticket);
+        self.next_ticket += 1;
+        let deadline = self.now + self.options.patience;
+        let owned = self.regions.get_mut(&number).expect("looked up above");
+        owned.next_generation += u32::from(announce);
+        owned.phase = Phase::Asked { ticket, deadline, ahead };
+        self.tell(Notice::MoveAsked { region, generation, ticket, deadline });
+        Ok(())
+    }
+
+    fn asked(&self, ticket: Ticket) -> Result<u64> {
+        let is =
+            |owned: &Owned| matches!(owned.phase, Phase::Asked { ticket: waiting, .. } if waiting == ticket);
+        let found = self.regions.iter().find(|(_, owned)| is(owned));
+        found.map(|(&number, _)| number).ok_or(AcceleratorError::UnknownTicket(ticket))
+    }
+
+    pub(super) fn acknowledge(&mut self, ticket: Ticket) -> Result<()> {
+        let number = self.asked(ticket)?;
+        let pages = Arc::clone(&self.regions[&number].pages);
+        let (region, generation, life) = (pages.region, pages.generation, pages.life());
+        if self.options.movement == Movement::Pinned {
+            // Closed first, so that who imports from now on is either counted here or finds the door shut.
+            life.set(generation, State::Moving);
+            let pins = life.pins();
+            if pins > 0 {
+                life.set(generation, State::Alive);
+                return Err(AcceleratorError::StillPinned { region, pins });
+            }
+        }
+        let at_work = !life.is_quiet();
+        self.leave(number, Arrival::Moved, self.options.move_time).inspect_err(|_| {
+            life.set(generation, State::Alive);
+            self.abandon(number);
+        })?;
+        if at_work {
+            self.vacated.report(Breach::AtWork { region, generation });
+        }
+        Ok(())
+    }
+
+    pub(super) fn refuse(&mut self, ticket: Ticket) -> Result<()> {
+        let number = self.asked(ticket)?;
+        self.abandon(number);
+        Ok(())
+    }
+
+    fn abandon(&mut self, number: u64) {
+        let region = self.region(number);
+        let Some(owned) = self.regions.get_mut(&number) else { return };
+        let generation = owned.pages.generation;
+        if let Phase::Asked { ticket, ahead, .. } = std::mem::replace(&mut owned.phase, Phase::Active) {
+            if let Some(ahead) = ahead {
+                self.void(ahead);
+            }
+            self.counters.refused += 1;
+            self.tell(Notice::Abandoned { region, generation, ticket });
+        }
+    }
+
+    pub(super) fn revoke_now(&mut self, region: Region, contents: Contents) -> Result<()> {
+        let number = self.number(region)?;
+        match self.regions[&number].phase {
+            Phase::Away { .. } => Err(AcceleratorError::Away { region }),
+            _ => self.revoke(number, contents),
+        }
+    }
+
+    fn revoke(&mut self, number: u64, contents: Contents) -> Result<()> {
+        let (region, generation) = (self.region(number), self.regions[&number].pages.generation);
+        self.leave(number, Arrival::Replaced(contents), self.options.replacement_time)?;
+        self.counters.revokes += 1;
+        self.tell(Notice::Revoked { region, generation });
+        Ok(())
+    }
+
+    /// Ends the generation and saves the bytes. On an error nothing has happened.
+    fn leave(&mut self, number: u64, mut arrival: Arrival, time: Duration) -> Result<()> {
+        let (region, owned) = (self.region(number), &self.regions[&number]);
+        let (old, bytes, place) = (Arc::clone(&owned.pages), owned.bytes, owned.place);
+        let (next_generation, ahead) = match &owned.phase {
+            Phase::Asked { ahead: Some(ahead), .. } => (ahead.generation, Some(Arc::clone(ahead))),
+            _ => (owned.next_generation, None),
+        };
+        let next = match ahead {
+            Some(ahead) => {
+                self.vacated.look(&ahead, true);
+                ahead
+            }
+            None => self.create(number, next_generation, bytes, State::Unborn)?,
+        };
+        // From here on nobody enters; who is inside finds out when it leaves (see `life`).
+        old.life().set(old.generation, State::Dead);
+        let lost = arrival == Arrival::Replaced(Contents::Lost);
+        if lost || old.copy_to(&next).is_err() {
+            if arrival == Arrival::Moved {
+                self.tell(Notice::Revoked { region, generation: old.generation });
+            }
+            arrival = Arrival::Replaced(Contents::Lost);
+            next.poison()?;
+        } else {
+            self.counters.bytes_copied += bytes;
+        }
+        self.vacated.add(old, self.now + self.options.keep);
+        self.extents.give_back(place);
+        let owned = self.regions.get_mut(&number).expect("looked up above");
+        owned.next_generation = owned.next_generation.max(next.generation + 1);
+        owned.phase = Phase::Away { next, due: self.now + time, arrival };
+        Ok(())
+    }
+
+    /// Lets a transparent move go on once the engines have left.
+    fn follow(&mut self, number: u64) -> Result<()> {
+        let owned = &self.regions[&number];
+        let (pages, bytes, place) = (Arc::clone(&owned.pages), owned.bytes, owned.place);
+        if !pages.life().is_quiet() {
+            return Ok(());
+        }
+        let saved = self.create(number, pages.generation, bytes, State::Unborn).and_then(|refuge| {
+            pages.copy_to(&refuge)?;
+            pages.poison()?;
+            Ok(refuge)
+        });
+        let owned = self.regions.get_mut(&number).expect("looked up above");
+        match saved {
+            Ok(next) => {
+                let due = self.now + self.options.move_time;
+                owned.phase = Phase::Away { next, due, arrival: Arrival::Followed };
+                self.extents.give_back(place);
+                self.counters.bytes_copied += bytes;
+                Ok(())
+            }
+            Err(error) => {
+                owned.phase = Phase::Active;
+                pages.life().set(pages.generation, State::Alive);
+                self.counters.refused += 1;
+                Err(error)
+            }
+        }
+    }
+
+    /// Gives a region that is due a place, and life.
+    fn arrive(&mut self, number: u64) -> bool {
+        let (region, owned) = (self.region(number), &self.regions[&number]);
+        let Phase::Away { next, arrival, .. } = &owned.phase else { return false };
+        let (next, arrival, pages) = (Arc::clone(next), *arrival, pages_of(owned.bytes));
+        let claim = Claim::Returning(number);
+        let mut place = self.extents.take(pages, number, claim);
+        if place.is_none() && self.make_room(pages, claim) {
+            place = self.extents.take(pages, number, claim);
+        }
+        let Some(place) = place else { return false };
+        let owned = self.regions.get_mut(&number).expect("looked up above");
+        (owned.place, owned.phase) = (place, Phase::Active);
+        let generation = next.generation;
+        if arrival == Arrival::Followed {
+            let here = Arc::clone(&owned.pages);
+            self.vacated.look(&here, false);
+            // Both are memory that exists: reading and writing it does not fail.
+            let _ = next.copy_to(&here);
+            here.life().set(generation, State::Alive);
+            self.counters.moves += 1;
+            return true;
+        }
+        owned.pages = next;
+        owned.pages.life().set(generation, State::Alive);
+        match arrival {
+            Arrival::Replaced(contents) => {
+                owned.contents = contents;
+                self.tell(Notice::Replaced { region, generation, contents });
+            }
+            _ => {
+                owned.contents = Contents::Preserved;
+                self.counters.moves += 1;
+                self.tell(Notice::Moved { region, generation });
+            }
+        }
+        true
+    }
+
+    /// A random active region.
+    fn victim(&mut self) -> Option<u64> {
+        let numbers: Vec<u64> = self.active().collect();
+        (!numbers.is_empty()).then(|| numbers[self.random.below(numbers.len() as u64) as usize])
+    }
+
+    /// Does what is due. Returns when something will be, and whether something must be asked for again and again.
+    pub(super) fn step(&mut self) -> (Option<Duration>, bool) {
+        self.extents.expire(self.now);
+        if self.next_move.is_some_and(|at| at <= self.now) {
+            let pause = self.random.until_next(self.options.moves_per_second);
+            self.next_move = pause.map(|pause| self.now + pause);
+            // A move that fails for want of descriptors or memory is a move that did not happen.
+            let _ = self.victim().map(|number| self.begin(number));
+        }
+        if self.next_revoke.is_some_and(|at| at <= self.now) {
+            let pause = self.random.until_next(self.options.revokes_per_second);
+            self.next_revoke = pause.map(|pause| self.now + pause);
+            let lost = self.random.unit() < self.options.lost_share;
+            let contents = if lost { Contents::Lost } else { Contents::Preserved };
+            let _ = self.victim().map(|number| self.revoke(number, contents));
+        }
+        let numbers: Vec<u64> = self.regions.keys().copied().collect();
+        let (mut next, mut again) = (None, false);
+        let mut wake_at = |at: Duration| next = Some(next.map_or(at, |next: Duration| next.min(at)));
+        for number in numbers {
+            if matches!(self.regions[&number].phase, Phase::Draining) {
+                // A move that fails is a move that did not happen.
+                let _ = self.follow(number);
+            }
+            match self.regions[&number].phase {
+                Phase::Asked { deadline, .. } if deadline <= self.now => self.abandon(number),
+                Phase::Asked { deadline, .. } => wake_at(deadline),
+                Phase::Draining => again = true,
+                // Whoever frees memory wakes the device; that compactions may begin again, nobody tells.
+                Phase::Away { due, .. } if due <= self.now => {
+                    if !self.arrive(number) {
+                        wake_at(self.now + ROOM_AGAIN);
+                    }
+                }
+                Phase::Away { due, .. } => wake_at(due),
+                Phase::Active => {}
+            }
+        }
+        self.vacated.step(self.now, self.options.keep_bytes);
+        [self.next_move, self.next_revoke, self.vacated.next()].into_iter().flatten().for_each(&mut wake_at);
+        (next, again || self.vacated.is_waiting())
+    }
+
+    pub(super) fn audit(&mut self) -> Vec<Breach> {
+        for owned in self.regions.values() {
+            if let Phase::Asked { ahead: Some(ahead), .. } = &owned.phase
+                && self.vacated.look(ahead, true)
+            {
+                let _ = ahead.poison();
+            }
+        }
+        self.vacated.audit()
+    }
+
+    pub(super) fn counters(&self) -> Counters {
+        Counters { breaches: self.vacated.stores, unchecked: self.vacated.unchecked, ..self.counters }
+    }
+
+    /// The device goes away, and all its memory with it.
+    pub(super) fn close(&mut self) {
+        for (_, owned) in std::mem::take(&mut self.regions) {
+            owned.pages.life().set(owned.pages.generation, State::Dead);
+            if let Phase::Away { next, .. } | Phase::Asked { ahead: Some(next), .. } = owned.phase {
+                next.life().set(next.generation, State::Dead);
+            }
+        }
+    }
+}

@@ -1,0 +1,86 @@
+//! An accelerator in user space, for machines without one: for tests, for the simulator, and to develop on.
+//!
+//! Its memory is sealed memfds, which stand for dma-bufs: they are sent and mapped the same way, and any process's simulated
+//! accelerator imports them. Nothing but the engine has an address of them, so whoever wants to cheat has to find
+//! memory it was never shown. It is limited, fragments, and moves: on command, at random, or because there is no room. When
+//! there is none, it first moves regions together; then it evicts some, which come back when others are freed (but not where moves
+//! are transparent, and nobody could be told).
+//!
+//! # What happens to who breaks the rules
+//!
+//! | who | what happens |
+//! |---|---|
+//! | works on memory after its end | the work ends [`Stale`](super::AcceleratorError::Stale) and has stored nothing, or [`Early`](super::AcceleratorError::Early) |
+//! | is at work while the move is acknowledged | the work ends stale, and [`audit`](SimulatedAccelerator::audit) says [`Breach::AtWork`] |
+//! | stores to vacated memory past the life word ([`Options::guarded`] is off; a NIC; a mapping of its own) | the poison there is changed: [`Breach::StaleStore`], with region, generation and offset |
+//! | stores to memory announced ahead | the same: [`Breach::EarlyStore`] |
+//! | loads from either | gets poison, which is NaN in every float type: results come out wrong and are seen |
+//! | acknowledges while pinned memory is imported | [`StillPinned`](super::AcceleratorError::StillPinned) |
+//!
+//! # A move
+//!
+//! ```
+//! use std::sync::Arc;
+//! use std::time::Duration;
+//! use windlass_memory::accelerator::simulated::{Drive, Options, SimulatedAccelerator};
+//! use windlass_memory::accelerator::{Accelerator, Notice, Notices, Operand, Place};
+//!
+//! let device = SimulatedAccelerator::new(Options { drive: Drive::Stepped, ..Options::default() });
+//! let notices = Arc::new(Notices::new(16, || {}));
+//! device.listen(Arc::clone(&notices));
+//! let region = device.allocate(4096)?;
+//! device.write(Operand { place: Place::Own(region, 0), offset: 0 }, b"gradients")?;
+//!
+//! device.move_now(region)?;
+//! let Some(Notice::MoveAsked { ticket, .. }) = notices.pop() else { panic!("a cooperative device asks") };
+//! // Here the scheduler waits for the fences of its work, and its peers withdraw.
+//! device.acknowledge(ticket)?;
+//! device.step(Duration::from_millis(1));
+//! assert_eq!(notices.pop(), Some(Notice::Moved { region, generation: 1 }));
+//!
+//! let mut bytes = [0; 9];
+//! device.read(Operand { place: Place::Own(region, 1), offset: 0 }, &mut bytes)?;
+//! assert_eq!(&bytes, b"gradients");
+//! # Ok::<(), windlass_memory::accelerator::AcceleratorError>(())
+//! ```
+//!
+//! # Who does what
+//!
+//! | module | one idea |
+//! |---|---|
+//! | [`life`] | how engines find out in time that memory has gone; the argument, which `tests/loom.rs` checks |
+//! | `pages` | one generation of a region: a memfd with a header |
+//! | `extents` | the device's address space |
+//! | `memory` | regions, and how they move |
+//! | `vacated` | poison, and who stepped in it |
+//! | `engine` | work, and the only addresses |
+//! | `device` | the lock around them, and the thread |
+//!
+//! One lock guards a device. Calls hold it for what they do, the engine's thread for one chunk, a move for its copy: it is a
+//! simulator, and its speed is no measure of anything. Fences and notices are read without it.
+
+// Device memory is mapped memory, and loom's atomics do not lie in mapped memory.
+#[cfg(not(loom))]
+mod device;
+#[cfg(not(loom))]
+mod engine;
+#[cfg(not(loom))]
+mod extents;
+pub mod life;
+#[cfg(not(loom))]
+mod memory;
+#[cfg(not(loom))]
+mod options;
+#[cfg(not(loom))]
+mod pages;
+#[cfg(not(loom))]
+mod random;
+#[cfg(not(loom))]
+mod vacated;
+
+#[cfg(not(loom))]
+pub use device::{Next, SimulatedAccelerator};
+#[cfg(not(loom))]
+pub use options::{Counters, Drive, Options};
+#[cfg(not(loom))]
+pub use vacated::Breach;
