@@ -84,3 +84,12 @@ fn sim_with_tiny_limits() {
     let limits = Limits { eager_bytes: 100, credit_bytes: 250, credit_messages: 2, announcements: 1 };
     simulate(2, &sim::Options { limits, stutter: 40, ..sim::Options::default() });
 }
+
+#[test]
+fn sim_with_partial_writes_and_full_queues_and_slow_wires() {
+    let narrow =
+        sim::Wire { packet: 40_000, window: 90_000, bandwidth: Some(1 << 30), ..sim::Wire::default() };
+    let cut = sim::Wire { packet: 7_001, window: 15_000, ..sim::Wire::default() };
+    let wires = [((0, 1), cut.clone()), ((1, 0), cut)].into();
+    simulate(3, &sim::Options { wire: narrow, wires, ..sim::Options::default() });
+}

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 
 use windlass_transports::link::Limits;
 use windlass_transports::message::{Message, MessageId};
-use windlass_transports::sim::{Endpoint, Network, Options};
+use windlass_transports::sim::{Endpoint, Network, Options, Wire};
 use windlass_transports::{Event, Token, Transport};
 
 const BYTES: [usize; 6] = [0, 8, 64, 65, 300, 2500];
@@ -134,7 +134,8 @@ impl Walk {
 
 fn walk(seed: u64, withdrawals: bool) -> bool {
     let limits = Limits { eager_bytes: 64, credit_bytes: 200, credit_messages: 3, announcements: 2 };
-    let options = Options { limits, window: 700, packet: 300, ..Options::default() };
+    let options =
+        Options { limits, wire: Wire { window: 700, packet: 300, ..Wire::default() }, ..Options::default() };
     let network = Network::new(2, seed, options);
     let ranks = network.endpoints();
     let mut walk = Walk {

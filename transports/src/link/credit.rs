@@ -102,8 +102,9 @@ impl Class {
 
     /// A message arrived. False if the peer had no credits for it.
     pub(super) fn hold(&mut self, bytes: usize, limits: &Limits) -> bool {
-        if bytes > (limits.credit_bytes - self.held.bytes) as usize
-            || self.held.messages == limits.credit_messages
+        // More than the limit is held when the peer spent what a frame was to give back that then did not leave.
+        if bytes > limits.credit_bytes.saturating_sub(self.held.bytes) as usize
+            || self.held.messages >= limits.credit_messages
         {
             return false;
         }

@@ -67,3 +67,30 @@ fn a_peer_beyond_its_credits_is_garbled() {
         assert_eq!(link.feed(&frame, &mut events).is_err(), sequence == 2);
     }
 }
+
+/// Credits are given back in a frame that is withdrawn before it leaves, and the peer has spent them meanwhile.
+#[test]
+fn a_peer_that_spends_credits_before_they_return_is_garbled() {
+    let limits = Limits { eager_bytes: 16, credit_bytes: 48, credit_messages: 4, ..Limits::default() };
+    for (bytes, fits) in [(16, 3), (0, 4)] {
+        let mut link = Link::new(1, limits);
+        let mut events = Vec::new();
+        let hear = |link: &mut Link, sequence| {
+            let detail = Detail::Credits { bytes: 0, messages: 0 };
+            let frame = Header { kind: Kind::Eager, message: message(sequence, bytes), detail }.encode();
+            let payload = [7; 16];
+            link.feed(&[&frame[..], &payload[..bytes]].concat(), &mut Vec::new())
+        };
+        let (out, mut into) = ([7u8; 16], [0u8; 16]);
+        (0..fits).for_each(|sequence| hear(&mut link, sequence).unwrap());
+        // SAFETY: the buffers outlive the link's use of them.
+        unsafe {
+            link.post_recv(&message(0, bytes), into.as_mut_ptr(), Token(1), &mut events);
+            link.post_send(&message(100, bytes), out.as_ptr(), Token(2), &mut events);
+        }
+        assert_eq!(events, [Event::Received(Token(1))]);
+        hear(&mut link, fits).unwrap();
+        assert_eq!(link.withdraw(Token(2)), Withdrawal::Done);
+        assert!(hear(&mut link, fits + 1).is_err(), "{bytes} bytes a message");
+    }
+}

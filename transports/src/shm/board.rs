@@ -200,7 +200,8 @@ impl Board {
 
     #[inline]
     fn at(&self, offset: usize) -> NonNull<u8> {
-        debug_assert!(offset < self.mapping.len());
+        // A part of no bytes may lie at the end.
+        debug_assert!(offset <= self.mapping.len());
         // SAFETY: callers pass offsets of the layout that `total` has summed up, and `open` has checked `total` against the mapping.
         unsafe { self.mapping.base().add(offset) }
     }
@@ -249,6 +250,17 @@ mod tests {
         assert!(ranges.windows(2).all(|w| w[0].1 <= w[1].0), "{ranges:?}");
         assert!(ranges.last().unwrap().1 <= board.mapping.len());
         assert!(1024 + size_of::<Doorbell>() <= PAGE);
+    }
+
+    #[test]
+    fn a_part_of_no_bytes_lies_at_the_end() {
+        let shape = Shape { ranks: 1, slot_bytes: 0, stage_bytes: 0, lanes: 0, note_bytes: 0 };
+        let segment = Board::create(shape).unwrap();
+        let board = Board::open(segment.descriptor()).unwrap();
+        let begin = board.mapping.base().as_ptr().addr();
+        for part in [board.slot(0, 7), board.stage(0), board.notes(0)] {
+            assert_eq!(part.as_ptr().addr() - begin, board.mapping.len());
+        }
     }
 
     #[test]

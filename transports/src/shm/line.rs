@@ -17,7 +17,48 @@ use windlass_memory::Location;
 use super::sync::{AtomicU64, Ordering};
 
 /// Bytes of a message that fit into the arrival line itself.
-pub const INLINE_BYTES: usize = 40;
+pub const INLINE_BYTES: usize = 8 * BODY_WORDS;
+
+/// What is left of a pair of cache lines behind the word and the fingerprint.
+const BODY_WORDS: usize = 13;
+
+/// Bytes of a message that fit beside the word and the fingerprint.
+const FIRST_LINE_BYTES: usize = 40;
+
+/// Asks for a copy of the cache line at `address`. A hint, as [`prepare`].
+#[inline]
+fn fetch(address: *const u8) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    // SAFETY: a prefetch faults nowhere and changes nothing.
+    unsafe {
+        std::arch::asm!("prefetcht0 [{}]", in(reg) address, options(nostack, preserves_flags));
+    }
+    #[cfg(all(target_arch = "aarch64", not(miri)))]
+    // SAFETY: as above.
+    unsafe {
+        std::arch::asm!("prfm pldl1keep, [{}]", in(reg) address, options(nostack, preserves_flags));
+    }
+    #[cfg(any(miri, not(any(target_arch = "x86_64", target_arch = "aarch64"))))]
+    let _ = address;
+}
+
+/// Asks for the cache line at `address` to be owned by this processor soon. A hint: it changes no byte, and any address will do.
+#[inline]
+pub fn prepare(address: *const u8) {
+    #[cfg(all(target_arch = "x86_64", not(miri)))]
+    // The intrinsic asks for a shared copy where the target's oldest processors lack this instruction; to them it does nothing.
+    // SAFETY: a prefetch faults nowhere and changes nothing.
+    unsafe {
+        std::arch::asm!("prefetchw [{}]", in(reg) address, options(nostack, preserves_flags));
+    }
+    #[cfg(all(target_arch = "aarch64", not(miri)))]
+    // SAFETY: as above.
+    unsafe {
+        std::arch::asm!("prfm pstl1keep, [{}]", in(reg) address, options(nostack, preserves_flags));
+    }
+    #[cfg(any(miri, not(any(target_arch = "x86_64", target_arch = "aarch64"))))]
+    let _ = address;
+}
 
 /// What a rank lends its peers for one operation.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -72,13 +113,14 @@ impl Progress {
     }
 }
 
-/// One rank's announcement of one operation: one cache line, alone in its pair of lines.
+/// One rank's announcement of one operation: a pair of cache lines, which the processor fetches together. Only a message
+/// of more than 40 bytes touches the second.
 #[derive(Debug)]
 #[repr(C, align(128))]
 pub struct ArrivalLine {
     word: AtomicU64,
     fingerprint: [AtomicU64; 2],
-    body: [AtomicU64; 5],
+    body: [AtomicU64; BODY_WORDS],
 }
 
 impl ArrivalLine {
@@ -102,6 +144,24 @@ impl ArrivalLine {
     #[inline]
     pub fn raise(&self, sequence: u64, chunks: u32) {
         self.word.store(Progress { sequence: sequence as u32, chunks }.pack(), Ordering::Release);
+    }
+
+    /// Begins to take the line from its readers for the stores to come.
+    #[inline]
+    pub fn prepare(&self, bytes: usize) {
+        prepare(std::ptr::from_ref(self).cast());
+        if bytes > FIRST_LINE_BYTES {
+            prepare(std::ptr::from_ref(self).cast::<u8>().wrapping_add(64));
+        }
+    }
+
+    /// Asks for the second line, if a message of `bytes` bytes reaches into it. Asked with every look at the first, it travels beside
+    /// that instead of after it.
+    #[inline]
+    pub fn fetch(&self, bytes: usize) {
+        if bytes > FIRST_LINE_BYTES {
+            fetch(std::ptr::from_ref(self).cast::<u8>().wrapping_add(64));
+        }
     }
 
     /// The chunks of operation `sequence` that are ready; 0 while the rank has not arrived in it.
@@ -132,7 +192,7 @@ impl ArrivalLine {
 
     /// The body's words, for the model of its ordering.
     #[cfg(loom)]
-    pub fn body(&self) -> &[AtomicU64; 5] {
+    pub fn body(&self) -> &[AtomicU64; BODY_WORDS] {
         &self.body
     }
 
@@ -140,7 +200,7 @@ impl ArrivalLine {
     #[cfg(loom)]
     pub fn new() -> Self {
         let word = || AtomicU64::new(0);
-        Self { word: word(), fingerprint: [word(), word()], body: [word(), word(), word(), word(), word()] }
+        Self { word: word(), fingerprint: [word(), word()], body: std::array::from_fn(|_| word()) }
     }
 }
 
@@ -198,9 +258,9 @@ mod tests {
     }
 
     #[test]
-    fn a_line_is_one_cache_line_in_a_pair() {
+    fn a_line_fills_its_pair_of_cache_lines() {
         assert_eq!(size_of::<ArrivalLine>(), 128);
-        assert_eq!(std::mem::offset_of!(ArrivalLine, body) + INLINE_BYTES, 64);
+        assert_eq!(std::mem::offset_of!(ArrivalLine, body) + INLINE_BYTES, 128);
     }
 
     #[test]

@@ -8,6 +8,11 @@ use super::{Network, Packet, State};
 use crate::link::{Garbled, Link, Withdrawal};
 use crate::{Capabilities, Event, LostCause, Message, Rank, Token, Transport};
 
+/// `ECONNRESET`, `ETIMEDOUT` and `ECANCELED`: the simulation uses Linux's numbers wherever it runs.
+const CONNECTION_RESET: i32 = 104;
+const TIMED_OUT: i32 = 110;
+const CANCELLED: i32 = 125;
+
 /// A rank's transport over a [`Network`].
 #[derive(Debug)]
 pub struct Endpoint {
@@ -42,21 +47,33 @@ impl Endpoint {
         if state.random.percent(state.options.stutter) {
             return true;
         }
-        let room =
-            state.options.window.saturating_sub(state.pipes.entry((self.rank, peer)).or_default().occupied);
+        let (window, packet) = (state.wire(self.rank, peer).window, state.wire(self.rank, peer).packet);
+        let pipe = state.pipes.entry((self.rank, peer)).or_default();
+        let room = window.saturating_sub(pipe.occupied);
         let Some(Some(link)) = self.links.get_mut(&peer) else { return false };
         if room == 0 {
+            pipe.full = true;
             return false;
         }
-        let size = state.random.up_to(room.min(state.options.packet));
+        let size = state.random.up_to(room.min(packet.max(1)));
         let mut slices = [IoSlice::new(&[]); 16];
         let filled = link.gather(&mut slices, size);
         let bytes: Vec<u8> = slices[..filled].iter().flat_map(|slice| slice.iter().copied()).collect();
         if bytes.is_empty() {
             return false;
         }
-        link.wrote(bytes.len(), events);
+        let pipe = state.pipes.entry((self.rank, peer)).or_default();
+        let errs = std::mem::take(&mut pipe.errs);
+        let errs = errs || state.options.errored > 0 && state.random.per_million(state.options.errored);
+        if !errs {
+            link.wrote(bytes.len(), events);
+        }
         state.dispatch(self.rank, peer, Packet::Bytes(bytes));
+        if errs {
+            // The bytes are on their way all the same, and the connection ends behind them.
+            self.lose(peer, LostCause::System { call: "write", errno: CONNECTION_RESET });
+            state.dispatch(self.rank, peer, Packet::End);
+        }
         true
     }
 
@@ -65,11 +82,19 @@ impl Endpoint {
         if state.random.percent(state.options.stutter) {
             return true;
         }
-        let State { pipes, random, mail, .. } = state;
+        let State { pipes, random, mail, stirred, .. } = state;
         let pipe = pipes.entry((peer, self.rank)).or_default();
+        if pipe.given_up {
+            mail[self.rank as usize].remove(&peer);
+            self.lose(peer, LostCause::System { call: "read", errno: TIMED_OUT });
+            return true;
+        }
         let taken = if pipe.arrived.is_empty() { 0 } else { random.up_to(pipe.arrived.len()) };
         let bytes: Vec<u8> = pipe.arrived.drain(..taken).collect();
         pipe.occupied -= taken;
+        if taken > 0 && std::mem::take(&mut pipe.full) {
+            stirred.insert(peer);
+        }
         let ended = pipe.ended && pipe.arrived.is_empty();
         if pipe.arrived.is_empty() {
             mail[self.rank as usize].remove(&peer);
@@ -98,6 +123,7 @@ impl Transport for Endpoint {
 
     unsafe fn post_send(&mut self, peer: Rank, message: &Message, memory: *const u8, token: Token) {
         let mut ready = std::mem::take(&mut self.ready);
+        self.network.lock().pipes.entry((self.rank, peer)).or_default().traffic.messages += 1;
         if let Some(link) = self.link(peer) {
             // SAFETY: the caller's contract is the link's.
             unsafe { link.post_send(message, memory, token, &mut ready) };
@@ -135,7 +161,7 @@ impl Transport for Endpoint {
             break;
         }
         if let Some(peer) = broken {
-            self.lose(peer, LostCause::System { call: "withdraw", errno: 125 });
+            self.lose(peer, LostCause::System { call: "withdraw", errno: CANCELLED });
             let network = self.network.clone();
             network.lock().dispatch(self.rank, peer, Packet::End);
         }
@@ -143,12 +169,12 @@ impl Transport for Endpoint {
 
     fn poll(&mut self, events: &mut Vec<Event>) -> bool {
         let before = events.len();
-        events.append(&mut self.ready);
         let network = self.network.clone();
         let mut state = network.lock();
-        if !state.alive[self.rank as usize] {
-            return events.len() > before;
+        if !state.is_awake(self.rank) {
+            return false;
         }
+        events.append(&mut self.ready);
         let mut moved = false;
         let senders: Vec<Rank> = state.mail[self.rank as usize].iter().copied().collect();
         for peer in senders {
@@ -162,7 +188,11 @@ impl Transport for Endpoint {
             }
         }
         events.append(&mut self.ready);
-        moved || events.len() > before
+        moved |= events.len() > before;
+        if moved {
+            state.tire(self.rank);
+        }
+        moved
     }
 
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {

@@ -1,49 +1,24 @@
 //! Links over a simulated network with virtual time.
 //!
 //! A [`Network`] joins [`Endpoint`]s. Each (sender, receiver) pair is a byte pipe that keeps order; packets of different pairs overtake each other at
-//! random, frames are cut anywhere, a poll may do little or nothing. Everything random comes from the seed: a program that calls in
-//! the same order sees the same network, and [`Network::trace`] proves it. Time moves only in [`Network::step`].
+//! random, frames are cut anywhere, a poll may do little or nothing. [`Options`] say what the wires are like; a [`Fault`] makes ranks or wires fail.
+//! Everything random comes from the seed: a program that calls in the same order sees the same network, and
+//! [`Network::trace`] proves it. Time moves only in [`Network::step`].
 
 mod endpoint;
+mod options;
 mod random;
 
 pub use endpoint::Endpoint;
+pub use options::{Fault, Options, Traffic, Wire};
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
-use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::Rank;
 use crate::link::Limits;
 use random::Random;
-
-/// What the network is like.
-#[derive(Clone, Debug)]
-pub struct Options {
-    /// Nanoseconds from one rank to another.
-    pub latency: Range<u64>,
-    /// Most bytes of a packet; each has a random size up to it.
-    pub packet: usize,
-    /// Bytes that may be on their way, or unread, from one rank to another.
-    pub window: usize,
-    /// Per cent of the chances to move bytes that a poll lets pass.
-    pub stutter: u32,
-    /// The links' limits.
-    pub limits: Limits,
-}
-
-impl Default for Options {
-    fn default() -> Self {
-        Self {
-            latency: 1_000..20_000,
-            packet: 64 << 10,
-            window: 256 << 10,
-            stutter: 10,
-            limits: Limits::default(),
-        }
-    }
-}
 
 /// What travels.
 #[derive(Debug)]
@@ -62,10 +37,42 @@ struct Pipe {
     arrived: VecDeque<u8>,
     /// Sent and not yet read.
     occupied: usize,
+    /// When the wire has taken what was sent.
+    free: u64,
     /// When the last packet arrives.
     latest: u64,
     /// The end has arrived.
     ended: bool,
+    /// Nothing passes; so many packets wait to arrive.
+    cut: bool,
+    held: usize,
+    /// It was cut for too long.
+    given_up: bool,
+    /// The sender found no room.
+    full: bool,
+    /// The next write is an error to the sender.
+    errs: bool,
+    traffic: Traffic,
+}
+
+/// What the agenda holds.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Ord, PartialOrd)]
+enum Appointment {
+    Arrival(Rank, Rank),
+    /// A slow rank may go on.
+    Wake(Rank),
+    /// A partition of this number has lasted long enough.
+    GiveUp(u64),
+}
+
+/// How a rank fares.
+#[derive(Clone, Copy, Debug, Default)]
+struct Condition {
+    dead: bool,
+    stopped: bool,
+    /// How long it rests after each poll that moved something, and until when it does.
+    pause: u64,
+    resting_until: u64,
 }
 
 #[derive(Debug)]
@@ -73,13 +80,16 @@ struct State {
     now: u64,
     random: Random,
     options: Options,
-    /// When, in which order of sending, and between whom a packet arrives.
-    agenda: BinaryHeap<Reverse<(u64, u64, Rank, Rank)>>,
-    sent: u64,
+    /// When, in which order of making, and what happens.
+    agenda: BinaryHeap<Reverse<(u64, u64, Appointment)>>,
+    appointments: u64,
     pipes: BTreeMap<(Rank, Rank), Pipe>,
     /// By receiver: who has sent something that is not read.
     mail: Vec<BTreeSet<Rank>>,
-    alive: Vec<bool>,
+    ranks: Vec<Condition>,
+    partitions: u64,
+    /// Ranks that may have something to do.
+    stirred: BTreeSet<Rank>,
     trace: u64,
 }
 
@@ -90,46 +100,154 @@ impl State {
         }
     }
 
-    fn dispatch(&mut self, from: Rank, to: Rank, packet: Packet) {
-        let arrival = self.now + self.random.within(self.options.latency.clone());
-        let pipe = self.pipes.entry((from, to)).or_default();
-        pipe.latest = pipe.latest.max(arrival);
-        if let Packet::Bytes(bytes) = &packet {
-            pipe.occupied += bytes.len();
-        }
-        pipe.travelling.push_back(packet);
-        self.sent += 1;
-        self.agenda.push(Reverse((pipe.latest, self.sent, from, to)));
+    fn wire(&self, from: Rank, to: Rank) -> &Wire {
+        self.options.wires.get(&(from, to)).unwrap_or(&self.options.wire)
     }
 
-    fn kill(&mut self, rank: Rank) {
-        if !std::mem::replace(&mut self.alive[rank as usize], false) {
-            return;
-        }
-        for other in 0..self.alive.len() as Rank {
-            if other != rank && self.alive[other as usize] {
-                self.dispatch(rank, other, Packet::End);
-            }
-        }
+    fn appoint(&mut self, time: u64, what: Appointment) {
+        self.appointments += 1;
+        self.agenda.push(Reverse((time, self.appointments, what)));
+    }
+
+    fn dispatch(&mut self, from: Rank, to: Rank, packet: Packet) {
+        let Wire { latency, bandwidth, .. } = self.wire(from, to).clone();
+        let travels = self.random.within(latency);
+        let now = self.now;
+        let pipe = self.pipes.entry((from, to)).or_default();
+        let bytes = if let Packet::Bytes(bytes) = &packet { bytes.len() } else { 0 };
+        let takes = bandwidth.map_or(0, |each| bytes as u64 * 1_000_000_000 / each.max(1));
+        pipe.free = pipe.free.max(now) + takes;
+        pipe.latest = pipe.latest.max(pipe.free + travels);
+        pipe.occupied += bytes;
+        pipe.traffic.packets += u64::from(bytes > 0);
+        pipe.traffic.bytes += bytes as u64;
+        pipe.travelling.push_back(packet);
+        let latest = pipe.latest;
+        self.appoint(latest, Appointment::Arrival(from, to));
     }
 
     fn advance(&mut self) -> bool {
-        let Some(Reverse((time, order, from, to))) = self.agenda.pop() else { return false };
+        let Some(Reverse((time, order, what))) = self.agenda.pop() else { return false };
         self.now = self.now.max(time);
+        match what {
+            Appointment::Arrival(from, to) => self.arrive(from, to, order),
+            Appointment::Wake(rank) => drop(self.stirred.insert(rank)),
+            Appointment::GiveUp(partition) if partition == self.partitions => self.give_up(),
+            Appointment::GiveUp(_) => {}
+        }
+        true
+    }
+
+    fn arrive(&mut self, from: Rank, to: Rank, order: u64) {
         let pipe = self.pipes.entry((from, to)).or_default();
+        if pipe.cut {
+            pipe.held += 1;
+            return;
+        }
         let size = match pipe.travelling.pop_front() {
             Some(Packet::Bytes(bytes)) => {
                 pipe.arrived.extend(&bytes);
                 bytes.len() as u64
             }
-            Some(Packet::End) | None => {
+            Some(Packet::End) => {
                 pipe.ended = true;
                 u64::MAX
             }
+            None => return,
         };
         self.mail[to as usize].insert(from);
-        self.record([time, order, u64::from(from) << 32 | u64::from(to), size]);
-        true
+        self.stirred.insert(to);
+        self.record([self.now, order, u64::from(from) << 32 | u64::from(to), size]);
+    }
+
+    fn give_up(&mut self) {
+        for (&(from, to), pipe) in self.pipes.iter_mut().filter(|(_, pipe)| pipe.cut) {
+            pipe.given_up = true;
+            pipe.travelling.clear();
+            pipe.held = 0;
+            self.mail[to as usize].insert(from);
+            self.stirred.insert(to);
+        }
+    }
+
+    fn inject(&mut self, fault: Fault) {
+        let word = match &fault {
+            Fault::Lose(rank) | Fault::Stop(rank) | Fault::Continue(rank) | Fault::Slow(rank, _) => *rank,
+            Fault::Rewire(from, to, _) | Fault::ErrorWrite(from, to) => from << 16 | to,
+            Fault::Partition(side) => side.iter().sum(),
+            Fault::Heal => 0,
+        };
+        self.record([self.now, u64::MAX, u64::from(word), 0]);
+        match fault {
+            Fault::Lose(rank) => self.kill(rank),
+            Fault::Stop(rank) => self.ranks[rank as usize].stopped = true,
+            Fault::Continue(rank) => {
+                self.ranks[rank as usize].stopped = false;
+                self.stirred.insert(rank);
+            }
+            Fault::Slow(rank, pause) => self.ranks[rank as usize].pause = pause,
+            Fault::Partition(side) => self.partition(&side),
+            Fault::Heal => self.heal(),
+            Fault::Rewire(from, to, wire) => {
+                self.options.wires.insert((from, to), wire);
+                // Its window may be larger.
+                self.stirred.insert(from);
+            }
+            Fault::ErrorWrite(from, to) => self.pipes.entry((from, to)).or_default().errs = true,
+        }
+    }
+
+    fn kill(&mut self, rank: Rank) {
+        if std::mem::replace(&mut self.ranks[rank as usize].dead, true) {
+            return;
+        }
+        for other in 0..self.ranks.len() as Rank {
+            if other != rank && !self.ranks[other as usize].dead {
+                self.dispatch(rank, other, Packet::End);
+            }
+        }
+    }
+
+    fn partition(&mut self, side: &[Rank]) {
+        for from in 0..self.ranks.len() as Rank {
+            for to in 0..self.ranks.len() as Rank {
+                if side.contains(&from) != side.contains(&to) {
+                    self.pipes.entry((from, to)).or_default().cut = true;
+                }
+            }
+        }
+        self.partitions += 1;
+        self.appoint(self.now + self.options.patience, Appointment::GiveUp(self.partitions));
+    }
+
+    fn heal(&mut self) {
+        self.partitions += 1;
+        let cut: Vec<_> = self.pipes.iter().filter(|(_, p)| p.cut).map(|(&ends, _)| ends).collect();
+        for (from, to) in cut {
+            let travels = self.random.within(self.wire(from, to).latency.clone());
+            let now = self.now;
+            let pipe = self.pipes.entry((from, to)).or_default();
+            pipe.cut = false;
+            pipe.latest = pipe.latest.max(now + travels);
+            let (held, latest) = (std::mem::take(&mut pipe.held), pipe.latest);
+            // Those still on their way have appointments later than these or alike: the order within the pipe is its queue's.
+            (0..held).for_each(|_| self.appoint(latest, Appointment::Arrival(from, to)));
+        }
+    }
+
+    fn is_awake(&self, rank: Rank) -> bool {
+        let condition = &self.ranks[rank as usize];
+        !condition.dead && !condition.stopped && condition.resting_until <= self.now
+    }
+
+    /// A rank has moved something: a slow one rests now.
+    fn tire(&mut self, rank: Rank) {
+        let condition = &mut self.ranks[rank as usize];
+        if condition.pause > 0 {
+            condition.resting_until = self.now + condition.pause;
+            let until = condition.resting_until;
+            self.appoint(until, Appointment::Wake(rank));
+        }
     }
 }
 
@@ -149,10 +267,12 @@ impl Network {
             random: Random::new(seed),
             options,
             agenda: BinaryHeap::new(),
-            sent: 0,
+            appointments: 0,
             pipes: BTreeMap::new(),
             mail: vec![BTreeSet::new(); ranks],
-            alive: vec![true; ranks],
+            ranks: vec![Condition::default(); ranks],
+            partitions: 0,
+            stirred: BTreeSet::new(),
             trace: seed,
         };
         Self { state: Arc::new(Mutex::new(state)), limits }
@@ -165,13 +285,23 @@ impl Network {
 
     /// The transports of all ranks.
     pub fn endpoints(&self) -> Vec<Endpoint> {
-        let ranks = self.lock().alive.len() as Rank;
+        let ranks = self.lock().ranks.len() as Rank;
         (0..ranks).map(|rank| self.endpoint(rank)).collect()
     }
 
-    /// Lets the next packet arrive. False if none is on its way.
+    /// Lets the next thing happen: a packet arrives, or a rank or a wire changes. False if nothing is on its way.
     pub fn step(&self) -> bool {
         self.lock().advance()
+    }
+
+    /// The same, if it happens by `time`; otherwise it is that time now.
+    pub fn step_until(&self, time: u64) -> bool {
+        let mut state = self.lock();
+        if state.agenda.peek().is_some_and(|Reverse((next, ..))| *next <= time) {
+            return state.advance();
+        }
+        state.now = state.now.max(time);
+        false
     }
 
     /// The time in nanoseconds.
@@ -179,9 +309,31 @@ impl Network {
         self.lock().now
     }
 
-    /// A rank dies: what it has sent arrives, then its end. It moves nothing any more.
+    /// Makes something go wrong, now.
+    pub fn inject(&self, fault: Fault) {
+        self.lock().inject(fault);
+    }
+
+    /// A rank dies: [`Fault::Lose`].
     pub fn lose(&self, rank: Rank) {
-        self.lock().kill(rank);
+        self.inject(Fault::Lose(rank));
+    }
+
+    /// Whether a rank can do anything now: it is neither dead nor stopped nor at rest.
+    pub fn is_awake(&self, rank: Rank) -> bool {
+        self.lock().is_awake(rank)
+    }
+
+    /// The ranks to which something has happened since this was last asked, in order.
+    pub fn take_stirred(&self) -> BTreeSet<Rank> {
+        std::mem::take(&mut self.lock().stirred)
+    }
+
+    /// What was sent over each wire that was used.
+    pub fn traffic(&self) -> BTreeMap<(Rank, Rank), Traffic> {
+        let state = self.lock();
+        let used = state.pipes.iter().filter(|(_, pipe)| pipe.traffic != Traffic::default());
+        used.map(|(&ends, pipe)| (ends, pipe.traffic)).collect()
     }
 
     /// A number made from everything that happened so far.

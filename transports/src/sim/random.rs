@@ -34,4 +34,9 @@ impl Random {
     pub(super) fn percent(&mut self, percent: u32) -> bool {
         self.next() % 100 < u64::from(percent)
     }
+
+    /// True in so many of a million cases.
+    pub(super) fn per_million(&mut self, cases: u32) -> bool {
+        self.next() % 1_000_000 < u64::from(cases)
+    }
 }

@@ -3,7 +3,7 @@
 //! The higher rank dials the lower; each end sends a [`Greeting`], the dialler first. A connection whose greeting is not of this
 //! job is dropped, and nothing else happens.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::io::Errno;
@@ -48,7 +48,10 @@ impl Guest {
             .map_err(|errno| system("socket", errno))?;
         configure(&socket, options).map_err(|errno| system("setsockopt", errno))?;
         match rustix::net::connect(&socket, address) {
-            Ok(()) | Err(Errno::INPROGRESS | Errno::INTR) => Ok(Self::new(socket, Some(peer))),
+            Ok(()) | Err(Errno::INPROGRESS | Errno::INTR) => {
+                unpace_if_local(&socket, Some(address.ip()));
+                Ok(Self::new(socket, Some(peer)))
+            }
             Err(errno) => Err(system("connect", errno)),
         }
     }
@@ -56,6 +59,11 @@ impl Guest {
     /// Somebody called.
     pub(super) fn answer(socket: OwnedFd, options: &Options) -> Result<Self, LostCause> {
         configure(&socket, options).map_err(|errno| system("setsockopt", errno))?;
+        let caller = rustix::net::getpeername(&socket).ok().flatten();
+        unpace_if_local(
+            &socket,
+            caller.and_then(|from| SocketAddr::try_from(from).ok()).map(|from| from.ip()),
+        );
         Ok(Self::new(socket, None))
     }
 
@@ -160,6 +168,19 @@ impl Guests {
         {
             self.places[place] = None;
         }
+    }
+}
+
+/// Takes congestion control off a connection within this host, where no network could be congested.
+///
+/// A host's default may pace (BBR), by a rate that it guesses from what has gone before; within a host the guess is often too low
+/// and chunks wait. Measured on loopback against BBR, all-reduce of four ranks: 4 MiB 16.8 -> 11.8 ms; but 256 KiB, with more ranks
+/// than cores, 2 to 19 % slower in three comparisons, in noise as large.
+fn unpace_if_local(socket: &OwnedFd, peer: Option<IpAddr>) {
+    let own = rustix::net::getsockname(socket).ok().and_then(|own| SocketAddr::try_from(own).ok());
+    if own.is_some_and(|own| Some(own.ip()) == peer) {
+        // Reno is in every kernel and allowed to everybody; where it is refused, the host's default serves as well, more slowly.
+        let _ = sockopt::set_tcp_congestion(socket, "reno");
     }
 }
 
