@@ -1,23 +1,25 @@
 //! The ranks that do something together, and what they can do.
 
 use std::any::Any;
-use std::marker::PhantomData;
 use std::sync::{Arc, Mutex, Weak};
 
 use windlass_collectives::{Choice, Collective};
 use windlass_kernels::{DataType, Element, ReduceOp};
+use windlass_memory::accelerator::Accelerator;
 use windlass_transports::shm::Board;
 
 use crate::bootstrap::Identity;
 use crate::config::Config;
+use crate::device::Device;
 use crate::error::{AbortReason, Error, JoinError, PeerCause, Problem};
 use crate::fork;
 use crate::group::{Group, lock};
 use crate::job::{Job, group_shape};
 use crate::memory::{Buffer, Memory, MemoryMut, Span};
-use crate::operation::{Kind, Operation};
+use crate::operation::Operation;
 use crate::registry::Carriers;
 use crate::request::RawRequest;
+use crate::scope::Scope;
 
 /// A tag tells point-to-point messages between the same two ranks apart. Below `u32::MAX`.
 pub type Tag = u32;
@@ -68,10 +70,11 @@ impl Communicator {
         rank: u32,
         ranks: u32,
         config: Config,
+        board: Option<Arc<Board>>,
         carriers: Carriers,
     ) -> Result<Self, JoinError> {
-        let job = Job::simulated(rank, ranks, config, carriers)?;
-        Ok(Self { group: Group::new(&job, 0, (0..ranks).collect(), None) })
+        let job = Job::simulated(rank, ranks, config, board.clone(), carriers)?;
+        Ok(Self { group: Group::new(&job, 0, (0..ranks).collect(), board) })
     }
 
     pub(crate) fn group(&self) -> &Group {
@@ -128,6 +131,23 @@ impl Communicator {
             return Err(Error::Forked { rank: self.group.job.rank });
         }
         Buffer::allocate(&self.group.job.pool, count)
+    }
+
+    /// Takes an accelerator into use, so that operations of this communicator may use its memory where it lies. A collective call: each
+    /// rank gives the accelerator that it uses, the [simulated](crate::accelerator::simulated) one if it has no other.
+    ///
+    /// # Errors
+    /// `InvalidArgument` when this rank uses another one already; otherwise as any collective.
+    pub fn attach(&self, accelerator: Arc<dyn Accelerator>) -> Result<Device, Error> {
+        self.group.usable("attach")?;
+        let device = Device::attach(&self.group.job, accelerator);
+        // All or none: a rank that cannot, must not leave the others believing it could.
+        let mut can = [u8::from(device.is_ok())];
+        self.blocking().all_reduce(&mut can, ReduceOp::Min)?;
+        if can[0] == 1 {
+            self.group.use_devices();
+        }
+        device
     }
 
     /// The calls that block and borrow.
@@ -222,12 +242,7 @@ impl Communicator {
 
     /// Runs `f`, in which operations may borrow memory, and waits for all of them before it returns, also when `f` panics.
     pub fn scope<'env, R>(&self, f: impl for<'scope> FnOnce(&'scope Scope<'scope, 'env>) -> R) -> R {
-        let scope = Scope {
-            communicator: self.clone(),
-            started: Mutex::default(),
-            scope: PhantomData,
-            environment: PhantomData,
-        };
+        let scope = Scope::new(self);
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| f(&scope)));
         scope.wait_all();
         result.unwrap_or_else(|panic| std::panic::resume_unwind(panic))
@@ -256,7 +271,12 @@ impl Communicator {
         let members: Vec<u32> = members.into_iter().map(|(_, r)| group.members[r as usize]).collect();
         let board =
             if group.job.mapped && members.len() > 1 { Some(self.board_for(id, &members)?) } else { None };
-        Ok(Some(Self { group: Group::new(&group.job, id, members, board) }))
+        let new = Group::new(&group.job, id, members, board);
+        if group.uses_devices() {
+            // All of the old one's members have an accelerator, so all of the new one's have.
+            new.use_devices();
+        }
+        Ok(Some(Self { group: new }))
     }
 
     /// A communicator of the same ranks, independent of this one. A collective call.
@@ -336,23 +356,23 @@ impl Communicator {
 }
 
 impl RawRequest {
-    const fn reduced(mut self, op: ReduceOp) -> Self {
+    pub(crate) const fn reduced(mut self, op: ReduceOp) -> Self {
         self.op = op;
         self
     }
 
-    const fn rooted(mut self, root: u32) -> Self {
+    pub(crate) const fn rooted(mut self, root: u32) -> Self {
         self.root = root;
         self
     }
 
-    const fn tagged(mut self, tag: Tag) -> Self {
+    pub(crate) const fn tagged(mut self, tag: Tag) -> Self {
         self.tag = tag;
         self
     }
 }
 
-fn in_place(collective: Collective, span: Span) -> RawRequest {
+pub(crate) fn in_place(collective: Collective, span: Span) -> RawRequest {
     let request = RawRequest::new(collective, span.data_type, span.count);
     RawRequest { input: span.address, output: span.address, ..request }
 }
@@ -380,21 +400,26 @@ fn all_reduce_into(input: Span, output: Span, op: ReduceOp) -> Result<RawRequest
     Ok(between(Collective::AllReduce, input, output, input.count).reduced(op))
 }
 
-fn reduce_scatter_into(ranks: u32, input: Span, output: Span, op: ReduceOp) -> Result<RawRequest, Error> {
+pub(crate) fn reduce_scatter_into(
+    ranks: u32,
+    input: Span,
+    output: Span,
+    op: ReduceOp,
+) -> Result<RawRequest, Error> {
     with_length("reduce_scatter", "the input", output.count.saturating_mul(ranks as usize), input.count)?;
     Ok(between(Collective::ReduceScatter, input, output, output.count).reduced(op))
 }
 
-fn all_gather_into(ranks: u32, input: Span, output: Span) -> Result<RawRequest, Error> {
+pub(crate) fn all_gather_into(ranks: u32, input: Span, output: Span) -> Result<RawRequest, Error> {
     with_length("all_gather", "the output", input.count.saturating_mul(ranks as usize), output.count)?;
     Ok(between(Collective::AllGather, input, output, input.count))
 }
 
-fn shared<T: Element>(slice: &[T]) -> Span {
+pub(crate) fn shared<T: Element>(slice: &[T]) -> Span {
     Span::new(slice.as_ptr().cast_mut(), slice.len())
 }
 
-fn exclusive<T: Element>(slice: &mut [T]) -> Span {
+pub(crate) fn exclusive<T: Element>(slice: &mut [T]) -> Span {
     Span::new(slice.as_mut_ptr(), slice.len())
 }
 
@@ -493,96 +518,5 @@ impl Blocking<'_> {
     /// The request's memory is valid as the collective needs it, and is not accessed otherwise, during the call.
     pub unsafe fn perform(self, request: &RawRequest) -> Result<(), Error> {
         self.run(request)
-    }
-}
-
-/// Where operations may borrow memory: see [`Communicator::scope`].
-#[derive(Debug)]
-pub struct Scope<'scope, 'env: 'scope> {
-    communicator: Communicator,
-    started: Mutex<Vec<Kind>>,
-    scope: PhantomData<&'scope mut &'scope ()>,
-    environment: PhantomData<&'env mut &'env ()>,
-}
-
-/// An operation over borrowed memory.
-#[derive(Debug)]
-pub struct Borrowed<'scope> {
-    communicator: Communicator,
-    kind: Kind,
-    scope: PhantomData<&'scope ()>,
-}
-
-impl Borrowed<'_> {
-    /// Waits for the end. Without it the scope does.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub fn wait(self) -> Result<(), Error> {
-        finish(&self.communicator.group, &self.kind)
-    }
-}
-
-fn finish(group: &Group, kind: &Kind) -> Result<(), Error> {
-    match kind {
-        _ if fork::is_forked() => Err(Error::Forked { rank: group.job.rank }),
-        Kind::Collective(sequence) => group.wait(*sequence),
-        Kind::Transfer(ticket) => group.finish_transfer(*ticket),
-        Kind::Refused(error) => Err(error.clone()),
-    }
-}
-
-impl<'scope, 'env> Scope<'scope, 'env> {
-    fn start(&'scope self, request: Result<RawRequest, Error>) -> Borrowed<'scope> {
-        let group = &self.communicator.group;
-        let kind = request.and_then(|r| group.submit(&r)).unwrap_or_else(Kind::Refused);
-        lock(&self.started).push(kind.clone());
-        Borrowed { communicator: self.communicator.clone(), kind, scope: PhantomData }
-    }
-
-    /// As [`Communicator::all_reduce`], on a borrowed slice.
-    pub fn all_reduce<T: Element>(&'scope self, memory: &'env mut [T], op: ReduceOp) -> Borrowed<'scope> {
-        self.start(Ok(in_place(Collective::AllReduce, exclusive(memory)).reduced(op)))
-    }
-
-    /// As [`Communicator::reduce_scatter_into`], on borrowed slices.
-    pub fn reduce_scatter_into<T: Element>(
-        &'scope self,
-        input: &'env [T],
-        output: &'env mut [T],
-        op: ReduceOp,
-    ) -> Borrowed<'scope> {
-        self.start(reduce_scatter_into(self.communicator.size(), shared(input), exclusive(output), op))
-    }
-
-    /// As [`Communicator::all_gather_into`], on borrowed slices.
-    pub fn all_gather_into<T: Element>(
-        &'scope self,
-        input: &'env [T],
-        output: &'env mut [T],
-    ) -> Borrowed<'scope> {
-        self.start(all_gather_into(self.communicator.size(), shared(input), exclusive(output)))
-    }
-
-    /// As [`Communicator::broadcast`], on a borrowed slice.
-    pub fn broadcast<T: Element>(&'scope self, memory: &'env mut [T], root: u32) -> Borrowed<'scope> {
-        self.start(Ok(in_place(Collective::Broadcast, exclusive(memory)).rooted(root)))
-    }
-
-    /// As [`Communicator::send`], on a borrowed slice.
-    pub fn send<T: Element>(&'scope self, memory: &'env [T], to: u32, tag: Tag) -> Borrowed<'scope> {
-        self.start(Ok(in_place(Collective::Send, shared(memory)).rooted(to).tagged(tag)))
-    }
-
-    /// As [`Communicator::recv`], on a borrowed slice.
-    pub fn recv<T: Element>(&'scope self, memory: &'env mut [T], from: u32, tag: Tag) -> Borrowed<'scope> {
-        self.start(Ok(in_place(Collective::Recv, exclusive(memory)).rooted(from).tagged(tag)))
-    }
-
-    /// An error stays with the communicator, which returns it from the next call.
-    fn wait_all(&self) {
-        for kind in lock(&self.started).drain(..) {
-            let _ = finish(&self.communicator.group, &kind);
-        }
     }
 }

@@ -86,6 +86,10 @@ pub enum Problem {
     OwnRank,
     /// The communicator has been finalized.
     Finalized,
+    /// This rank uses another accelerator already.
+    OtherAccelerator,
+    /// Device memory, where the call takes host memory only.
+    OnDevice,
 }
 
 impl fmt::Display for Problem {
@@ -107,6 +111,12 @@ impl fmt::Display for Problem {
             Self::TooLarge { count } => write!(f, "of {count} elements is larger than memory can be"),
             Self::OwnRank => write!(f, "is this rank itself; copy instead"),
             Self::Finalized => write!(f, "has been finalized; make a new one"),
+            Self::OtherAccelerator => {
+                write!(f, "is not the one this rank uses; a rank uses one accelerator")
+            }
+            Self::OnDevice => {
+                write!(f, "is device memory, which this call does not take; copy it with read and write")
+            }
         }
     }
 }
@@ -198,6 +208,19 @@ pub enum Error {
         /// The parent's rank.
         rank: u32,
     },
+    /// Device memory that the communicator used was taken away, and its contents are lost or did not come back.
+    #[error(
+        "segment {segment} of rank {rank}'s device memory was revoked in generation {generation} and its contents are lost; allocate new memory, \
+         fill it again, and repeat the operations on a new communicator"
+    )]
+    RegionRevoked {
+        /// The rank of the job whose memory it was.
+        rank: u32,
+        /// Its number there.
+        segment: u32,
+        /// The generation that ended.
+        generation: u32,
+    },
     /// The system refused something.
     #[error("{call} failed: {} ({hint})", std::io::Error::from_raw_os_error(*errno))]
     System {
@@ -257,6 +280,7 @@ impl Error {
             Self::Aborted { .. } => 5,
             Self::Forked { .. } => 6,
             Self::System { .. } => 7,
+            Self::RegionRevoked { .. } => 8,
         }
     }
 }

@@ -12,12 +12,13 @@ use windlass_transports::{Event, Token};
 
 use crate::bootstrap::protocol::{Failure, ToServer};
 use crate::engine::wait::Waiter;
-use crate::engine::{Pending, Status, Stream};
+use crate::engine::{Due, Status, Stream};
 use crate::error::{AbortReason, Error, Problem};
 use crate::fork;
 use crate::job::Job;
 use crate::metrics::Recorder;
 use crate::progress::Kick;
+use crate::request::RawRequest;
 use crate::transfer::Transfers;
 
 /// Passes over the stream between two looks at the clock, the lock and the processor's other users: about 2 µs, as each
@@ -51,12 +52,20 @@ pub(crate) struct Group {
     failed: AtomicBool,
     failure: OnceLock<Error>,
     closed: AtomicBool,
+    /// Every member has an accelerator, by which it can reach the others' device memory.
+    devices: AtomicBool,
     /// Asynchronous operations that have not ended: the progress thread looks after them.
     pub(crate) detached: AtomicUsize,
 }
 
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn settle(due: Option<Due>) {
+    if let Some(due) = due {
+        due.settle();
+    }
 }
 
 const TRANSFER_BIT: u64 = 1 << 51;
@@ -85,6 +94,7 @@ impl Group {
                 failed: AtomicBool::new(false),
                 failure: OnceLock::new(),
                 closed: AtomicBool::new(false),
+                devices: AtomicBool::new(false),
                 detached: AtomicUsize::new(0),
             }
         });
@@ -156,6 +166,16 @@ impl Group {
         if self.failed.load(Ordering::Relaxed) { self.failure().map_or(Ok(()), Err) } else { Ok(()) }
     }
 
+    /// Whether members lend each other device memory.
+    pub(crate) fn uses_devices(&self) -> bool {
+        self.devices.load(Ordering::Relaxed)
+    }
+
+    /// Every member has an accelerator now.
+    pub(crate) fn use_devices(&self) {
+        self.devices.store(true, Ordering::Relaxed);
+    }
+
     pub(crate) fn close(&self) {
         self.closed.store(true, Ordering::Release);
     }
@@ -166,11 +186,13 @@ impl Group {
     }
 
     /// Runs a call to its end, driving it from this thread.
-    pub(crate) fn run(&self, pending: Pending) -> Result<(), Error> {
-        self.usable(pending.call.collective.name())?;
+    #[inline]
+    pub(crate) fn run(&self, request: &RawRequest) -> Result<(), Error> {
         let mut stream = lock(&self.stream);
         self.still_usable()?;
-        let sequence = stream.post(pending);
+        // What is refused here is refused on every rank alike, or is this caller's mistake: nobody waits for it.
+        let pending = stream.admit(self, request, false)?;
+        let sequence = stream.enter(self, pending);
         self.drive_to(sequence, stream)
     }
 
@@ -187,6 +209,7 @@ impl Group {
         // While somebody waits here the progress thread leaves the communicator alone: two drivers on one lock, perhaps on one
         // core, would only be in each other's way.
         stream.waiters += 1;
+        let mut engine_works = false;
         loop {
             match self.spin(&mut stream, sequence, &mut waiter) {
                 Ok(true) => {
@@ -195,14 +218,17 @@ impl Group {
                     let left = stream.waiters == 0 && self.is_detached();
                     let due = stream.due(sequence + 1, false);
                     drop(stream);
-                    due.settle();
+                    settle(due);
                     waiter.over(&self.job);
                     if left {
                         self.job.kick_progress(Kick::Soon);
                     }
                     return Ok(());
                 }
-                Ok(false) => drop(stream),
+                Ok(false) => {
+                    engine_works = stream.engine_works();
+                    drop(stream);
+                }
                 Err(error) => {
                     drop(stream);
                     self.fail(error, true);
@@ -213,7 +239,7 @@ impl Group {
                 waiter.over(&self.job);
                 return Err(error);
             }
-            waiter.pause(self);
+            waiter.pause(self, engine_works);
             stream = lock(&self.stream);
         }
     }
@@ -238,13 +264,17 @@ impl Group {
 
     /// Takes the stream as far as it goes, unless somebody else does. Used by futures and by the progress thread.
     pub(crate) fn try_drive(&self) -> Status {
-        let Ok(mut stream) = self.stream.try_lock() else { return Status::Moved };
+        let Ok(stream) = self.stream.try_lock() else { return Status::Moved };
+        self.drive(stream)
+    }
+
+    fn drive(&self, mut stream: MutexGuard<'_, Stream>) -> Status {
         match stream.advance(self) {
             Ok(status) => {
                 stream.ring(self);
                 let due = stream.due(self.ended.load(Ordering::Relaxed), false);
                 drop(stream);
-                due.settle();
+                settle(due);
                 status
             }
             Err(error) => {
@@ -256,21 +286,21 @@ impl Group {
     }
 
     /// Gives a call its place in the order and begins it if nothing is before it. The progress thread sees to its end.
-    pub(crate) fn post(&self, pending: Pending) -> Result<u64, Error> {
-        self.usable(pending.call.collective.name())?;
+    pub(crate) fn post(&self, request: &RawRequest) -> Result<u64, Error> {
         self.job.start_progress()?;
-        let sequence = {
-            let mut stream = lock(&self.stream);
-            self.still_usable()?;
-            self.detached.fetch_add(1, Ordering::AcqRel);
-            stream.post(pending)
-        };
+        let mut stream = lock(&self.stream);
+        self.still_usable()?;
+        let pending = stream.admit(self, request, true)?;
+        self.detached.fetch_add(1, Ordering::AcqRel);
         // A small operation may end at once. A large one would keep the caller from what it wants to do meanwhile.
-        if pending.call.size_bytes(self.ranks) > INLINE_ISSUE_BYTES {
+        if pending.plan.series.bytes() > INLINE_ISSUE_BYTES {
+            let sequence = stream.post(pending);
+            drop(stream);
             self.job.kick_progress(Kick::Now);
             return Ok(sequence);
         }
-        self.try_drive();
+        let sequence = stream.enter(self, pending);
+        self.drive(stream);
         if self.ended.load(Ordering::Acquire) <= sequence {
             self.job.kick_progress(Kick::Soon);
         }
@@ -317,20 +347,21 @@ impl Group {
             }
             return;
         }
+        // Before anything that peers could take for another reason: memory that is taken back or freed.
+        if tell {
+            let failure = self.failure_for_peers(&error);
+            let message = ToServer::Failed { communicator: self.id, members: self.members.clone(), failure };
+            self.job.tell(&message);
+        }
         let mut stream = lock(&self.stream);
         stream.abandon(self);
         self.failed.store(true, Ordering::Release);
         let due = stream.due(u64::MAX, true);
         drop(stream);
         let (wakers, memory) = lock(&self.transfers).abandon(self);
-        due.settle();
+        settle(due);
         drop(memory);
         wakers.into_iter().for_each(std::task::Waker::wake);
-        if tell {
-            let failure = self.failure_for_peers(&error);
-            let message = ToServer::Failed { communicator: self.id, members: self.members.clone(), failure };
-            self.job.tell(&message);
-        }
         self.job.ring_self();
     }
 
@@ -347,6 +378,9 @@ impl Group {
             }
             Error::TimedOut { .. } => Failure::Aborted { by: me, reason: AbortReason::TimedOut },
             Error::Aborted { by, reason, .. } => Failure::Aborted { by: *by, reason: reason.clone() },
+            Error::RegionRevoked { rank, segment, generation } => {
+                Failure::RegionRevoked { region: (*rank, *segment), generation: *generation }
+            }
             Error::System { errno, .. } => Failure::Aborted { by: me, reason: AbortReason::System(*errno) },
             _ => Failure::Aborted { by: me, reason: AbortReason::Requested },
         }
@@ -357,6 +391,9 @@ impl Group {
         let error = match failure {
             Failure::PeerFailed { rank, cause } => lock(&self.stream).peer_failed(self, rank, cause),
             Failure::Aborted { by, reason } => Error::Aborted { communicator: self.id, by, reason },
+            Failure::RegionRevoked { region: (rank, segment), generation } => {
+                Error::RegionRevoked { rank, segment, generation }
+            }
             Failure::Mismatch { sequence, first, second } => {
                 let print =
                     |words: [u64; 2]| windlass_collectives::Fingerprint { what: words[0], count: words[1] };
@@ -385,7 +422,7 @@ impl Group {
             waited.reset(&self.job);
             return;
         }
-        let now = Instant::now();
+        let now = self.job.now();
         let (operation, sequence) = stream.doing();
         if waited.sequence != Some(sequence) {
             waited.reset(&self.job);
@@ -442,7 +479,7 @@ impl Group {
         let moved = self.job.deliver(self, &mut stream);
         let due = stream.due(self.ended.load(Ordering::Relaxed), false);
         drop(stream);
-        due.settle();
+        settle(due);
         moved
     }
 
@@ -480,5 +517,6 @@ impl Drop for Group {
             return;
         }
         self.job.retire(self.slot);
+        lock(&self.stream).close(self);
     }
 }

@@ -1,6 +1,8 @@
 //! A process's part in its job: what its communicators share.
 
 mod delivery;
+mod early;
+mod news;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -13,9 +15,11 @@ use windlass_transports::shm::{Board, Doorbell, Shape};
 use windlass_transports::{Message, Rank, Token, Transport};
 
 use crate::bootstrap::control::Control;
-use crate::bootstrap::protocol::{Failure, ToRank, ToServer};
+use crate::bootstrap::protocol::{Failure, RegionMessage, ToServer};
 use crate::bootstrap::{Identity, Server};
+use crate::clock::Clock;
 use crate::config::{Config, TransportChoice};
+use crate::device::Attached;
 use crate::error::{Error, JoinError, PeerCause};
 use crate::fork;
 use crate::group::{Group, lock};
@@ -26,6 +30,9 @@ use crate::registry::{self, Carriers};
 /// A peer's end is an error only after this long: see [`Job::dead_among`].
 const BELIEVED_AFTER: Duration = Duration::from_millis(40);
 
+/// A message to the rendezvous, with what is attached to it.
+pub(crate) type Told = (ToServer, Option<std::os::fd::OwnedFd>);
+
 /// What all communicators of a rank share.
 #[derive(Debug)]
 pub(crate) struct Job {
@@ -35,6 +42,9 @@ pub(crate) struct Job {
     /// Cores that the ranks of this host share.
     pub(crate) cores: u32,
     control: Option<Arc<Control>>,
+    clock: Clock,
+    /// In a simulation: what its rendezvous has not heard yet.
+    untold: Option<Mutex<Vec<Told>>>,
     /// The job's board: doorbell, metrics, and the flags of the world communicator.
     pub(crate) board: Option<Arc<Board>>,
     pub(crate) mapped: bool,
@@ -56,6 +66,10 @@ pub(crate) struct Job {
     /// Held when no launcher serves the job.
     server: Mutex<Option<Server>>,
     listener: OnceLock<std::thread::JoinHandle<()>>,
+    /// The accelerator whose memory operations may use.
+    pub(crate) attached: OnceLock<Arc<Attached>>,
+    /// What peers said of their device memory before this rank had an accelerator.
+    early_regions: Mutex<Vec<early::News>>,
 }
 
 impl Job {
@@ -97,7 +111,7 @@ impl Job {
 
     fn alone(config: Config) -> Result<Arc<Self>, JoinError> {
         let identity = Identity { rank: 0, ranks: 1, rendezvous: None, serves: false };
-        let carriers = Carriers { messages: None, mapped: true };
+        let carriers = Carriers { messages: None, mapped: true, clock: Clock::Machine };
         Self::assemble(&identity, config, 1, None, None, Pool::new(Box::new(|_| Ok(()))), carriers)
     }
 
@@ -106,11 +120,12 @@ impl Job {
         rank: u32,
         ranks: u32,
         config: Config,
+        board: Option<Arc<Board>>,
         carriers: Carriers,
     ) -> Result<Arc<Self>, JoinError> {
         let identity = Identity { rank, ranks, rendezvous: None, serves: false };
-        let job =
-            Self::assemble(&identity, config, ranks, None, None, Pool::new(Box::new(|_| Ok(()))), carriers)?;
+        let pool = Pool::new(Box::new(|_| Ok(())));
+        let job = Self::assemble(&identity, config, ranks, None, board, pool, carriers)?;
         job.progress.forbid();
         Ok(job)
     }
@@ -124,6 +139,7 @@ impl Job {
         pool: Pool,
         carriers: Carriers,
     ) -> Result<Arc<Self>, JoinError> {
+        let untold = matches!(carriers.clock, Clock::Simulated(..)).then(Mutex::default);
         let wake = match &carriers.messages {
             Some(messages) if messages.capabilities().has_descriptor => {
                 let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
@@ -137,6 +153,8 @@ impl Job {
             config,
             cores,
             control,
+            clock: carriers.clock,
+            untold,
             board,
             mapped: carriers.mapped,
             pool: Arc::new(pool),
@@ -153,6 +171,8 @@ impl Job {
             progress: Arc::default(),
             server: Mutex::new(None),
             listener: OnceLock::new(),
+            attached: OnceLock::new(),
+            early_regions: Mutex::default(),
         }))
     }
 
@@ -173,6 +193,50 @@ impl Job {
         if let Some(control) = &self.control {
             let _ = control.tell(message, None);
         }
+        if let Some(untold) = &self.untold {
+            lock(untold).push((message.clone(), None));
+        }
+    }
+
+    /// What a simulation's rendezvous is to hear.
+    pub(crate) fn take_untold(&self) -> Vec<Told> {
+        self.untold.as_ref().map_or_else(Vec::new, |untold| std::mem::take(&mut *lock(untold)))
+    }
+
+    /// Whether nothing moves by itself: there are no threads, and time is the simulation's.
+    pub(crate) const fn is_simulated(&self) -> bool {
+        self.untold.is_some()
+    }
+
+    /// What deadlines are measured by.
+    pub(crate) fn now(&self) -> Instant {
+        self.clock.now()
+    }
+
+    /// Tells a peer something about device memory.
+    pub(crate) fn tell_region(
+        &self,
+        to: u32,
+        message: RegionMessage,
+        descriptor: Option<std::os::fd::BorrowedFd<'_>>,
+    ) {
+        if let Some(control) = &self.control {
+            // Without a rendezvous the job has ended, and nobody waits for the answer.
+            let _ = control.tell(&ToServer::Region { to, message }, descriptor);
+        } else if let Some(untold) = &self.untold {
+            let descriptor = descriptor.and_then(|d| d.try_clone_to_owned().ok());
+            lock(untold).push((ToServer::Region { to, message }, descriptor));
+        }
+    }
+
+    /// Takes an accelerator into use, and what peers have said of theirs so far. False if another one is in use.
+    pub(crate) fn attach(&self, attached: Arc<Attached>) -> bool {
+        let mut early = lock(&self.early_regions);
+        let now = self.attached.get_or_init(|| Arc::clone(&attached));
+        for (from, message, descriptor) in early.drain(..) {
+            now.hear(from, message, descriptor);
+        }
+        Arc::ptr_eq(now, &attached)
     }
 
     pub(crate) fn share_board(
@@ -245,7 +309,7 @@ impl Job {
         let dead = lock(&self.dead);
         let found = |r: &u32| {
             dead.get(r)
-                .filter(|(_, since)| since.elapsed() >= BELIEVED_AFTER)
+                .filter(|(_, since)| self.now().duration_since(*since) >= BELIEVED_AFTER)
                 .map(|(cause, _)| (*r, cause.clone()))
         };
         ranks.iter().find_map(found)
@@ -387,98 +451,6 @@ impl Job {
         });
         result
     }
-
-    // ---- news ----------------------------------------------------------------------------------------------------------
-
-    fn listen(job: &Arc<Self>) -> Result<(), JoinError> {
-        let Some(control) = job.control.clone() else { return Ok(()) };
-        let weak = Arc::downgrade(job);
-        let thread =
-            std::thread::Builder::new().name("wl-control".into()).stack_size(256 << 10).spawn(move || {
-                let mut buffer = Vec::new();
-                loop {
-                    let heard = control.listen(&mut buffer);
-                    let Some(job) = weak.upgrade() else { return };
-                    match heard {
-                        Ok(Some((message, descriptor))) => job.hear(message, descriptor),
-                        // The news is lost, and with it perhaps memory that everybody would wait for.
-                        Err(errno) => job.fail_with(None, &Error::system("recvmsg", errno)),
-                        Ok(None) if control.is_of_rank_0() && job.rank != 0 => {
-                            return job.hear(ToRank::Lost { rank: 0, cause: PeerCause::Vanished }, None);
-                        }
-                        Ok(None) => return,
-                    }
-                }
-            });
-        let thread = thread.map_err(|e| JoinError::System {
-            call: "pthread_create",
-            errno: e.raw_os_error().unwrap_or(0),
-            hint: "raise the limit on processes and threads: ulimit -u",
-        })?;
-        let _ = job.listener.set(thread);
-        Ok(())
-    }
-
-    fn hear(&self, message: ToRank, descriptor: Option<std::os::fd::OwnedFd>) {
-        use std::os::fd::AsFd;
-        match (message, descriptor) {
-            (ToRank::Segment { rank, number }, Some(descriptor)) => match Mapping::open(descriptor.as_fd()) {
-                Ok(mapping) => {
-                    let mut peers = self.peers.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-                    let Some(segments) = peers.get_mut(rank as usize) else { return };
-                    if segments.len() <= number as usize {
-                        segments.resize(number as usize + 1, None);
-                    }
-                    segments[number as usize] = Some(Arc::new(mapping));
-                    drop(peers);
-                    self.ring_self();
-                }
-                Err(error) => self.fail_with(Some(rank), &Error::from(error)),
-            },
-            (ToRank::Board { communicator }, Some(descriptor)) => {
-                match Board::open(descriptor.as_fd()) {
-                    Ok(board) => drop(lock(&self.boards).insert(communicator, Arc::new(board))),
-                    Err(error) => self.fail_with(None, &Error::from(error)),
-                }
-                self.boards_changed.notify_all();
-            }
-            (ToRank::Failed { communicator, failure }, _) => {
-                let mut early = lock(&self.early);
-                let Some(group) = self.living_groups().into_iter().find(|g| g.id == communicator) else {
-                    early.insert(communicator, failure);
-                    return;
-                };
-                drop(early);
-                group.told(failure);
-            }
-            (ToRank::Lost { rank, cause }, _) => {
-                let mut dead = lock(&self.dead);
-                // That it vanished is what one sees without having been told: worth less than what one was told.
-                let place = dead.entry(rank).or_insert_with(|| (cause.clone(), Instant::now()));
-                if cause != PeerCause::Vanished {
-                    place.0 = cause;
-                }
-                self.dead_count.store(dead.len() as u32, Ordering::Release);
-                drop(dead);
-                self.ring_self();
-            }
-            _ => {}
-        }
-    }
-
-    /// Fails the communicators that have this member; all, with `None`.
-    fn fail_with(&self, member: Option<u32>, error: &Error) {
-        for group in self.living_groups() {
-            if member.is_none_or(|m| group.members.contains(&m)) {
-                group.fail(error.clone(), true);
-            }
-        }
-    }
-
-    /// Leaves the job: the peers hear that it was in order.
-    pub(crate) fn leave(&self) {
-        self.tell(&ToServer::Leave);
-    }
 }
 
 impl Drop for Job {
@@ -501,7 +473,7 @@ impl Drop for Job {
     }
 }
 
-fn board_shape(config: &Config, ranks: u32) -> Shape {
+pub(crate) fn board_shape(config: &Config, ranks: u32) -> Shape {
     let model = &config.model;
     Shape {
         ranks: u64::from(ranks),

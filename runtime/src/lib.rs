@@ -15,8 +15,10 @@
 //! Asynchronous calls own their memory and give it back: `let gradient = comm.all_reduce(gradient, ReduceOp::Sum).await?;`
 
 pub mod bootstrap;
+mod clock;
 mod communicator;
 mod config;
+mod device;
 mod engine;
 mod error;
 mod fault;
@@ -29,20 +31,26 @@ mod operation;
 mod progress;
 mod registry;
 mod request;
+#[doc(hidden)]
+pub mod scheduler;
+mod scope;
 mod simulation;
 mod transfer;
 mod world;
 
 pub use bootstrap::{Identity, Server};
-pub use communicator::{Blocking, Borrowed, Communicator, Scope, Tag, init};
+pub use communicator::{Blocking, Communicator, Tag, init};
 pub use config::{Config, ModelFile, Origin, TransportChoice};
+pub use device::{Device, DeviceBuffer, Movements};
 pub use error::{AbortReason, Error, Failed, JoinError, PeerCause, Problem, Refusal};
 pub use memory::{Buffer, Memory, MemoryMut, Span};
 pub use operation::Operation;
-pub use registry::SimulationOptions;
+pub use registry::{Fault, SimulationOptions, Traffic, Wire};
 pub use request::RawRequest;
-pub use simulation::Simulation;
+pub use scope::{Borrowed, Scope};
+pub use simulation::{Estimate, Experiment, ExperimentError, LowerBound, Simulation};
 pub use world::{threads, threads_with};
 
 pub use windlass_collectives::{Algorithm, Call, Choice, Collective, Fingerprint, Model, Topology};
-pub use windlass_kernels::{DataType, Element, ReduceOp, bf16, f16};
+pub use windlass_kernels::{Combine, DataType, Element, ReduceOp, bf16, f16};
+pub use windlass_memory::accelerator;

@@ -26,6 +26,11 @@ impl Span {
     pub fn new<T: Element>(address: *mut T, count: usize) -> Self {
         Self { address: address.cast(), count, data_type: T::DATA_TYPE }
     }
+
+    /// Where it begins, for a raw request. Of device memory this is a name and no address: whoever loads from it faults.
+    pub const fn address(&self) -> *mut u8 {
+        self.address
+    }
 }
 
 /// Memory that an asynchronous operation may own while it reads it.

@@ -78,6 +78,30 @@ impl std::fmt::Debug for Block {
     }
 }
 
+/// What a kind of operation is counted as.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Series {
+    collective: usize,
+    class: usize,
+    bytes: u64,
+    /// One in so many has its time taken: two looks at the clock would be a tenth of a small operation's time.
+    sample: u64,
+}
+
+impl Series {
+    pub(crate) fn of(call: &Call, ranks: u32) -> Self {
+        let bytes = call.size_bytes(ranks);
+        let collective = call.collective as usize % COLLECTIVES;
+        let sample = if bytes > SAMPLED_BYTES { 1 } else { SAMPLE };
+        Self { collective, class: class_of(bytes), bytes, sample }
+    }
+
+    /// The operation's size.
+    pub(crate) const fn bytes(&self) -> u64 {
+        self.bytes
+    }
+}
+
 impl Recorder {
     /// Counts into the `index`-th block of `rank` on the job's board, which outlives the recorder.
     pub(crate) fn new(board: Option<&Board>, rank: usize, index: usize) -> Self {
@@ -89,50 +113,47 @@ impl Recorder {
         Self { block, alone: index < BLOCKS - 1, tick: Tick::get() }
     }
 
-    /// A time stamp for [`record`](Self::record), when operation `sequence` is one whose time is taken: two looks at the clock
-    /// would be a tenth of a small operation's time.
+    /// A time stamp for [`record`](Self::record), when operation `sequence` is one whose time is taken.
     #[inline]
-    pub(crate) fn begin(&self, sequence: u64, bytes: u64) -> Option<u64> {
-        (bytes > SAMPLED_BYTES || sequence.is_multiple_of(SAMPLE)).then(|| self.tick.now())
+    pub(crate) fn begin(&self, sequence: u64, series: &Series) -> Option<u64> {
+        // Samples are powers of two.
+        (sequence & (series.sample - 1) == 0).then(|| self.tick.now())
     }
 
     /// An operation that began at `started` has ended.
     #[inline]
-    pub(crate) fn record(&self, call: &Call, started: Option<u64>, ranks: u32) {
-        let bytes = call.size_bytes(ranks);
-        let Some(cell) = self.cell(call, bytes) else { return };
+    pub(crate) fn record(&self, series: &Series, started: Option<u64>) {
+        let Some(cell) = self.cell(series) else { return };
         self.add(&cell.operations, 1);
-        self.add(&cell.bytes, bytes);
+        self.add(&cell.bytes, series.bytes);
         if let Some(started) = started {
             let elapsed = self.tick.nanoseconds(self.tick.now().wrapping_sub(started));
-            let weight = if bytes > SAMPLED_BYTES { 1 } else { SAMPLE };
-            self.add(&cell.nanoseconds, weight * elapsed);
-            self.add(&cell.buckets[bucket_of(elapsed)], weight);
+            self.add(&cell.nanoseconds, series.sample * elapsed);
+            self.add(&cell.buckets[bucket_of(elapsed)], series.sample);
         }
     }
 
     /// An operation that took `elapsed` nanoseconds has ended.
     pub(crate) fn record_elapsed(&self, call: &Call, elapsed: u64, ranks: u32) {
-        let bytes = call.size_bytes(ranks);
-        if let Some(cell) = self.cell(call, bytes) {
+        let series = Series::of(call, ranks);
+        if let Some(cell) = self.cell(&series) {
             self.add(&cell.operations, 1);
-            self.add(&cell.bytes, bytes);
+            self.add(&cell.bytes, series.bytes);
             self.add(&cell.nanoseconds, elapsed);
             self.add(&cell.buckets[bucket_of(elapsed)], 1);
         }
     }
 
-    pub(crate) fn record_error(&self, call: &Call, ranks: u32) {
-        if let Some(cell) = self.cell(call, call.size_bytes(ranks)) {
+    pub(crate) fn record_error(&self, series: &Series) {
+        if let Some(cell) = self.cell(series) {
             self.add(&cell.errors, 1);
         }
     }
 
-    fn cell(&self, call: &Call, bytes: u64) -> Option<&Cell> {
+    #[inline]
+    fn cell(&self, series: &Series) -> Option<&Cell> {
         // SAFETY: see `new`.
-        self.block.map(|block| unsafe {
-            &(*block.as_ptr()).cells[call.collective as usize % COLLECTIVES][class_of(bytes)]
-        })
+        self.block.map(|block| unsafe { &(*block.as_ptr()).cells[series.collective][series.class] })
     }
 
     #[inline]
@@ -381,11 +402,12 @@ mod tests {
             count: 256,
             root: 0,
         };
+        let series = Series::of(&call, 2);
         for (rank, index, times) in [(0, 0, 3), (0, 9, 1), (1, 1, 2)] {
             let recorder = Recorder::new(Some(&board), rank, index);
-            (0..times).for_each(|i| recorder.record(&call, recorder.begin(i, 1024), 2));
+            (0..times).for_each(|i| recorder.record(&series, recorder.begin(i, &series)));
         }
-        Recorder::new(Some(&board), 1, 0).record_error(&call, 2);
+        Recorder::new(Some(&board), 1, 0).record_error(&series);
         let text = render(&board);
         for line in [
             "windlass_rank_operations_total{collective=\"all_reduce\",size_class=\"4096\",rank=\"0\"} 4",

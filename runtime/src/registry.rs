@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use windlass_transports::Transport;
 use windlass_transports::shm::{Board, Lanes};
-use windlass_transports::sim;
 use windlass_transports::tcp::{self, Tcp};
 
+use crate::clock::Clock;
 use crate::config::{Config, TransportChoice};
 use crate::error::JoinError;
 
 pub(crate) use windlass_transports::sim::Network;
-pub use windlass_transports::sim::Options as SimulationOptions;
+pub use windlass_transports::sim::{Fault, Options as SimulationOptions, Traffic, Wire};
 
 /// A transport that waits for the peers' addresses.
 #[derive(Debug)]
@@ -27,11 +27,18 @@ pub(crate) struct Carriers {
     pub(crate) messages: Option<Box<dyn Transport>>,
     /// Whether the ranks reach each other's memory.
     pub(crate) mapped: bool,
+    /// What deadlines are measured by.
+    pub(crate) clock: Clock,
 }
 
 /// What carries a simulated job.
-pub(crate) fn simulated(endpoint: sim::Endpoint) -> Carriers {
-    Carriers { messages: Some(Box::new(endpoint)), mapped: false }
+pub(crate) fn simulated(network: &Network, rank: u32, clock: Clock) -> Carriers {
+    Carriers { messages: Some(Box::new(network.endpoint(rank))), mapped: false, clock }
+}
+
+/// What carries a simulated job whose ranks share a host: the board alone.
+pub(crate) fn simulated_host(clock: Clock) -> Carriers {
+    Carriers { messages: None, mapped: true, clock }
 }
 
 /// Opens what the configuration asks for. `job` names the job on the wire.
@@ -72,6 +79,7 @@ impl Unconnected {
             return Ok(Carriers {
                 messages: Some(Box::new(Lanes::new(rank, Arc::clone(board)))),
                 mapped: true,
+                clock: Clock::Machine,
             });
         };
         let mut addresses = Vec::new();
@@ -83,6 +91,6 @@ impl Unconnected {
             })?);
         }
         tcp.connect(addresses).map_err(refused)?;
-        Ok(Carriers { messages: Some(Box::new(tcp)), mapped: false })
+        Ok(Carriers { messages: Some(Box::new(tcp)), mapped: false, clock: Clock::Machine })
     }
 }

@@ -4,7 +4,6 @@ use windlass_collectives::{Call, Collective};
 use windlass_kernels::{DataType, ReduceOp};
 use windlass_transports::message::COLLECTIVE_TAG;
 
-use crate::engine::Pending;
 use crate::error::{Error, Problem};
 use crate::group::Group;
 use crate::operation::Kind;
@@ -60,8 +59,15 @@ impl RawRequest {
         })
     }
 
-    /// Checks everything a rank can check alone.
-    fn check(&self, group: &Group) -> Result<Call, Error> {
+    /// Two requests with the same key differ in their memory alone.
+    #[inline]
+    pub(crate) const fn key(&self) -> Key {
+        let what = self.collective as u64 | (self.data_type as u64) << 8 | (self.op as u64) << 16;
+        Key { what: what | (self.root as u64) << 24, count: self.count }
+    }
+
+    /// Checks everything a rank can check alone, but for the memory.
+    pub(crate) fn check(&self, group: &Group) -> Result<Checked, Error> {
         let operation = self.collective.name();
         let wrong = |argument, problem| Err(Error::InvalidArgument { operation, argument, problem });
         let too_large = Problem::TooLarge { count: self.count as u64 };
@@ -91,42 +97,57 @@ impl RawRequest {
                 );
             }
         }
-        // Kernels load and store unaligned; a misaligned address is refused because it is a mistake elsewhere.
-        let alignment = if size == 2 { 2 } else { size.min(8) };
-        for (argument, address, length) in
-            [("the input", self.input.addr(), input), ("the output", self.output.addr(), output)]
-        {
-            if length > 0 && (address == 0 || !address.is_multiple_of(alignment)) {
-                return wrong(argument, Problem::Misaligned { address, alignment });
-            }
-        }
-        if self.overlaps(group, input, output) {
-            return wrong("the input", Problem::Overlap);
-        }
-        Ok(Call {
+        // Only where blocks are meant does the product mean anything, and there `lengths` has bounded it.
+        let block = (self.count * size).wrapping_mul(group.rank as usize);
+        let in_place = match self.collective {
+            Collective::AllGather => block,
+            Collective::ReduceScatter => block.wrapping_neg(),
+            _ => 0,
+        };
+        let call = Call {
             collective: self.collective,
             data_type: self.data_type,
             op: if self.collective.reduces() { self.op } else { ReduceOp::Sum },
             count: self.count as u64,
             root: if self.collective.rooted() { self.root } else { 0 },
-        })
-    }
-
-    /// Whether input and output overlap otherwise than in place.
-    fn overlaps(&self, group: &Group, input: usize, output: usize) -> bool {
-        let (i, o) = (self.input.addr(), self.output.addr());
-        // Only where blocks are meant does the product mean anything, and there `lengths` has bounded it.
-        let block = (self.count * self.data_type.size_bytes()).wrapping_mul(group.rank as usize);
-        let in_place = match self.collective {
-            Collective::AllGather => i == o.wrapping_add(block),
-            Collective::ReduceScatter => o == i.wrapping_add(block),
-            _ => i == o,
         };
-        input > 0 && output > 0 && !in_place && i < o.wrapping_add(output) && o < i.wrapping_add(input)
+        // Kernels load and store unaligned; a misaligned address is refused because it is a mistake elsewhere.
+        let alignment = if size == 2 { 2 } else { size.min(8) };
+        Ok(Checked { call, input, output, alignment, in_place })
     }
 
-    fn pending(&self, call: Call, asynchronous: bool) -> Pending {
-        Pending { call, input: self.input.cast_mut(), output: self.output, asynchronous }
+    /// Checks where the memory lies.
+    #[inline]
+    pub(crate) fn check_memory(&self, checked: &Checked) -> Result<(), Error> {
+        let (i, o) = (self.input.addr(), self.output.addr());
+        let misplaced = |address: usize, bytes: usize| {
+            bytes > 0 && (address == 0 || address & (checked.alignment - 1) != 0)
+        };
+        let overlaps = || {
+            let in_place = i == o.wrapping_add(checked.in_place);
+            let (input, output) = (checked.input, checked.output);
+            input > 0 && output > 0 && !in_place && i < o.wrapping_add(output) && o < i.wrapping_add(input)
+        };
+        if misplaced(i, checked.input) || misplaced(o, checked.output) || overlaps() {
+            return Err(self.misplaced(checked));
+        }
+        Ok(())
+    }
+
+    #[cold]
+    fn misplaced(&self, checked: &Checked) -> Error {
+        let operation = self.collective.name();
+        let alignment = checked.alignment;
+        for (argument, address, bytes) in [
+            ("the input", self.input.addr(), checked.input),
+            ("the output", self.output.addr(), checked.output),
+        ] {
+            if bytes > 0 && (address == 0 || !address.is_multiple_of(alignment)) {
+                let problem = Problem::Misaligned { address, alignment };
+                return Error::InvalidArgument { operation, argument, problem };
+            }
+        }
+        Error::InvalidArgument { operation, argument: "the input", problem: Problem::Overlap }
     }
 
     fn transfer(&self, call: Call, asynchronous: bool) -> transfer::Request {
@@ -135,25 +156,66 @@ impl RawRequest {
     }
 }
 
+/// What tells requests apart but for their memory.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Key {
+    /// Collective, type, operator and root.
+    what: u64,
+    count: usize,
+}
+
+impl Key {
+    /// One of sixteen places in a table.
+    #[inline]
+    pub(crate) const fn place(self) -> usize {
+        let mixed = (self.what ^ (self.count as u64).rotate_left(23)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        (mixed >> 60) as usize
+    }
+}
+
+/// A request found right, but for its memory, and what that has to be like.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Checked {
+    pub(crate) call: Call,
+    /// Bytes of the operand.
+    pub(crate) input: usize,
+    /// Bytes of the result.
+    pub(crate) output: usize,
+    /// A power of two.
+    alignment: usize,
+    /// How far the operand lies behind the result in place; elsewhere they may not overlap.
+    in_place: usize,
+}
+
 impl Group {
     /// Starts a request.
     pub(crate) fn submit(&self, request: &RawRequest) -> Result<Kind, Error> {
         self.usable(request.collective.name())?;
-        let call = request.check(self)?;
-        if call.collective.is_point_to_point() {
-            return self.start_transfer(request.transfer(call, true)).map(Kind::Transfer);
+        if request.collective.is_point_to_point() {
+            return self.start_transfer(self.transfer_of(request, true)?).map(Kind::Transfer);
         }
-        self.post(request.pending(call, true)).map(Kind::Collective)
+        self.post(request).map(Kind::Collective)
     }
 
     /// Runs a request to its end.
+    #[inline]
     pub(crate) fn perform(&self, request: &RawRequest) -> Result<(), Error> {
         self.usable(request.collective.name())?;
-        let call = request.check(self)?;
-        if call.collective.is_point_to_point() {
-            let ticket = self.start_transfer(request.transfer(call, false))?;
+        if request.collective.is_point_to_point() {
+            let ticket = self.start_transfer(self.transfer_of(request, false)?)?;
             return self.finish_transfer(ticket);
         }
-        self.run(request.pending(call, false))
+        self.run(request)
+    }
+
+    fn transfer_of(&self, request: &RawRequest, asynchronous: bool) -> Result<transfer::Request, Error> {
+        let checked = request.check(self)?;
+        request.check_memory(&checked)?;
+        if crate::device::address::decode(request.output).is_some() {
+            let operation = request.collective.name();
+            let problem = Problem::OnDevice;
+            return Err(Error::InvalidArgument { operation, argument: "the buffer", problem });
+        }
+        Ok(request.transfer(checked.call, asynchronous))
     }
 }

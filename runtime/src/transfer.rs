@@ -117,7 +117,7 @@ impl Transfers {
             keep: None,
             detached: false,
             waited: false,
-            since: Instant::now(),
+            since: group.job.now(),
             reported: false,
         };
         if index == self.table.len() {
@@ -172,7 +172,7 @@ impl Transfers {
         }
         let ended = Ended {
             call: transfer.request.call,
-            elapsed: transfer.since.elapsed(),
+            elapsed: group.job.now().duration_since(transfer.since),
             waker: transfer.waker.take(),
             memory: transfer.keep.take(),
         };
@@ -240,8 +240,9 @@ impl Transfers {
     /// The transfer that is late, in words and numbers, if one is.
     fn late(&mut self, group: &Group) -> Option<Error> {
         let config = &group.job.config;
+        let now = group.job.now();
         for transfer in self.table.iter_mut().flatten().filter(|t| !t.done) {
-            let after = transfer.since.elapsed();
+            let after = now.duration_since(transfer.since);
             let peer = group.members[transfer.request.peer as usize];
             let (operation, sequence) = (transfer.request.call.collective.name(), transfer.sequence);
             if after >= STALL_AFTER
@@ -331,7 +332,7 @@ impl Group {
             if self.drive_transfers() {
                 waiter.moved(&self.job);
             } else {
-                waiter.pause(self);
+                waiter.pause(self, false);
             }
         }
     }

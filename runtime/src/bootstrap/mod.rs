@@ -19,4 +19,7 @@ pub mod server;
 pub(crate) mod socket;
 
 pub use environment::Identity;
+#[cfg(fuzzing)]
+#[doc(hidden)]
+pub use protocol::RECODE;
 pub use server::Server;

@@ -3,7 +3,7 @@
 //! One thread polls all connections. What a rank sends is relayed or compared; nothing waits for one rank while others have
 //! something to say, except that a rank that does not read for a long time is dropped.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fmt;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -14,7 +14,7 @@ use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use rustix::io::Errno;
 use windlass_transports::shm::Board;
 
-use super::protocol::{Failure, ToRank, ToServer, VERSION};
+use super::protocol::{Failure, RegionMessage, RegionNews, ToRank, ToServer, VERSION};
 use super::socket;
 use crate::error::{JoinError, PeerCause, Refusal};
 use crate::metrics;
@@ -142,6 +142,46 @@ struct Connection {
     pid: i32,
     rank: Option<u32>,
     left: bool,
+    /// What it has no room for now: a rank that does not read must not stop the others.
+    outbox: VecDeque<(ToRank, Option<OwnedFd>)>,
+}
+
+impl Connection {
+    /// Tells it now, or when it reads.
+    fn tell(&mut self, message: &ToRank, descriptor: Option<&OwnedFd>) {
+        // A rank that cannot be told is gone; its connection says so by itself.
+        if self.outbox.is_empty()
+            && socket::offer(self.socket.as_fd(), message, descriptor.map(AsFd::as_fd)) != Err(Errno::AGAIN)
+        {
+            return;
+        }
+        // Descriptors do not pile up: what is withdrawn before it is heard of will not be mapped.
+        if let ToRank::Region {
+            from,
+            message: RegionMessage { segment, news: RegionNews::Withdraw { .. }, .. },
+        } = message
+        {
+            for (earlier, kept) in &mut self.outbox {
+                if matches!(earlier, ToRank::Region { from: f, message: m } if f == from && m.segment == *segment)
+                {
+                    *kept = None;
+                }
+            }
+        }
+        let descriptor = descriptor.and_then(|descriptor| descriptor.try_clone().ok());
+        self.outbox.push_back((message.clone(), descriptor));
+    }
+
+    /// Tells what there is room for by now.
+    fn flush(&mut self) {
+        while let Some((message, descriptor)) = self.outbox.front() {
+            let descriptor = descriptor.as_ref().map(AsFd::as_fd);
+            if socket::offer(self.socket.as_fd(), message, descriptor) == Err(Errno::AGAIN) {
+                return;
+            }
+            self.outbox.pop_front();
+        }
+    }
 }
 
 struct State {
@@ -186,16 +226,19 @@ impl State {
     fn run(mut self) {
         let mut buffer = Vec::new();
         loop {
+            self.connections.iter_mut().for_each(Connection::flush);
             let (mut ready, mut ended): (Vec<usize>, Vec<i32>) = (Vec::new(), Vec::new());
             {
                 let mut polled = vec![
                     PollFd::from_borrowed_fd(self.shared.wake.as_fd(), PollFlags::IN),
                     PollFd::from_borrowed_fd(self.listener.as_fd(), PollFlags::IN),
                 ];
-                let sockets = self
-                    .connections
-                    .iter()
-                    .map(|c| PollFd::from_borrowed_fd(c.socket.as_fd(), PollFlags::IN));
+                let wanted = |c: &Connection| match c.outbox.is_empty() {
+                    true => PollFlags::IN,
+                    false => PollFlags::IN | PollFlags::OUT,
+                };
+                let sockets =
+                    self.connections.iter().map(|c| PollFd::from_borrowed_fd(c.socket.as_fd(), wanted(c)));
                 polled.extend(sockets);
                 let heard = polled.len();
                 let processes: Vec<_> = self.connections.iter().filter(|c| c.process.is_some()).collect();
@@ -209,7 +252,9 @@ impl State {
                     return;
                 }
                 let stirs = |p: &PollFd<'_>| !p.revents().is_empty();
-                ready.extend(polled[..heard].iter().enumerate().filter(|(_, p)| stirs(p)).map(|(i, _)| i));
+                // That there is room again is seen to at the begin of the next round.
+                let says = |p: &PollFd<'_>| p.revents().intersects(!PollFlags::OUT);
+                ready.extend(polled[..heard].iter().enumerate().filter(|(_, p)| says(p)).map(|(i, _)| i));
                 let dead = processes.iter().zip(&polled[heard..]).filter(|(_, p)| stirs(p));
                 ended.extend(dead.map(|(c, _)| c.pid));
             }
@@ -270,7 +315,14 @@ impl State {
         let process = rustix::process::Pid::from_raw(pid).filter(|p| *p != rustix::process::getpid());
         let process =
             process.and_then(|p| rustix::process::pidfd_open(p, rustix::process::PidfdFlags::empty()).ok());
-        self.connections.push(Connection { socket, process, pid, rank: None, left: false });
+        self.connections.push(Connection {
+            socket,
+            process,
+            pid,
+            rank: None,
+            left: false,
+            outbox: VecDeque::new(),
+        });
     }
 
     fn hear(&mut self, index: usize, buffer: &mut Vec<u8>) {
@@ -341,6 +393,9 @@ impl State {
                     &ToRank::Failed { communicator, failure },
                     None,
                 );
+            }
+            (Some(rank), ToServer::Region { to, message }) => {
+                self.tell(|r| r == to, &ToRank::Region { from: rank, message }, descriptor.as_ref());
             }
             (Some(rank), ToServer::Leave) => {
                 self.connections[index].left = true;
@@ -419,7 +474,7 @@ impl State {
     }
 
     /// Tells those who wait who has not joined.
-    fn tell_missing(&self, to: impl Fn(u32) -> bool) {
+    fn tell_missing(&mut self, to: impl Fn(u32) -> bool) {
         if self.welcomed {
             return;
         }
@@ -457,11 +512,10 @@ impl State {
         true
     }
 
-    fn tell(&self, to: impl Fn(u32) -> bool, message: &ToRank, descriptor: Option<&OwnedFd>) {
-        for connection in &self.connections {
+    fn tell(&mut self, to: impl Fn(u32) -> bool, message: &ToRank, descriptor: Option<&OwnedFd>) {
+        for connection in &mut self.connections {
             if connection.rank.is_some_and(&to) && !connection.left {
-                // A rank that cannot be told is gone; its connection says so by itself.
-                let _ = socket::send(connection.socket.as_fd(), message, descriptor.map(AsFd::as_fd));
+                connection.tell(message, descriptor);
             }
         }
     }

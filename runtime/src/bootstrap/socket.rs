@@ -59,6 +59,24 @@ pub(crate) fn send<M: Serialize>(
     message: &M,
     descriptor: Option<BorrowedFd<'_>>,
 ) -> Result<(), Errno> {
+    send_with(socket, message, descriptor, SendFlags::NOSIGNAL)
+}
+
+/// The same, but [`Errno::AGAIN`] while the peer's buffer is full.
+pub(super) fn offer<M: Serialize>(
+    socket: BorrowedFd<'_>,
+    message: &M,
+    descriptor: Option<BorrowedFd<'_>>,
+) -> Result<(), Errno> {
+    send_with(socket, message, descriptor, SendFlags::NOSIGNAL | SendFlags::DONTWAIT)
+}
+
+fn send_with<M: Serialize>(
+    socket: BorrowedFd<'_>,
+    message: &M,
+    descriptor: Option<BorrowedFd<'_>>,
+    flags: SendFlags,
+) -> Result<(), Errno> {
     let bytes = postcard::to_stdvec(message).map_err(|_| Errno::INVAL)?;
     if bytes.len() > MAX_BYTES {
         return Err(Errno::MSGSIZE);
@@ -70,7 +88,7 @@ pub(crate) fn send<M: Serialize>(
         ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
     }
     loop {
-        match sendmsg(socket, &[IoSlice::new(&bytes)], &mut ancillary, SendFlags::NOSIGNAL) {
+        match sendmsg(socket, &[IoSlice::new(&bytes)], &mut ancillary, flags) {
             Ok(_) => return Ok(()),
             Err(Errno::INTR) => {}
             Err(e) => return Err(e),

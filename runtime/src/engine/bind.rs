@@ -9,10 +9,32 @@ use crate::group::Group;
 use super::{Active, Stream};
 
 impl Stream {
-    /// Executes a Copy, Reduce or Gather for the task's chunks.
-    pub(crate) fn combine(&mut self, group: &Group, task: &Task) {
+    /// Executes a Copy, Reduce or Gather for the task's chunks. False when an accelerator has yet to do it.
+    pub(crate) fn combine(&mut self, group: &Group, task: &Task) -> bool {
         if fault::skips_combine() {
-            return;
+            return true;
+        }
+        if self.devices {
+            return self.combine_by_engine(group, task);
+        }
+        self.combine_here(group, task);
+        true
+    }
+
+    /// On device memory a task is one piece of one block, which its rank reduces.
+    fn combine_by_engine(&mut self, group: &Group, task: &Task) -> bool {
+        self.flights.task = (task.step, task.first, task.end);
+        let before = self.flights.count();
+        self.combine_here(group, task);
+        self.flights.count() == before
+    }
+
+    fn combine_here(&mut self, group: &Group, task: &Task) {
+        if let Some(active) = &self.active
+            && !(active.staged || self.devices)
+            && let Some(&Some(run)) = active.plan.bound.get(task.step as usize)
+        {
+            return self.combine_bound(group, &task.action, &run);
         }
         match task.action {
             Action::Copy { whose, from, to } => self.copy(group, whose, from, to, task.first, task.end),
@@ -20,6 +42,25 @@ impl Stream {
                 self.reduce(group, inputs, outputs, last, task.first, task.end);
             }
             Action::Gather { from } => self.gather(group, from, task.first, task.end),
+            _ => {}
+        }
+    }
+
+    /// A Combine of which all but the addresses was worked out before.
+    #[inline]
+    fn combine_bound(&mut self, group: &Group, action: &Action, run: &Run) {
+        match *action {
+            Action::Copy { whose, from, to } => {
+                let source = match whose {
+                    Some(q) => self.of_peer(group, q, from.role).0,
+                    None => self.own(group, from.role),
+                };
+                let target = self.own(group, to.role).wrapping_add(run.offset);
+                self.copy_bytes(source.wrapping_add(run.offset), target, run.bytes);
+            }
+            Action::Reduce { inputs, outputs, .. } => {
+                self.fold(group, inputs, outputs, run.divisor, run.bytes, |_| run.offset);
+            }
             _ => {}
         }
     }
@@ -60,7 +101,10 @@ impl Stream {
             return (std::ptr::null_mut(), role);
         };
         let lent = &self.lent[q as usize];
-        debug_assert!(lent.known, "a peer's memory is touched after its arrival only");
+        debug_assert!(
+            q == group.rank || lent.known == active.sequence + 1,
+            "a peer's memory is touched after its arrival only"
+        );
         match role {
             Role::Slot => (slot(board, q, active), role),
             _ if lent.staged => (board.stage(q as usize).as_ptr(), Role::Stage),
@@ -173,55 +217,64 @@ impl Stream {
     ) {
         // The same offset in every memory of the same shape: worked out once, not for each operand.
         let user = piece(Role::Input);
-        let at = |origin: *mut u8, role| match role {
-            Role::Input | Role::Output | Role::Slot => origin.wrapping_add(user.offset as usize),
-            _ => origin.wrapping_add(piece(role).offset as usize),
-        };
+        self.fold(group, inputs, outputs, divisor, user.bytes as usize, |role| {
+            if is_whole(role) { user.offset as usize } else { piece(role).offset as usize }
+        });
+    }
+
+    /// Calls the kernel over `bytes` bytes of every operand, which begin at `at(role)` behind block 0 of its memory.
+    #[inline(always)]
+    fn fold(
+        &mut self,
+        group: &Group,
+        inputs: Operands,
+        outputs: Operands,
+        divisor: u64,
+        bytes: usize,
+        at: impl Fn(Role) -> usize,
+    ) {
         let input_count = match inputs {
             Operands::Mine(span) => {
-                self.inputs[0] = at(self.own(group, span.role), span.role);
+                self.inputs[0] = self.own(group, span.role).wrapping_add(at(span.role));
                 1
             }
             Operands::Pair(a, b) => {
-                self.inputs[0] = at(self.own(group, a.role), a.role);
-                self.inputs[1] = at(self.own(group, b.role), b.role);
+                self.inputs[0] = self.own(group, a.role).wrapping_add(at(a.role));
+                self.inputs[1] = self.own(group, b.role).wrapping_add(at(b.role));
                 2
             }
             Operands::All(span) => {
+                for q in 0..group.ranks {
+                    let (origin, role) = self.of_peer(group, q, span.role);
+                    self.inputs[q as usize] = origin.wrapping_add(at(role));
+                }
                 // One's own operand comes from the caller's memory: what was just stored to a slot is still on its way
                 // to the cache, and reading it would wait for that.
-                for q in 0..group.ranks {
-                    let (origin, role) = if q == group.rank {
-                        (self.own(group, Role::Input), Role::Input)
-                    } else {
-                        self.of_peer(group, q, span.role)
-                    };
-                    self.inputs[q as usize] = at(origin, role);
-                }
+                self.inputs[group.rank as usize] = self.own(group, Role::Input).wrapping_add(at(Role::Input));
                 group.ranks as usize
             }
         };
         let output_count = match outputs {
             Operands::All(span) => {
                 for q in 0..group.ranks {
-                    let (origin, role) = if q == group.rank {
-                        (self.own(group, span.role), span.role)
-                    } else {
-                        self.of_peer(group, q, span.role)
-                    };
-                    self.outputs[q as usize] = at(origin, role);
+                    let (origin, role) = self.of_peer(group, q, span.role);
+                    self.outputs[q as usize] = origin.wrapping_add(at(role));
                 }
+                self.outputs[group.rank as usize] = self.own(group, span.role).wrapping_add(at(span.role));
                 group.ranks as usize
             }
             Operands::Mine(span) | Operands::Pair(span, _) => {
-                self.outputs[0] = at(self.own(group, span.role), span.role);
+                self.outputs[0] = self.own(group, span.role).wrapping_add(at(span.role));
                 1
             }
         };
-        let Some(active) = self.active() else { return };
-        let count = user.bytes as usize / active.plan.call.data_type.size_bytes();
+        let Some(active) = &self.active else { return };
+        let count = bytes >> active.plan.element_shift;
         if count == 0 {
             return;
+        }
+        if self.devices {
+            return self.launch(group, (input_count, output_count), bytes, divisor);
         }
         let store = if active.plan.streaming && !active.staged { Store::Streaming } else { Store::Cached };
         // SAFETY: every range lies in memory that the operation owns, borrows or was lent, by the layout's bounds; an output
@@ -231,6 +284,55 @@ impl Stream {
             active.plan.reduce.run(inputs, outputs, count, divisor, store);
         }
     }
+}
+
+/// What of a Combine over a single piece can be worked out before the memory is known.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Run {
+    /// From block 0 of every operand, in bytes.
+    offset: usize,
+    bytes: usize,
+    divisor: u64,
+}
+
+impl Run {
+    /// Of `action` in a schedule whose steps are all of one chunk; `None` when it is no Combine, or one over several pieces.
+    pub(crate) fn of(action: &Action, geometry: &Geometry, ranks: u32) -> Option<Self> {
+        let (sources, targets, divisor) = match *action {
+            Action::Copy { from, to, .. } => ([from; 2], [to; 2], 1),
+            Action::Reduce { inputs, outputs, last } => {
+                (spans_of(inputs), spans_of(outputs), if last { u64::from(ranks) } else { 1 })
+            }
+            _ => return None,
+        };
+        let piece = |span: Span| match span.blocks {
+            _ if !is_whole(span.role) => None,
+            Blocks::Range { first, end } => Some(geometry.range_piece(span.role, first, end, 0)),
+            Blocks::One(block) => Some(geometry.block_piece(span.role, block, 0, 1)),
+            Blocks::Each if geometry.layout.blocks() == 1 => Some(geometry.block_piece(span.role, 0, 0, 1)),
+            Blocks::Each | Blocks::Others(_) => None,
+        };
+        let first = piece(sources[0])?;
+        for span in [sources[1], targets[0], targets[1]] {
+            let other = piece(span)?;
+            if (other.offset, other.bytes) != (first.offset, first.bytes) {
+                return None;
+            }
+        }
+        Some(Self { offset: first.offset as usize, bytes: first.bytes as usize, divisor })
+    }
+}
+
+const fn spans_of(operands: Operands) -> [Span; 2] {
+    match operands {
+        Operands::Mine(span) | Operands::All(span) => [span; 2],
+        Operands::Pair(a, b) => [a, b],
+    }
+}
+
+/// Whether a role's memory holds the whole vector, and no ring or part of it.
+const fn is_whole(role: Role) -> bool {
+    matches!(role, Role::Input | Role::Output | Role::Slot)
 }
 
 /// The slot of `rank`: the arrival line's own bytes when the message fits there.

@@ -2,18 +2,23 @@
 
 use std::sync::Arc;
 
-use windlass_collectives::{Action, Algorithm, Collective, Fingerprint, Peers, Phase, Task};
+use windlass_collectives::{Action, Algorithm, Collective, Fingerprint, Peers, Phase};
 use windlass_memory::{Location, Mapping};
 use windlass_transports::shm::Lend;
 
+use crate::device::address;
 use crate::error::Error;
 use crate::group::Group;
+use crate::scheduler::RegionName;
 
 use super::plan::Plan;
-use super::{Lent, NOTHING, OpenWait, Pending, Stream};
+use super::{Active, Lent, NOTHING, OpenWait, Stream};
 
 /// How often a line is looked at before anything else is.
 const GLANCES: u32 = 20;
+
+/// Marks the number of a segment of device memory.
+const ON_DEVICE: u32 = 1 << 31;
 
 const ARRIVE: Action = Action::Signal { phase: Phase::Arrival };
 
@@ -22,21 +27,22 @@ impl Stream {
     pub(super) fn lends(
         &mut self,
         group: &Group,
-        pending: &Pending,
         plan: &Plan,
-        first_in: usize,
-        first_out: usize,
+        input: *mut u8,
+        output: *mut u8,
     ) -> (Lend, Lend) {
         if plan.choice.algorithm != Algorithm::Direct || group.ranks == 1 {
             return (Lend::Nothing, Lend::Nothing);
         }
-        let call = &pending.call;
+        let call = &plan.call;
+        let (first_in, first_out) = plan.first_blocks;
+        let (at_input, at_output) = (input, output);
         let (lends_input, lends_output) = match call.collective {
             Collective::AllReduce => (true, true),
             Collective::Broadcast => (call.root == group.rank, false),
             _ => (true, false),
         };
-        let (bytes_in, _) = plan.bytes;
+        let bytes_in = plan.checked.input;
         let mut lend = |address: *mut u8, bytes: usize, first: usize, lends: bool| {
             if !lends {
                 return Lend::Nothing;
@@ -49,11 +55,11 @@ impl Stream {
                 None => Lend::Stage,
             }
         };
-        let input = lend(pending.input, bytes_in, first_in, lends_input);
-        let output = if lends_output && pending.output == pending.input && input != Lend::Stage {
+        let input = lend(at_input, bytes_in, first_in, lends_input);
+        let output = if lends_output && at_output == at_input && input != Lend::Stage {
             input
         } else {
-            lend(pending.output, bytes_in, first_out, lends_output)
+            lend(at_output, bytes_in, first_out, lends_output)
         };
         // One stage serves both directions.
         if input == Lend::Stage || output == Lend::Stage {
@@ -64,6 +70,14 @@ impl Stream {
     }
 
     fn locate(&mut self, group: &Group, address: *mut u8, bytes: usize) -> Option<Location> {
+        if self.devices
+            && let Some((slot, offset)) = address::decode(address)
+        {
+            let regions = group.job.attached.get()?.regions();
+            let segment = regions.segment(slot);
+            let generation = regions.generation(segment)?;
+            return Some(Location { segment: segment | ON_DEVICE, generation, offset });
+        }
         if let Some(segment) = &self.recent {
             let offset = address.addr().wrapping_sub(segment.mapping().base().as_ptr().addr());
             let inside = offset <= segment.mapping().len() && bytes <= segment.mapping().len() - offset;
@@ -76,21 +90,21 @@ impl Stream {
         Some(location)
     }
 
-    pub(super) fn signal(&mut self, group: &Group, phase: Phase, task: &Task) {
+    pub(super) fn signal(&mut self, group: &Group, phase: Phase, first: u32, end: u32) {
         let (Some(board), Some(active)) = (&group.board, &self.active) else { return };
         let me = group.rank as usize;
         match phase {
             Phase::Arrival => {
                 let line = board.arrival(me, active.sequence);
-                if task.first == 0 {
+                if first == 0 {
                     line.describe([active.fingerprint.what, active.fingerprint.count]);
                     if active.plan.choice.algorithm == Algorithm::Direct {
                         line.lend(active.lends.0, active.lends.1);
                     }
                 }
-                line.raise(active.sequence, task.end);
+                line.raise(active.sequence, end);
             }
-            Phase::Done => board.done(me).raise(active.sequence, task.end),
+            Phase::Done => board.done(me).raise(active.sequence, end),
         }
         self.unrung = true;
     }
@@ -134,7 +148,9 @@ impl Stream {
         };
         let arrives = slot == Phase::Arrival as usize;
         let (arrival, done) = (board.arrival(q, active.sequence), board.done(q));
+        let inline = if active.plan.inline { active.plan.checked.input } else { 0 };
         for _ in 0..GLANCES {
+            arrival.fetch(inline);
             let reached = if arrives {
                 arrival.ready(active.sequence)
             } else {
@@ -154,7 +170,7 @@ impl Stream {
             return Ok(board.done(q as usize).reached(active.sequence, wait.total));
         }
         let ready = board.arrival(q as usize, active.sequence).ready(active.sequence);
-        if ready == 0 || self.lent[q as usize].known {
+        if ready == 0 || self.lent[q as usize].known == active.sequence + 1 {
             return Ok(ready);
         }
         Ok(if self.meet(group, q)? { ready } else { 0 })
@@ -175,11 +191,13 @@ impl Stream {
                 rank: group.members[q as usize],
             });
         }
-        let mut lent = Lent { known: true, ..NOTHING };
+        let mut lent = Lent { known: active.sequence + 1, ..NOTHING };
         if active.plan.choice.algorithm == Algorithm::Direct {
             let (input, output) = line.lent();
             let bounds = active.plan.lent_bounds(q, group.rank);
-            for (lend, address) in [(input, &mut lent.input), (output, &mut lent.output)] {
+            for (slot, (lend, address)) in
+                [(input, &mut lent.input), (output, &mut lent.output)].into_iter().enumerate()
+            {
                 let location = match lend {
                     Lend::Region(location) => location,
                     Lend::Nothing => continue,
@@ -189,6 +207,18 @@ impl Stream {
                         continue;
                     }
                 };
+                if location.segment & ON_DEVICE != 0 {
+                    // Where it lies at present is the affair of whoever touches it. That it is known at all is waited for here.
+                    let segment = location.segment & !ON_DEVICE;
+                    let name = RegionName { owner: group.members[q as usize], segment };
+                    if !group.job.attached.get().is_some_and(|a| a.regions().knows(name)) {
+                        return Ok(false);
+                    }
+                    self.devices = true;
+                    lent.segments[slot] = (segment, location.generation);
+                    *address = address::encode(slot as u32, 0).wrapping_add(location.offset as usize);
+                    continue;
+                }
                 let mapping = match known_segment(&self.met[q as usize], location.segment) {
                     Some(mapping) => mapping,
                     None => {
@@ -243,6 +273,19 @@ impl Stream {
     }
 }
 
+/// An operation that device memory was lent to has failed: no peer's engine touches that for it any more.
+pub(super) fn take_back(group: &Group, active: &Active) {
+    let Some(attached) = group.job.attached.get() else { return };
+    let segment = |lend: Lend| match lend {
+        Lend::Region(location) if location.segment & ON_DEVICE != 0 => Some(location.segment & !ON_DEVICE),
+        _ => None,
+    };
+    let (input, output) = (segment(active.lends.0), segment(active.lends.1));
+    for segment in input.into_iter().chain(output.filter(|_| output != input)) {
+        attached.regions().silence(segment);
+    }
+}
+
 fn known_segment(met: &[Option<Arc<Mapping>>], segment: u32) -> Option<&Arc<Mapping>> {
     met.get(segment as usize)?.as_ref()
 }
@@ -257,20 +300,18 @@ fn remember(met: &mut Vec<Option<Arc<Mapping>>>, segment: u32, mapping: Arc<Mapp
 
 #[cfg(test)]
 mod tests {
-    use windlass_collectives::Call;
-    use windlass_kernels::{DataType, ReduceOp};
+    use windlass_kernels::DataType;
 
     use super::*;
+    use crate::request::RawRequest;
 
     #[test]
     fn registered_memory_is_lent_itself_and_heap_memory_by_the_stage() {
         let lends = |group: &Group, address: *mut u8, output: *mut u8, collective| {
-            let call =
-                Call { collective, data_type: DataType::F32, op: ReduceOp::Sum, count: 100_000, root: 0 };
-            let pending = Pending { call, input: address, output, asynchronous: false };
+            let request = RawRequest::new(collective, DataType::F32, 100_000);
             group.with_stream(|stream| {
-                let plan = stream.plans.make(group, &call).unwrap();
-                stream.lends(group, &pending, &plan, plan.first_blocks.0, plan.first_blocks.1)
+                let plan = stream.plans.of(group, &request).unwrap();
+                stream.lends(group, &plan, address, output)
             })
         };
         crate::threads_with(2, &crate::Config::default(), |comm| {

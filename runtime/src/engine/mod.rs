@@ -8,7 +8,10 @@
 //! |---|---|
 //! | [`flags`] | what ranks tell each other through lines: arrival, memory lent, done |
 //! | [`bind`] | a step's spans to addresses, and the Combine over them |
+//! | [`flight`] | a Combine by an accelerator's engine, over memory that moves |
+//! | [`shadow`] | host memory that stands in for device memory |
 //! | [`plan`] | a call to its schedule, geometry and kernels, remembered |
+//! | [`due`] | whom to wake and what to drop once the lock is released |
 //! | [`report`] | what an operation waits for, in words and ranks |
 //! | [`wait`] | how to wait when nothing can advance: spin, yield, park |
 //!
@@ -17,9 +20,12 @@
 //! for its arrival and the signal that one is done, as the schedule orders it; the proof in `collectives` shows that this suffices.
 
 pub(crate) mod bind;
+mod due;
 mod flags;
+mod flight;
 pub(crate) mod plan;
 mod report;
+mod shadow;
 pub(crate) mod wait;
 
 use std::any::Any;
@@ -31,22 +37,26 @@ use std::task::Waker;
 use std::time::Instant;
 
 use windlass_collectives::{
-    Action, Algorithm, Call, Execution, Fingerprint, History, Peers, Role, Schedule, Task,
+    Action, Algorithm, Call, Collective, Execution, Fingerprint, History, Peers, Role, Schedule, Task,
 };
 use windlass_memory::{Mapping, Segment};
 use windlass_transports::message::COLLECTIVE_TAG;
 use windlass_transports::shm::{Lend, WAYS};
 use windlass_transports::{Message, MessageId, Token};
 
+use crate::device::address;
 use crate::error::Error;
 use crate::group::Group;
 use crate::metrics::Recorder;
+use crate::request::RawRequest;
+pub(crate) use due::Due;
 use plan::{Plan, Plans};
 
 /// A call that has its place in the order.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub(crate) struct Pending {
-    pub(crate) call: Call,
+    /// Shared with the remembered plans only, under the same lock.
+    pub(crate) plan: Rc<Plan>,
     pub(crate) input: *mut u8,
     pub(crate) output: *mut u8,
     /// Nobody waits in the call: the progress thread looks after it.
@@ -62,12 +72,19 @@ pub(crate) struct Lent {
     pub(crate) output: *mut u8,
     /// It lends its stage instead.
     pub(crate) staged: bool,
-    /// Its arrival has been seen and checked.
-    pub(crate) known: bool,
+    /// Where those are device memory: their segments, and the generations at which they were lent.
+    pub(crate) segments: [(u32, u32); 2],
+    /// One more than the number of the operation for which its arrival has been seen and checked.
+    pub(crate) known: u64,
 }
 
-const NOTHING: Lent =
-    Lent { input: std::ptr::null_mut(), output: std::ptr::null_mut(), staged: false, known: false };
+const NOTHING: Lent = Lent {
+    input: std::ptr::null_mut(),
+    output: std::ptr::null_mut(),
+    staged: false,
+    segments: [(0, 0); 2],
+    known: 0,
+};
 
 /// A wait that has been handed out and is not over.
 #[derive(Clone, Copy, Debug)]
@@ -82,7 +99,6 @@ struct OpenWait {
 #[derive(Debug)]
 pub(crate) struct Active {
     pub(crate) sequence: u64,
-    /// Shared with the remembered plans only, under the same lock.
     pub(crate) plan: Rc<Plan>,
     pub(crate) fingerprint: Fingerprint,
     /// Where block 0 of the operand would begin: the caller's memory.
@@ -99,6 +115,12 @@ pub(crate) struct Active {
     pub(crate) blocked: Option<Instant>,
 }
 
+impl Active {
+    fn lends_stage(&self) -> bool {
+        self.lends.0 == Lend::Stage
+    }
+}
+
 /// The operations of one communicator. See the module's documentation.
 #[derive(Debug)]
 pub(crate) struct Stream {
@@ -106,10 +128,8 @@ pub(crate) struct Stream {
     next: u64,
     queue: VecDeque<Pending>,
     active: Option<Active>,
-    execution: Option<Execution>,
-    /// The plan, and the kind of memory, that the execution was last begun with. A plan lives until another takes its place
-    /// among the remembered ones, which forgets this.
-    bound: Option<(*const Plan, bool)>,
+    /// Borrowed from the active operation's plan.
+    execution: Option<Box<Execution>>,
     waits: [Option<OpenWait>; 2],
     /// Each peer's memory for the operation under way.
     pub(crate) lent: Vec<Lent>,
@@ -123,6 +143,12 @@ pub(crate) struct Stream {
     pub(crate) inputs: Vec<*const u8>,
     pub(crate) outputs: Vec<*mut u8>,
     pub(crate) scratch: Scratch,
+    /// Combines that an accelerator's engine does.
+    flights: flight::Flights,
+    /// Host memory in the place of the active operation's device memory.
+    shadow: Option<shadow::Shadow>,
+    /// The active operation reaches device memory, its own or a peer's, where it lies.
+    devices: bool,
     /// Signals were raised after which nobody has looked for sleepers.
     unrung: bool,
     /// An operation has ended since: its waiters sleep on this rank, too.
@@ -192,7 +218,6 @@ impl Stream {
             queue: VecDeque::with_capacity(16),
             active: None,
             execution: None,
-            bound: None,
             waits: [None; 2],
             lent: vec![NOTHING; ranks],
             met: vec![Vec::new(); ranks],
@@ -202,6 +227,9 @@ impl Stream {
             inputs: vec![std::ptr::null(); ranks.max(2)],
             outputs: vec![std::ptr::null_mut(); ranks.max(2)],
             scratch: Scratch::default(),
+            flights: flight::Flights::default(),
+            shadow: None,
+            devices: false,
             unrung: false,
             ended_unrung: false,
             keep: Vec::new(),
@@ -219,6 +247,19 @@ impl Stream {
         self.next
     }
 
+    /// A request with its plan, found right. What is refused here has not been called.
+    #[inline]
+    pub(crate) fn admit(
+        &mut self,
+        group: &Group,
+        request: &RawRequest,
+        asynchronous: bool,
+    ) -> Result<Pending, Error> {
+        let plan = self.plans.of(group, request)?;
+        request.check_memory(&plan.checked)?;
+        Ok(Pending { plan, input: request.input.cast_mut(), output: request.output, asynchronous })
+    }
+
     /// Gives a call its place in the order.
     pub(crate) fn post(&mut self, pending: Pending) -> u64 {
         let sequence = self.next;
@@ -227,22 +268,16 @@ impl Stream {
         sequence
     }
 
-    pub(crate) fn keep(&mut self, sequence: u64, memory: Box<dyn Any + Send>) {
-        self.keep.push((sequence, memory));
-    }
-
-    pub(crate) fn wake_at(&mut self, sequence: u64, waker: &Waker) {
-        if let Some((_, known)) = self.wakers.iter_mut().find(|(s, _)| *s == sequence) {
-            known.clone_from(waker);
-        } else {
-            self.wakers.push((sequence, waker.clone()));
+    /// Gives a call its place in the order and begins it if nothing is before it.
+    #[inline]
+    pub(crate) fn enter(&mut self, group: &Group, pending: Pending) -> u64 {
+        let sequence = self.next;
+        if self.has_work() || !self.may_begin(group, sequence) {
+            return self.post(pending);
         }
-    }
-
-    /// Wakes a transfer's waiter and drops its memory once the lock is released.
-    pub(crate) fn settle_later(&mut self, waker: Option<Waker>, memory: Option<Box<dyn Any + Send>>) {
-        self.wakers.extend(waker.map(|w| (NOW, w)));
-        self.keep.extend(memory.map(|m| (NOW, m)));
+        self.next += 1;
+        self.begin(group, pending, sequence);
+        sequence
     }
 
     pub(crate) fn has_work(&self) -> bool {
@@ -265,22 +300,18 @@ impl Stream {
         let mut status = Status::Idle;
         loop {
             if self.active.is_none() {
-                match self.queue.front() {
-                    None => return Ok(status),
-                    Some(pending) => {
-                        let pending = *pending;
-                        if !self.begin(group, &pending)? {
-                            return Ok(if status == Status::Moved { status } else { Status::Blocked });
-                        }
-                        self.queue.pop_front();
-                    }
+                let sequence = self.next - self.queue.len() as u64;
+                if self.queue.is_empty() {
+                    return Ok(status);
+                }
+                if !self.may_begin(group, sequence) {
+                    return Ok(if status == Status::Moved { status } else { Status::Blocked });
+                }
+                if let Some(pending) = self.queue.pop_front() {
+                    self.begin(group, pending, sequence);
                 }
             }
-            let moved = self.step(group)?;
-            if self.execution.as_ref().is_some_and(Execution::is_done) {
-                self.finish(group);
-                status = Status::Moved;
-            } else if moved {
+            if self.step(group)? {
                 status = Status::Moved;
             } else {
                 return Ok(if status == Status::Moved { status } else { Status::Blocked });
@@ -288,43 +319,31 @@ impl Stream {
         }
     }
 
-    /// Begins the call at the head of the order, unless a peer is too far behind.
-    fn begin(&mut self, group: &Group, pending: &Pending) -> Result<bool, Error> {
-        let sequence = self.next - self.queue.len() as u64;
-        if let Some(board) = &group.board
-            && sequence >= self.released + WAYS
-        {
-            // Our line and slot of WAYS operations ago may still be read by a peer that has not ended it.
-            let ended = (0..group.ranks as usize).filter(|&q| q != group.rank as usize);
-            self.released = ended.map(|q| board.ended(q).load()).min().unwrap_or(u64::MAX - WAYS);
-            if sequence >= self.released + WAYS {
-                return Ok(false);
-            }
+    /// Whether no peer is too far behind for operation `sequence` to begin.
+    #[inline]
+    fn may_begin(&mut self, group: &Group, sequence: u64) -> bool {
+        let Some(board) = &group.board else { return true };
+        if sequence < self.released + WAYS {
+            return true;
         }
-        let plan = match self.plans.known(&pending.call) {
-            Some(plan) => plan,
-            None => {
-                self.bound = None;
-                self.plans.make(group, &pending.call)?
-            }
-        };
-        let started = self.recorder.begin(sequence, plan.geometry.layout.bytes());
+        // Our line and slot of WAYS operations ago may still be read by a peer that has not ended it.
+        let ended = (0..group.ranks as usize).filter(|&q| q != group.rank as usize);
+        self.released = ended.map(|q| board.ended(q).load()).min().unwrap_or(u64::MAX - WAYS);
+        sequence < self.released + WAYS
+    }
+
+    /// Begins the call at the head of the order.
+    fn begin(&mut self, group: &Group, pending: Pending, sequence: u64) {
+        let Pending { plan, input, output, asynchronous } = pending;
+        let started = self.recorder.begin(sequence, &plan.series);
         let (first_in, first_out) = plan.first_blocks;
-        let input = pending.input.wrapping_sub(first_in);
-        let output = pending.output.wrapping_sub(first_out);
-        let lends = self.lends(group, pending, &plan, first_in, first_out);
-        let staged = matches!(lends, (Lend::Stage, _) | (_, Lend::Stage));
-        let schedule = if staged { plan.staged } else { plan.registered };
-        match &mut self.execution {
-            // The same plan again, as in a training loop: nothing to compare, nothing to load.
-            Some(execution) if self.bound == Some((Rc::as_ptr(&plan), staged)) => execution.rewind(),
-            Some(execution) => execution.restart(schedule, plan.geometry),
-            none => *none = Some(Execution::new(schedule, plan.geometry)),
-        }
-        self.bound = Some((Rc::as_ptr(&plan), staged));
+        let (input, output) = self.on_host(group, &plan, input, output);
+        let lends = self.lends(group, &plan, input, output);
+        let (input, output) = (input.wrapping_sub(first_in), output.wrapping_sub(first_out));
+        let staged = lends.0 == Lend::Stage;
+        self.execution = Some(plan.execution(staged));
         self.scratch.reserve(plan.scratch);
-        self.lent.fill(NOTHING);
-        let fingerprint = pending.call.fingerprint();
+        let fingerprint = plan.fingerprint;
         let history = self.history;
         self.history = history.with(fingerprint);
         let fingerprint = fingerprint.after(history);
@@ -338,49 +357,100 @@ impl Stream {
             lends,
             staged,
             started,
-            asynchronous: pending.asynchronous,
+            asynchronous,
             blocked: None,
         });
-        Ok(true)
     }
 
-    /// Does what is ready and looks at what is waited for. Whether anything moved.
+    /// The memory that the schedule uses: the caller's, or what stands in for device memory that it cannot reach.
+    #[inline]
+    fn on_host(&mut self, group: &Group, plan: &Plan, input: *mut u8, output: *mut u8) -> (*mut u8, *mut u8) {
+        self.devices = false;
+        let on_device = |address: *mut u8| address::decode(address).is_some();
+        if !on_device(input) && !on_device(output) {
+            return (input, output);
+        }
+        let reachable = plan.choice.algorithm == Algorithm::Direct && group.ranks > 1 && group.uses_devices();
+        self.devices = reachable
+            && match plan.call.collective {
+                Collective::AllReduce => on_device(input) && on_device(output),
+                Collective::ReduceScatter => on_device(input),
+                _ => false,
+            };
+        if self.devices {
+            return (input, output);
+        }
+        match shadow::Shadow::of(plan, input, output) {
+            Some((shadow, input, output)) => {
+                self.shadow = Some(shadow);
+                (input, output)
+            }
+            None => (input, output),
+        }
+    }
+
+    /// Does what is ready, then looks at what is waited for. Whether anything moved.
     fn step(&mut self, group: &Group) -> Result<bool, Error> {
+        let Some(active) = &self.active else { return Ok(false) };
+        let messages = !active.plan.choice.algorithm.needs_mapped_peers();
         let mut moved = false;
+        if self.shadow.is_some() && !self.enter_shadow(group)? {
+            return Ok(false);
+        }
         loop {
-            let Some(active) = &self.active else { return Ok(moved) };
-            let limit = if active.staged { 1 } else { u32::MAX };
-            let Some(execution) = &mut self.execution else { return Ok(moved) };
-            if let Some(task) = execution.poll(limit) {
+            let limit = self.limit();
+            while self.flights.has_room()
+                && let Some(task) = self.execution.as_mut().and_then(|e| e.poll(limit))
+            {
                 moved = true;
-                self.perform(group, &task);
-                continue;
+                let Task { step, first, end, .. } = task;
+                self.perform(group, &task, step, first, end);
+            }
+            if self.execution.as_ref().is_some_and(|e| e.is_done()) {
+                if self.shadow.is_some() && !self.leave_shadow(group)? {
+                    return Ok(moved);
+                }
+                self.finish(group);
+                return Ok(true);
             }
             // What an arrival allows is done before anything else is looked at. A peer is done only after it has arrived, so
             // while the arrivals of a single chunk are awaited its other line is left alone: a look takes it from its owner.
             let arrived = self.look(group, 0)?;
             let reached = arrived || self.waits[0].is_none_or(|w| w.total != 1) && self.look(group, 1)?;
             // Without messages under way the transport is not looked at: that would only slow the look at the lines.
-            let messages =
-                self.active.as_ref().is_some_and(|a| !a.plan.choice.algorithm.needs_mapped_peers());
-            if !(reached || messages && group.job.deliver(group, self)?) {
+            let flown = !self.flights.is_empty() && self.fly(group)?;
+            if !(reached || flown || messages && group.job.deliver(group, self)?) {
                 return Ok(moved);
             }
             moved = true;
         }
     }
 
-    fn perform(&mut self, group: &Group, task: &Task) {
+    /// The most chunks of a task.
+    #[inline]
+    fn limit(&self) -> u32 {
+        match &self.active {
+            Some(active) if active.staged => 1,
+            Some(active) if self.devices => {
+                (flight::TASK_BYTES / active.plan.choice.piece_bytes.max(1)).max(1) as u32
+            }
+            _ => u32::MAX,
+        }
+    }
+
+    /// The task's numbers come once more, in registers. Read back from memory as a pair, they would have to wait for the stores before them to
+    /// reach the cache, and behind a signal that is as long as the line takes to come from its readers.
+    fn perform(&mut self, group: &Group, task: &Task, step: u32, first: u32, end: u32) {
         match task.action {
             Action::Signal { phase } => {
-                self.signal(group, phase, task);
-                self.complete(task.step, task.first, task.end);
+                self.signal(group, phase, first, end);
+                self.complete(step, first, end);
             }
             Action::Wait { phase, from } => {
-                let wait = OpenWait { step: task.step, from, done: task.first, total: task.end };
+                let wait = OpenWait { step, from, done: first, total: end };
                 let slot = &mut self.waits[phase as usize];
                 match slot {
-                    Some(open) => open.total = task.end,
+                    Some(open) => open.total = end,
                     None => *slot = Some(wait),
                 }
             }
@@ -388,8 +458,9 @@ impl Stream {
                 self.post_messages(group, task, to, label);
             }
             Action::Copy { .. } | Action::Reduce { .. } | Action::Gather { .. } => {
-                self.combine(group, task);
-                self.complete(task.step, task.first, task.end);
+                if self.combine(group, task) {
+                    self.complete(step, first, end);
+                }
             }
         }
     }
@@ -443,10 +514,16 @@ impl Stream {
     fn finish(&mut self, group: &Group) {
         let Some(active) = self.active.take() else { return };
         debug_assert!(self.waits.iter().all(Option::is_none));
+        if let Some(execution) = self.execution.take() {
+            active.plan.keep(active.lends_stage(), execution);
+        }
         if let Some(board) = &group.board {
             board.ended(group.rank as usize).store(active.sequence + 1);
+            // The next operation begins with stores to a line that peers have read.
+            let bytes = if active.plan.inline { active.plan.checked.input } else { 0 };
+            board.arrival(group.rank as usize, active.sequence + 1).prepare(bytes);
         }
-        self.recorder.record(&active.plan.call, active.started, group.ranks);
+        self.recorder.record(&active.plan.series, active.started);
         group.ended.store(active.sequence + 1, Ordering::Release);
         if active.asynchronous {
             group.detached.fetch_sub(1, Ordering::AcqRel);
@@ -454,28 +531,9 @@ impl Stream {
         (self.unrung, self.ended_unrung) = (true, true);
     }
 
-    /// Those whose wakers are due, and memory that may be dropped: to be used after the lock is released.
-    pub(crate) fn due(&mut self, ended: u64, failed: bool) -> Due {
-        let mut due = Due::default();
-        if self.wakers.is_empty() && self.keep.is_empty() {
-            return due;
-        }
-        self.wakers.retain(|(sequence, waker)| {
-            let over = failed || *sequence < ended || *sequence == NOW;
-            if over {
-                due.wakers.push(waker.clone());
-            }
-            !over
-        });
-        let mut i = 0;
-        while i < self.keep.len() {
-            if failed || self.keep[i].0 < ended || self.keep[i].0 == NOW {
-                due.memory.push(self.keep.swap_remove(i).1);
-            } else {
-                i += 1;
-            }
-        }
-        due
+    /// The communicator is gone.
+    pub(crate) fn close(&mut self, group: &Group) {
+        self.flights.close(group);
     }
 
     /// The communicator has failed: gives up what is under way, so that nobody writes its memory any more.
@@ -484,18 +542,21 @@ impl Stream {
     /// back from them. Messages are withdrawn.
     pub(crate) fn abandon(&mut self, group: &Group) {
         self.waits = [None; 2];
+        self.ground(group);
+        self.shadow = None;
         let asynchronous = self.queue.iter().filter(|p| p.asynchronous).count()
             + usize::from(self.active.as_ref().is_some_and(|a| a.asynchronous));
         group.detached.fetch_sub(asynchronous, Ordering::AcqRel);
         self.queue.clear();
         let Some(active) = self.active.take() else { return };
-        self.recorder.record_error(&active.plan.call, group.ranks);
-        if let Some(execution) = &self.execution {
+        flags::take_back(group, &active);
+        self.recorder.record_error(&active.plan.series);
+        if let Some(execution) = self.execution.take() {
             for (step, chunk) in execution.in_flight() {
                 group.job.withdraw(group.token(step, chunk));
             }
         }
-        let (_, bytes_out) = active.plan.bytes;
+        let bytes_out = active.plan.checked.output;
         let (_, first_out) = active.plan.first_blocks;
         if let (_, Lend::Region(_)) = active.lends
             && let Some((segment, located)) =
@@ -514,24 +575,6 @@ impl Stream {
 
 /// How many calls are compared with other ranks' when one of them does not end.
 const RECENT: u64 = 8;
-
-/// No operation has this number.
-const NOW: u64 = u64::MAX;
-
-/// What is to be done once the lock is released: a waker or a drop may call back into windlass.
-#[derive(Default)]
-pub(crate) struct Due {
-    wakers: Vec<Waker>,
-    memory: Vec<Box<dyn Any + Send>>,
-}
-
-impl Due {
-    /// Wakes and drops.
-    pub(crate) fn settle(self) {
-        drop(self.memory);
-        self.wakers.into_iter().for_each(Waker::wake);
-    }
-}
 
 /// A schedule for either kind of memory.
 pub(crate) fn schedules(

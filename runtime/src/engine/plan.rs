@@ -1,14 +1,20 @@
 //! A call to its schedule, geometry and kernels, remembered.
 
+use std::cell::Cell;
 use std::rc::Rc;
 
-use windlass_collectives::{Call, Choice, Collective, Geometry, Layout, Schedule};
+use windlass_collectives::{
+    Call, Choice, Collective, Execution, Fingerprint, Geometry, Layout, Schedule, WINDOW,
+};
 use windlass_kernels::{Combine, DataType};
 use windlass_transports::shm::INLINE_BYTES;
 
 use crate::error::Error;
 use crate::group::Group;
+use crate::metrics::Series;
+use crate::request::{Checked, Key, RawRequest};
 
+use super::bind::Run;
 use super::schedules;
 
 /// Sums this large are stored past the caches: they would not stay in them anyway.
@@ -29,7 +35,12 @@ pub(crate) fn choose(group: &Group, call: &Call) -> Result<Choice, Error> {
 /// Everything about a call that does not depend on where its memory is.
 #[derive(Debug)]
 pub(crate) struct Plan {
+    /// What it is found by.
+    key: Key,
+    pub(crate) checked: Checked,
     pub(crate) call: Call,
+    pub(crate) fingerprint: Fingerprint,
+    pub(crate) series: Series,
     pub(crate) choice: Choice,
     pub(crate) registered: Schedule,
     pub(crate) staged: Schedule,
@@ -39,22 +50,32 @@ pub(crate) struct Plan {
     pub(crate) streaming: bool,
     /// The offsets at which the first block that this rank holds begins, in its input and in its output.
     pub(crate) first_blocks: (usize, usize),
-    /// The bytes of the operand and of the result.
-    pub(crate) bytes: (usize, usize),
     /// The bytes of scratch rings, and of memory for partial sums.
     pub(crate) scratch: (u64, u64),
     /// It fits into the arrival line.
     pub(crate) inline: bool,
+    /// The binary logarithm of an element's bytes.
+    pub(crate) element_shift: u32,
+    /// By step of the registered schedule, where all its steps are of one chunk.
+    pub(crate) bound: Box<[Option<Run>]>,
+    /// The executions of the two schedules, loaded by the first operation and kept for the next: in a training loop nothing is
+    /// left to load.
+    spare: Spare,
 }
 
 impl Plan {
-    fn new(group: &Group, call: &Call) -> Result<Self, Error> {
+    fn new(group: &Group, key: Key, checked: Checked) -> Result<Self, Error> {
+        let call = &checked.call;
         let choice = choose(group, call)?;
         let (registered, staged) =
             schedules(call, choice.algorithm, group.rank, group.ranks).ok_or(UNSUPPORTED)?;
         let geometry = choice.geometry(call, group.ranks, &registered);
         Ok(Self {
+            key,
+            checked,
             call: *call,
+            fingerprint: call.fingerprint(),
+            series: Series::of(call, group.ranks),
             choice,
             registered,
             staged,
@@ -63,13 +84,31 @@ impl Plan {
             copy: Combine::copy(DataType::U8),
             streaming: geometry.layout.bytes() >= STREAMING_BYTES,
             first_blocks: first_blocks(call, &geometry, group.rank),
-            bytes: operand_bytes(call, group.ranks),
             scratch: (
                 geometry.scratch_bytes(registered.scratch_rings()),
                 if registered.keeps_partial() { geometry.partial_bytes() } else { 0 },
             ),
             inline: geometry.layout.bytes() <= INLINE_BYTES as u64,
+            element_shift: call.data_type.size_bytes().trailing_zeros(),
+            bound: bound(&registered, &geometry, group.ranks),
+            spare: Spare::default(),
         })
+    }
+
+    /// An execution at its beginning, for registered or for heap memory.
+    #[inline]
+    pub(crate) fn execution(&self, staged: bool) -> Box<Execution> {
+        if let Some(mut execution) = self.spare.0[usize::from(staged)].take() {
+            execution.rewind();
+            return execution;
+        }
+        Box::new(Execution::new(if staged { self.staged } else { self.registered }, self.geometry))
+    }
+
+    /// Takes back an execution that has ended.
+    #[inline]
+    pub(crate) fn keep(&self, staged: bool, execution: Box<Execution>) {
+        self.spare.0[usize::from(staged)].set(Some(execution));
     }
 
     /// The range of rank `owner`'s lent memory that `reader` touches, in bytes from block 0.
@@ -83,22 +122,33 @@ impl Plan {
     }
 }
 
+/// Touched under the communicator's lock, as all of its plans.
+#[derive(Default)]
+struct Spare([Cell<Option<Box<Execution>>>; 2]);
+
+impl std::fmt::Debug for Spare {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Spare")
+    }
+}
+
+fn bound(schedule: &Schedule, geometry: &Geometry, ranks: u32) -> Box<[Option<Run>]> {
+    if schedule.len() > WINDOW {
+        return Box::default();
+    }
+    let actions = || (0..schedule.len()).map(|index| schedule.step(index).action);
+    if actions().any(|action| geometry.chunks(&action) != 1) {
+        return Box::default();
+    }
+    actions().map(|action| Run::of(&action, geometry, ranks)).collect()
+}
+
 fn first_blocks(call: &Call, geometry: &Geometry, rank: u32) -> (usize, usize) {
     let start = geometry.layout.start(rank) as usize;
     match call.collective {
         Collective::AllGather => (start, 0),
         Collective::ReduceScatter => (0, start),
         _ => (0, 0),
-    }
-}
-
-fn operand_bytes(call: &Call, ranks: u32) -> (usize, usize) {
-    let one = call.bytes() as usize;
-    let all = one * ranks as usize;
-    match call.collective {
-        Collective::AllGather => (one, all),
-        Collective::ReduceScatter => (all, one),
-        _ => (one, one),
     }
 }
 
@@ -109,22 +159,20 @@ pub(crate) struct Plans {
 }
 
 impl Plans {
-    const fn place(call: &Call) -> usize {
-        let print = call.fingerprint();
-        let mixed = (print.what ^ print.count.rotate_left(23)).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        (mixed >> 60) as usize
-    }
-
-    /// The plan of `call`, if it is among the recent ones.
+    /// The plan of `request`, remembered or made, in the place of another then.
     #[inline]
-    pub(crate) fn known(&self, call: &Call) -> Option<Rc<Plan>> {
-        self.entries[Self::place(call)].as_ref().filter(|plan| plan.call == *call).map(Rc::clone)
+    pub(crate) fn of(&mut self, group: &Group, request: &RawRequest) -> Result<Rc<Plan>, Error> {
+        let key = request.key();
+        match &self.entries[key.place()] {
+            Some(plan) if plan.key == key => Ok(Rc::clone(plan)),
+            _ => self.make(group, key, request),
+        }
     }
 
-    /// Makes the plan of `call` and remembers it in the place of another.
-    pub(crate) fn make(&mut self, group: &Group, call: &Call) -> Result<Rc<Plan>, Error> {
-        let plan = Rc::new(Plan::new(group, call)?);
-        self.entries[Self::place(call)] = Some(Rc::clone(&plan));
+    #[cold]
+    fn make(&mut self, group: &Group, key: Key, request: &RawRequest) -> Result<Rc<Plan>, Error> {
+        let plan = Rc::new(Plan::new(group, key, request.check(group)?)?);
+        self.entries[key.place()] = Some(Rc::clone(&plan));
         Ok(plan)
     }
 }

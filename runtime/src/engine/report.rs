@@ -1,9 +1,10 @@
 //! What an operation waits for, in words and ranks: for errors and for reports of stalls.
 
-use windlass_collectives::{Action, Execution, Peers};
+use windlass_collectives::{Action, Peers};
 
 use crate::error::{Error, PeerCause};
 use crate::group::Group;
+use crate::scheduler::RegionName;
 
 use super::Stream;
 
@@ -24,7 +25,11 @@ impl Stream {
         for (slot, wait) in self.waits.iter().enumerate() {
             let (Some(wait), Some(board)) = (wait, &group.board) else { continue };
             let late = |q: u32| match slot {
-                0 => board.arrival(q as usize, active.sequence).ready(active.sequence) <= wait.done,
+                // Who has come, but whose memory is not known yet, is waited for, too.
+                0 => {
+                    board.arrival(q as usize, active.sequence).ready(active.sequence) <= wait.done
+                        || self.lent[q as usize].known != active.sequence + 1
+                }
                 _ => board.done(q as usize).reached(active.sequence, wait.total) <= wait.done,
             };
             let waited = (0..group.ranks).filter(|&q| {
@@ -41,6 +46,15 @@ impl Stream {
                 }
             }
         }
+        if let Some(attached) = group.job.attached.get() {
+            let regions = attached.regions();
+            let shadowed = self.shadow.iter().flat_map(|shadow| shadow.slots());
+            let shadowed =
+                shadowed.map(|slot| RegionName { owner: attached.rank(), segment: regions.segment(slot) });
+            for name in self.flights.awaited().chain(shadowed) {
+                ranks.extend(regions.waiting_on(name));
+            }
+        }
         ranks.sort_unstable();
         ranks.dedup();
         ranks
@@ -50,14 +64,16 @@ impl Stream {
     pub(crate) fn doing(&self) -> (&'static str, u64) {
         match (&self.active, self.queue.front()) {
             (Some(active), _) => (active.plan.call.collective.name(), active.sequence),
-            (None, Some(pending)) => (pending.call.collective.name(), self.next - self.queue.len() as u64),
+            (None, Some(pending)) => {
+                (pending.plan.call.collective.name(), self.next - self.queue.len() as u64)
+            }
             (None, None) => ("no operation", self.next),
         }
     }
 
     /// How far the operation under way is, in words.
     pub(crate) fn position(&self) -> String {
-        let Some((action, done, total)) = self.execution.as_ref().and_then(Execution::position) else {
+        let Some((action, done, total)) = self.execution.as_ref().and_then(|e| e.position()) else {
             return "not begun".to_owned();
         };
         format!("at `{action}`, {done} of {total} chunks")

@@ -48,11 +48,12 @@ impl Waiter {
         self.moved(job);
     }
 
-    /// Waits a little, the more the longer nothing has moved.
-    pub(crate) fn pause(&mut self, group: &Group) {
+    /// Waits a little, the more the longer nothing has moved. An engine at work may need this core for its own thread: a waiter that
+    /// spun for as long as an exchange of flags takes would only delay what it waits for.
+    pub(crate) fn pause(&mut self, group: &Group, engine_works: bool) {
         let now = Instant::now();
         let waited = now.duration_since(*self.since.get_or_insert(now));
-        let spin = if self.crowded { Duration::ZERO } else { SPIN_FOR };
+        let spin = if self.crowded || engine_works { Duration::ZERO } else { SPIN_FOR };
         if waited < spin {
             std::hint::spin_loop();
             return;

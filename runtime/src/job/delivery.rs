@@ -1,7 +1,6 @@
 //! Completions of messages, from the transport to whom they are for.
 
 use std::sync::atomic::Ordering;
-use std::time::Instant;
 
 use windlass_transports::{Event, LostCause};
 
@@ -81,7 +80,7 @@ impl Job {
             LostCause::Garbled(_) => PeerCause::Unreachable(rustix::io::Errno::BADMSG.raw_os_error()),
         };
         let mut dead = lock(&self.dead);
-        dead.entry(peer).or_insert((cause, Instant::now()));
+        dead.entry(peer).or_insert((cause, self.now()));
         self.dead_count.store(dead.len() as u32, Ordering::Release);
     }
 }

@@ -121,6 +121,10 @@ fn an_algorithm_that_cannot_serve_says_so() {
     windlass::threads_with(2, &config, |comm| {
         let error = comm.blocking().all_reduce(&mut [1f32; 8], windlass::ReduceOp::Sum).unwrap_err();
         assert!(error.to_string().contains("WINDLASS_ALGORITHM"), "{error}");
+        // Every rank is told by its own call, and what can be served still is.
+        let mut ours = [comm.rank() as u8];
+        comm.blocking().all_reduce(&mut ours, windlass::ReduceOp::Max).unwrap_err();
+        comm.blocking().barrier().unwrap();
     })
     .unwrap();
 }

@@ -1,0 +1,426 @@
+//! Accelerators, and memory on them that operations use where it lies, while it moves.
+//!
+//! | module | one idea |
+//! |---|---|
+//! | [`address`] | how a call names memory that has no address |
+//! | [`regions`] | the scheduler's machines for this rank's memory and its peers', joined to the accelerator and to the wire |
+//! | [`history`] | what moves have cost |
+//!
+//! # Threads
+//! The accelerator's callback puts notices into a ring and wakes the *movement thread*, which hands them to the machines, watches their
+//! deadlines, tells the peers, and wakes whoever waits in an operation. Messages of peers are handed over by the thread that listens to the
+//! rendezvous. Both, and the engine when it takes and gives back leases, hold the regions' lock for a moment and never while they
+//! wait.
+
+pub(crate) mod address;
+mod history;
+pub(crate) mod regions;
+
+use std::fmt;
+use std::marker::PhantomData;
+use std::ops::Range;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, Weak};
+use std::time::{Duration, Instant};
+
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use windlass_kernels::Element;
+use windlass_memory::accelerator::{self, Accelerator, AcceleratorError, Notices, Operand};
+
+use crate::bootstrap::protocol::RegionMessage;
+use crate::error::Error;
+use crate::fork;
+use crate::group::lock;
+use crate::job::Job;
+use crate::memory::{Memory, MemoryMut, Span};
+use crate::scheduler::{RegionError, RegionName};
+
+pub use history::Movements;
+use regions::{Hold, Regions};
+
+/// Notices that may wait. When more come, the regions' status is asked for instead.
+const NOTICES: usize = 4096;
+/// The movement thread looks around this often even if nothing wakes it.
+const LOOK_AROUND: Duration = Duration::from_millis(100);
+/// What is done with device memory at a time. More delays a move, less costs more fences.
+pub(crate) const PIECE_BYTES: usize = 256 << 10;
+
+/// An accelerator that a rank's job uses.
+#[derive(Debug)]
+pub(crate) struct Attached {
+    rank: u32,
+    pub(crate) accelerator: Arc<dyn Accelerator>,
+    regions: Mutex<Regions>,
+    wake: Arc<Wake>,
+}
+
+/// Wakes the movement thread.
+#[derive(Debug)]
+struct Wake {
+    event: OwnedFd,
+    /// It sleeps, or is about to: nobody else needs a system call.
+    asleep: AtomicBool,
+    closing: AtomicBool,
+}
+
+impl Wake {
+    /// Takes no lock, allocates nothing, does not wait: the counter is far from full.
+    fn ring(&self) {
+        if self.asleep.swap(false, Ordering::SeqCst) {
+            let _ = rustix::io::write(&self.event, &1u64.to_ne_bytes());
+        }
+    }
+
+    fn sleep(&self, time: Duration) {
+        let time =
+            rustix::time::Timespec { tv_sec: 0, tv_nsec: i64::from(time.min(LOOK_AROUND).subsec_nanos()) };
+        let _ = poll(&mut [PollFd::new(&self.event, PollFlags::IN)], Some(&time));
+        let _ = rustix::io::read(&self.event, &mut [0u8; 8]);
+    }
+}
+
+impl Attached {
+    fn new(job: &Arc<Job>, accelerator: Arc<dyn Accelerator>) -> Result<Arc<Self>, Error> {
+        let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
+            .map_err(|errno| Error::system("eventfd", errno))?;
+        let wake = Arc::new(Wake { event, asleep: AtomicBool::new(false), closing: AtomicBool::new(false) });
+        let bell = Arc::clone(&wake);
+        let notices = Arc::new(Notices::new(NOTICES, Box::new(move || bell.ring())));
+        accelerator.listen(Arc::clone(&notices));
+        let regions = Mutex::new(Regions::new(job, Arc::clone(&accelerator), notices, Arc::clone(&wake)));
+        Ok(Arc::new(Self { rank: job.rank, accelerator, regions, wake }))
+    }
+
+    fn start(self: &Arc<Self>, job: &Arc<Job>) -> Result<(), Error> {
+        let (attached, job) = (Arc::downgrade(self), Arc::downgrade(job));
+        let spawned = std::thread::Builder::new()
+            .name("wl-movement".into())
+            .stack_size(256 << 10)
+            .spawn(move || watch(&attached, &job));
+        spawned.map(drop).map_err(|error| Error::System {
+            call: "pthread_create",
+            errno: error.raw_os_error().unwrap_or(0),
+            hint: "raise the limit on processes and threads: ulimit -u",
+        })
+    }
+
+    /// This rank, in the job.
+    pub(crate) const fn rank(&self) -> u32 {
+        self.rank
+    }
+
+    pub(crate) fn regions(&self) -> MutexGuard<'_, Regions> {
+        lock(&self.regions)
+    }
+
+    /// Hands on what the accelerator has said, and sends what follows, without the lock: who is told may be slow. When to come again.
+    pub(crate) fn turn(&self, job: &Job) -> Option<Duration> {
+        let (deadline, outbox) = {
+            let mut regions = self.regions();
+            regions.turn();
+            (regions.deadline(), regions.take_outbox())
+        };
+        for (to, message, descriptor) in outbox {
+            job.tell_region(to, message, descriptor.as_ref().map(OwnedFd::as_fd));
+        }
+        deadline
+    }
+
+    pub(crate) fn hear(&self, from: u32, message: RegionMessage, descriptor: Option<OwnedFd>) {
+        self.regions().hear(from, message, descriptor);
+        self.wake.ring();
+    }
+
+    pub(crate) fn lose(&self, rank: u32) {
+        self.regions().lose(rank);
+        self.wake.ring();
+    }
+
+    /// Does something with each piece of one's own memory while it stays in its place, as often as it takes. A move waits for one piece.
+    fn access(
+        &self,
+        name: RegionName,
+        operation: &'static str,
+        timeout: Duration,
+        bytes: usize,
+        mut f: impl FnMut(Operand, Range<usize>) -> Result<(), AcceleratorError>,
+    ) -> Result<(), Error> {
+        let begin = Instant::now();
+        let mut holds: Vec<Hold> = Vec::new();
+        let mut done = 0;
+        while done < bytes {
+            let piece = done..bytes.min(done + PIECE_BYTES);
+            if self.regions().hold(std::iter::once((name, u32::MAX)), &mut holds)? {
+                let result = match holds[0].operand(piece.start as u64) {
+                    Some(operand) => f(operand, piece.clone()),
+                    None => Err(AcceleratorError::Gone),
+                };
+                let gone = result.as_ref().err().and_then(gone);
+                self.regions().give_back(&mut holds, gone);
+                match result {
+                    Ok(()) => {
+                        done = piece.end;
+                        continue;
+                    }
+                    Err(_) if gone.is_some() => {}
+                    Err(error) => return Err(refused(&error)),
+                }
+            }
+            let after = begin.elapsed();
+            if after > timeout {
+                let waiting_on = self.regions().waiting_on(name);
+                return Err(Error::TimedOut { operation, sequence: 0, communicator: 0, waiting_on, after });
+            }
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Attached {
+    fn drop(&mut self) {
+        if fork::is_forked() {
+            return;
+        }
+        self.regions().close();
+        self.wake.closing.store(true, Ordering::Release);
+        let _ = rustix::io::write(&self.wake.event, &1u64.to_ne_bytes());
+    }
+}
+
+/// The movement thread's life.
+fn watch(attached: &Weak<Attached>, job: &Weak<Job>) {
+    loop {
+        let Some((attached, job)) = attached.upgrade().zip(job.upgrade()) else { return };
+        attached.wake.asleep.store(true, Ordering::SeqCst);
+        let deadline = attached.turn(&job);
+        // Fences end without a word to the machines; who waits for one looks himself, unless he sleeps.
+        job.ring_self();
+        let wake = Arc::clone(&attached.wake);
+        drop((attached, job));
+        wake.sleep(deadline.unwrap_or(LOOK_AROUND));
+        if wake.closing.load(Ordering::Acquire) {
+            return;
+        }
+    }
+}
+
+/// What an operation's error is called that memory caused.
+pub(crate) fn error_of(error: RegionError) -> Error {
+    match error {
+        RegionError::RegionRevoked { region, generation }
+        | RegionError::NotReturned { region, generation, .. } => {
+            Error::RegionRevoked { rank: region.owner, segment: region.segment, generation: generation.0 }
+        }
+        RegionError::Unregistrable { errno, .. } => Error::System {
+            call: "the accelerator",
+            errno,
+            hint: "a buffer could not be exported or imported; if descriptors have run out, raise their limit: ulimit -n",
+        },
+    }
+}
+
+/// What an accelerator's own error is called.
+pub(crate) fn refused(error: &AcceleratorError) -> Error {
+    let hint = match error {
+        AcceleratorError::OutOfMemory { .. } => {
+            "the device is full: free buffers, or use a device with more memory"
+        }
+        _ => "the accelerator refused; look at its own messages",
+    };
+    Error::System { call: "the accelerator", errno: errno(error), hint }
+}
+
+/// The memory that went away, if that is what the error says.
+pub(crate) fn gone(error: &AcceleratorError) -> Option<accelerator::Region> {
+    match error {
+        AcceleratorError::Stale { region, .. }
+        | AcceleratorError::Early { region, .. }
+        | AcceleratorError::Away { region } => Some(*region),
+        _ => None,
+    }
+}
+
+pub(crate) fn errno(error: &AcceleratorError) -> i32 {
+    use rustix::io::Errno;
+    match error {
+        AcceleratorError::OutOfMemory { .. } => Errno::NOMEM.raw_os_error(),
+        AcceleratorError::System(error) => error.errno,
+        AcceleratorError::Gone => Errno::NODEV.raw_os_error(),
+        _ => Errno::INVAL.raw_os_error(),
+    }
+}
+
+/// An accelerator in use by this rank: see [`Communicator::attach`](crate::Communicator::attach). Clones are the same.
+#[derive(Clone, Debug)]
+pub struct Device {
+    job: Arc<Job>,
+    attached: Arc<Attached>,
+}
+
+impl Device {
+    /// Takes an accelerator into use.
+    pub(crate) fn attach(job: &Arc<Job>, accelerator: Arc<dyn Accelerator>) -> Result<Self, Error> {
+        if let Some(attached) = job.attached.get()
+            && Arc::ptr_eq(&attached.accelerator, &accelerator)
+        {
+            return Ok(Self { job: Arc::clone(job), attached: Arc::clone(attached) });
+        }
+        let other = Error::InvalidArgument {
+            operation: "attach",
+            argument: "the accelerator",
+            problem: crate::error::Problem::OtherAccelerator,
+        };
+        if job.attached.get().is_some() {
+            return Err(other);
+        }
+        let attached = Attached::new(job, accelerator)?;
+        if !job.attach(Arc::clone(&attached)) {
+            return Err(other);
+        }
+        if !job.is_simulated() {
+            attached.start(job)?;
+        }
+        Ok(Self { job: Arc::clone(job), attached })
+    }
+
+    /// Device memory for `count` elements, of unspecified contents. Peers of this host reach it by their own accelerators.
+    ///
+    /// # Errors
+    /// When the device is full.
+    pub fn alloc<T: Element>(&self, count: usize) -> Result<DeviceBuffer<T>, Error> {
+        if fork::is_forked() {
+            return Err(Error::Forked { rank: self.job.rank });
+        }
+        let bytes = (count as u64).saturating_mul(size_of::<T>() as u64);
+        let mut regions = self.attached.regions();
+        // Where peers cannot map it, nobody needs to know of it.
+        let segment = regions.allocate(bytes, !self.job.mapped)?;
+        let Some(slot) = regions.address(segment) else {
+            regions.free(segment);
+            let hint = "a rank has at most 65536 device buffers at a time: put several tensors into one";
+            return Err(Error::System {
+                call: "alloc",
+                errno: rustix::io::Errno::NOSPC.raw_os_error(),
+                hint,
+            });
+        };
+        drop(regions);
+        Ok(DeviceBuffer { device: self.clone(), segment, slot, count, element: PhantomData })
+    }
+
+    /// How often this rank's memory has moved, and what that has cost.
+    pub fn movements(&self) -> Movements {
+        self.attached.regions().history.movements()
+    }
+}
+
+/// Memory of an accelerator, which may move at any time, also while operations use it.
+///
+/// The processor cannot touch it: [`write`](Self::write) and [`read`](Self::read) copy.
+pub struct DeviceBuffer<T: Element> {
+    device: Device,
+    segment: u32,
+    slot: u32,
+    count: usize,
+    element: PhantomData<fn() -> T>,
+}
+
+impl<T: Element> fmt::Debug for DeviceBuffer<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("DeviceBuffer").field("count", &self.count).finish_non_exhaustive()
+    }
+}
+
+impl<T: Element> DeviceBuffer<T> {
+    /// Its elements.
+    pub const fn len(&self) -> usize {
+        self.count
+    }
+
+    /// Whether it has none.
+    pub const fn is_empty(&self) -> bool {
+        self.count == 0
+    }
+
+    /// What the accelerator calls the memory: the argument of its own calls.
+    ///
+    /// # Panics
+    /// Never: a buffer's memory is freed by its drop alone.
+    pub fn region(&self) -> accelerator::Region {
+        self.device.attached.regions().memory_of(self.segment).expect("it is freed by its drop alone")
+    }
+
+    /// The address that stands for it in a [`RawRequest`](crate::RawRequest). Nothing lies there.
+    pub fn address(&mut self) -> *mut T {
+        address::encode(self.slot, 0).cast()
+    }
+
+    fn name(&self) -> RegionName {
+        RegionName { owner: self.device.job.rank, segment: self.segment }
+    }
+
+    /// Copies from the host. Waits while the memory is on its way. O(n).
+    ///
+    /// # Errors
+    /// `InvalidArgument` for another length; `RegionRevoked` when the memory was lost; `TimedOut` when it does not come back.
+    pub fn write(&mut self, from: &[T]) -> Result<(), Error> {
+        self.check("write", from.len())?;
+        let length = size_of_val(from);
+        // SAFETY: elements are plain data, and every byte of them is initialised.
+        let bytes = unsafe { std::slice::from_raw_parts(from.as_ptr().cast::<u8>(), length) };
+        let (attached, timeout) = (&self.device.attached, self.device.job.config.timeout);
+        attached.access(self.name(), "write", timeout, length, |to, piece| {
+            attached.accelerator.write(to, &bytes[piece])
+        })
+    }
+
+    /// Copies to the host. Waits while the memory is on its way. O(n).
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub fn read(&self, to: &mut [T]) -> Result<(), Error> {
+        self.check("read", to.len())?;
+        let length = size_of_val(to);
+        // SAFETY: elements are plain data, for which every pattern of bits is a value.
+        let bytes = unsafe { std::slice::from_raw_parts_mut(to.as_mut_ptr().cast::<u8>(), length) };
+        let (attached, timeout) = (&self.device.attached, self.device.job.config.timeout);
+        attached.access(self.name(), "read", timeout, length, |from, piece| {
+            attached.accelerator.read(from, &mut bytes[piece])
+        })
+    }
+
+    fn check(&self, operation: &'static str, actual: usize) -> Result<(), Error> {
+        if fork::is_forked() {
+            return Err(Error::Forked { rank: self.device.job.rank });
+        }
+        if actual == self.count {
+            return Ok(());
+        }
+        let problem =
+            crate::error::Problem::WrongLength { expected: self.count as u64, actual: actual as u64 };
+        Err(Error::InvalidArgument { operation, argument: "the slice", problem })
+    }
+}
+
+impl<T: Element> Drop for DeviceBuffer<T> {
+    fn drop(&mut self) {
+        if !fork::is_forked() {
+            let mut regions = self.device.attached.regions();
+            regions.forget(self.slot);
+            regions.free(self.segment);
+        }
+    }
+}
+
+// SAFETY: the span is a name, not an address: it stays what it is wherever the value is moved, and the engine reaches the memory by
+// the accelerator alone.
+unsafe impl<T: Element> Memory for DeviceBuffer<T> {
+    type Element = T;
+    fn span(&mut self) -> Span {
+        Span::new(self.address(), self.count)
+    }
+}
+// SAFETY: as above; a buffer owns its memory alone.
+unsafe impl<T: Element> MemoryMut for DeviceBuffer<T> {}

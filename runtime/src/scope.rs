@@ -1,0 +1,116 @@
+//! Where operations may borrow memory.
+
+use std::marker::PhantomData;
+use std::sync::Mutex;
+
+use windlass_collectives::Collective;
+use windlass_kernels::{Element, ReduceOp};
+
+use crate::communicator::{
+    Communicator, Tag, all_gather_into, exclusive, in_place, reduce_scatter_into, shared,
+};
+use crate::error::Error;
+use crate::fork;
+use crate::group::{Group, lock};
+use crate::operation::Kind;
+use crate::request::RawRequest;
+
+/// Where operations may borrow memory: see [`Communicator::scope`].
+#[derive(Debug)]
+pub struct Scope<'scope, 'env: 'scope> {
+    communicator: Communicator,
+    started: Mutex<Vec<Kind>>,
+    scope: PhantomData<&'scope mut &'scope ()>,
+    environment: PhantomData<&'env mut &'env ()>,
+}
+
+/// An operation over borrowed memory.
+#[derive(Debug)]
+pub struct Borrowed<'scope> {
+    communicator: Communicator,
+    kind: Kind,
+    scope: PhantomData<&'scope ()>,
+}
+
+impl Borrowed<'_> {
+    /// Waits for the end. Without it the scope does.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn wait(self) -> Result<(), Error> {
+        finish(self.communicator.group(), &self.kind)
+    }
+}
+
+fn finish(group: &Group, kind: &Kind) -> Result<(), Error> {
+    match kind {
+        _ if fork::is_forked() => Err(Error::Forked { rank: group.job.rank }),
+        Kind::Collective(sequence) => group.wait(*sequence),
+        Kind::Transfer(ticket) => group.finish_transfer(*ticket),
+        Kind::Refused(error) => Err(error.clone()),
+    }
+}
+
+impl<'scope, 'env> Scope<'scope, 'env> {
+    pub(crate) fn new(communicator: &Communicator) -> Self {
+        Self {
+            communicator: communicator.clone(),
+            started: Mutex::default(),
+            scope: PhantomData,
+            environment: PhantomData,
+        }
+    }
+
+    fn start(&'scope self, request: Result<RawRequest, Error>) -> Borrowed<'scope> {
+        let group = self.communicator.group();
+        let kind = request.and_then(|r| group.submit(&r)).unwrap_or_else(Kind::Refused);
+        lock(&self.started).push(kind.clone());
+        Borrowed { communicator: self.communicator.clone(), kind, scope: PhantomData }
+    }
+
+    /// As [`Communicator::all_reduce`], on a borrowed slice.
+    pub fn all_reduce<T: Element>(&'scope self, memory: &'env mut [T], op: ReduceOp) -> Borrowed<'scope> {
+        self.start(Ok(in_place(Collective::AllReduce, exclusive(memory)).reduced(op)))
+    }
+
+    /// As [`Communicator::reduce_scatter_into`], on borrowed slices.
+    pub fn reduce_scatter_into<T: Element>(
+        &'scope self,
+        input: &'env [T],
+        output: &'env mut [T],
+        op: ReduceOp,
+    ) -> Borrowed<'scope> {
+        self.start(reduce_scatter_into(self.communicator.size(), shared(input), exclusive(output), op))
+    }
+
+    /// As [`Communicator::all_gather_into`], on borrowed slices.
+    pub fn all_gather_into<T: Element>(
+        &'scope self,
+        input: &'env [T],
+        output: &'env mut [T],
+    ) -> Borrowed<'scope> {
+        self.start(all_gather_into(self.communicator.size(), shared(input), exclusive(output)))
+    }
+
+    /// As [`Communicator::broadcast`], on a borrowed slice.
+    pub fn broadcast<T: Element>(&'scope self, memory: &'env mut [T], root: u32) -> Borrowed<'scope> {
+        self.start(Ok(in_place(Collective::Broadcast, exclusive(memory)).rooted(root)))
+    }
+
+    /// As [`Communicator::send`], on a borrowed slice.
+    pub fn send<T: Element>(&'scope self, memory: &'env [T], to: u32, tag: Tag) -> Borrowed<'scope> {
+        self.start(Ok(in_place(Collective::Send, shared(memory)).rooted(to).tagged(tag)))
+    }
+
+    /// As [`Communicator::recv`], on a borrowed slice.
+    pub fn recv<T: Element>(&'scope self, memory: &'env mut [T], from: u32, tag: Tag) -> Borrowed<'scope> {
+        self.start(Ok(in_place(Collective::Recv, exclusive(memory)).rooted(from).tagged(tag)))
+    }
+
+    /// An error stays with the communicator, which returns it from the next call.
+    pub(crate) fn wait_all(&self) {
+        for kind in lock(&self.started).drain(..) {
+            let _ = finish(self.communicator.group(), &kind);
+        }
+    }
+}
