@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::bench::BenchArguments;
 use crate::explain::ExplainArguments;
+use crate::simulate::SimulateArguments;
 use crate::tune::TuneArguments;
 
 /// windlass: collective communication for training jobs.
@@ -34,6 +35,9 @@ pub(crate) enum Command {
     /// Show which algorithm a call gets, why, and at which sizes that changes.
     #[command(after_help = crate::explain::EXAMPLES)]
     Explain(ExplainArguments),
+    /// Predict what a collective costs on thousands of ranks: every rank's schedule runs, in virtual time.
+    #[command(after_help = crate::simulate::EXAMPLES)]
+    Simulate(SimulateArguments),
     /// Internal: a rank of a bench.
     #[command(name = "__bench-rank", hide = true)]
     BenchRank {

@@ -5,6 +5,7 @@ mod cli;
 mod explain;
 mod run;
 mod serving;
+mod simulate;
 mod tune;
 
 use std::process::ExitCode;
@@ -20,6 +21,7 @@ fn main() -> ExitCode {
         Command::Bench(arguments) => bench::bench(&arguments),
         Command::Tune(arguments) => tune::tune(&arguments),
         Command::Explain(arguments) => explain::explain(&arguments),
+        Command::Simulate(arguments) => simulate::simulate(&arguments),
         Command::BenchRank { plan } => bench::rank(&plan),
         Command::Warden { control } => run::warden(control),
         Command::Guard { control } => run::guard(control),

@@ -57,7 +57,10 @@ fn rows(name: &str, arguments: &[&str]) -> Vec<Value> {
 fn every_collective_is_right_on_every_transport_from_every_memory() {
     for collective in ["all_reduce", "reduce_scatter", "all_gather", "broadcast", "barrier", "send"] {
         for transport in ["shm", "tcp"] {
-            for memory in ["registered", "heap"] {
+            for memory in ["registered", "heap", "device"] {
+                if (collective, memory) == ("send", "device") {
+                    continue;
+                }
                 let arguments = [
                     collective,
                     "-n",
@@ -100,6 +103,16 @@ fn more_ranks_than_cores_and_every_type_and_operator() {
                 &["all_reduce", "-n", "2", "-e", "32K", "-f", "64", "--op", op, "--dtype", dtype],
             );
         }
+    }
+}
+
+#[test]
+fn device_memory_is_right_while_it_moves() {
+    for collective in ["all_reduce", "reduce_scatter"] {
+        let arguments = [collective, "-n", "3", "-b", "64K", "-e", "1M", "-f", "16", "--memory", "device"];
+        let rows =
+            rows(&format!("moving-{collective}"), &[&arguments[..], &["--moves-per-second", "100"]].concat());
+        assert_eq!(rows[0]["memory"], "device");
     }
 }
 
@@ -154,6 +167,11 @@ fn what_is_wrong_is_said_before_anything_runs() {
         (&["send", "-n", "1"], "send"),
         (&["barrier", "--pattern", "training"], "training"),
         (&["overlap", "--compute", "5"], "5ms"),
+        (&["overlap", "--memory", "device"], "heap"),
+        (&["send", "--memory", "device"], "heap"),
+        (&["all_reduce", "--memory", "device", "--pattern", "training"], "training"),
+        (&["all_reduce", "--moves-per-second", "5"], "device"),
+        (&["all_reduce", "--memory", "device", "--moves-per-second", "NaN"], "1000"),
     ] {
         let output = windlass(&["bench"]).args(arguments).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{arguments:?}: {}", text(&output.stderr));

@@ -16,6 +16,7 @@ Examples:
   windlass bench all_reduce -n 2 --compare openmpi,mpich --plot bench.svg
   windlass bench all_gather -n 4 --memory heap --transport tcp --json bench.json
   windlass bench all_reduce -n 2 --pattern training --limit        what a training job does
+  windlass bench all_reduce -n 2 --memory device --moves-per-second 50
   windlass bench send -n 2                                         ping-pong, half of a round trip
   windlass bench overlap -n 2 -e 16M --compute 5ms                 what runs behind a computation
 
@@ -63,9 +64,13 @@ pub(crate) struct BenchArguments {
     /// The transport [default: WINDLASS_TRANSPORT, else auto].
     #[arg(long, value_enum)]
     pub(crate) transport: Option<Transport>,
-    /// Where the buffers lie: registered memory is reached by the peers directly, heap memory is staged.
+    /// Where the buffers lie: registered memory is reached by the peers directly, heap memory is staged, device memory is a
+    /// simulated accelerator's, whose engine does the work.
     #[arg(long, value_enum, default_value_t = MemoryKind::Registered)]
     pub(crate) memory: MemoryKind,
+    /// With `--memory device`: how often each rank's accelerator moves a buffer, also while an operation uses it.
+    #[arg(long, value_name = "N", default_value_t = 0.0, value_parser = rate)]
+    pub(crate) moves_per_second: f64,
     /// plain, or training: odd counts, 20 µs of jittered computing before each operation, two communicators at once,
     /// even ranks with registered and odd ranks with heap memory.
     #[arg(long, value_enum, default_value_t = Pattern::Plain)]
@@ -107,6 +112,8 @@ pub(crate) enum MemoryKind {
     Registered,
     /// The process's own.
     Heap,
+    /// A simulated accelerator's.
+    Device,
 }
 
 /// `--pattern`.
@@ -160,6 +167,21 @@ impl BenchArguments {
         {
             return Err("overlap takes -n, -e, -i, --compute, --memory and --transport only".to_owned());
         }
+        let device = self.memory == MemoryKind::Device;
+        if device && send {
+            return Err("send takes --memory registered or heap: device memory is for collectives".to_owned());
+        }
+        if device && overlap {
+            return Err("overlap takes --memory registered or heap".to_owned());
+        }
+        if device && self.pattern == Pattern::Training {
+            return Err(
+                "--pattern training mixes registered and heap memory; leave out --memory device".to_owned()
+            );
+        }
+        if !device && self.moves_per_second > 0.0 {
+            return Err("--moves-per-second is for --memory device: other memory does not move".to_owned());
+        }
         if self.pattern == Pattern::Training {
             let fits = matches!(self.collective, Benched::Collective(c) if !c.is_point_to_point() && c != Collective::Barrier);
             if !fits {
@@ -212,6 +234,11 @@ fn positive(text: &str) -> Result<usize, String> {
 /// A data type or an operator; the error lists what there is.
 pub(crate) fn name<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<T, String> {
     text.parse().map_err(|error: T::Err| error.to_string())
+}
+
+fn rate(text: &str) -> Result<f64, String> {
+    let value = text.parse::<f64>().ok().filter(|value| (0.0..=1000.0).contains(value));
+    value.ok_or_else(|| "it is not a number from 0 to 1000".to_owned())
 }
 
 fn peer(text: &str) -> Result<Peer, String> {

@@ -10,11 +10,11 @@ use super::shared::{MOST_ITERATIONS, Shared};
 /// What is timed. All ranks go through the same iterations.
 pub(super) trait Subject {
     /// Puts an iteration's inputs into buffer `index`. Not timed.
-    fn fill(&mut self, iteration: usize, index: usize);
+    fn fill(&mut self, iteration: usize, index: usize) -> Result<(), RankError>;
     /// The one operation. Timed, and nothing else is.
     fn run(&mut self, index: usize) -> Result<(), RankError>;
     /// How many elements of buffer `index` are wrong. Not timed.
-    fn wrong(&self, iteration: usize, index: usize) -> u64;
+    fn wrong(&mut self, iteration: usize, index: usize) -> Result<u64, RankError>;
     /// How many operations `run` does; its time is divided by them.
     fn operations(&self) -> f64 {
         1.0
@@ -73,7 +73,7 @@ impl Stopwatch {
         for turn in 0..warmup + iterations {
             let (iteration, index) = (self.iteration, self.iteration % self.buffers);
             self.iteration += 1;
-            subject.fill(iteration, index);
+            subject.fill(iteration, index)?;
             shared.barrier();
             if self.arrival == Arrival::Jittered {
                 self.compute(iteration);
@@ -85,7 +85,7 @@ impl Stopwatch {
             if turn >= warmup {
                 shared.record(turn - warmup, ns / subject.operations());
             }
-            wrong += subject.wrong(iteration, index);
+            wrong += subject.wrong(iteration, index)?;
         }
         let iteration_ns =
             self.clock.ns_between(begin, self.clock.now()) / (warmup + iterations).max(1) as f64;

@@ -10,7 +10,7 @@ mod block;
 mod overlap;
 mod pattern;
 mod peers;
-mod plot;
+pub(crate) mod plot;
 mod progress;
 mod rank;
 mod report;
@@ -73,6 +73,8 @@ pub(crate) struct Plan {
     pub(crate) dtype: String,
     pub(crate) op: String,
     pub(crate) memory: MemoryKind,
+    /// Of each rank's accelerator, where memory is a device's.
+    pub(crate) moves_per_second: f64,
     pub(crate) pattern: Pattern,
     pub(crate) limits: Vec<LimitKind>,
     pub(crate) peers: Vec<String>,
@@ -119,6 +121,7 @@ impl Plan {
             dtype: DataType::F32.name().to_owned(),
             op: ReduceOp::Sum.name().to_owned(),
             memory: MemoryKind::Registered,
+            moves_per_second: 0.0,
             pattern: Pattern::Plain,
             limits: Vec::new(),
             peers: Vec::new(),
@@ -137,6 +140,7 @@ impl Plan {
             (Pattern::Training, _) => "mixed",
             (_, MemoryKind::Registered) => "registered",
             (_, MemoryKind::Heap) => "heap",
+            (_, MemoryKind::Device) => "device",
         }
     }
 
@@ -221,6 +225,7 @@ fn plan(arguments: &BenchArguments) -> Result<Plan, String> {
     plan.dtype = arguments.dtype.to_string();
     plan.op = arguments.op.to_string();
     plan.memory = arguments.memory;
+    plan.moves_per_second = arguments.moves_per_second;
     plan.pattern = arguments.pattern;
     plan.table = true;
     plan.overlap = (arguments.collective == Benched::Overlap).then_some(arguments.compute);
@@ -258,13 +263,14 @@ fn limits(arguments: &BenchArguments) -> Vec<LimitKind> {
             Vec::new()
         }
         (false, Pattern::Training, _) => vec![LimitKind::Direct, LimitKind::Heap],
-        (false, _, MemoryKind::Registered) => vec![LimitKind::Direct],
+        // What the same exchange takes in host memory; nobody's engine is faster.
+        (false, _, MemoryKind::Registered | MemoryKind::Device) => vec![LimitKind::Direct],
         (false, _, MemoryKind::Heap) => vec![LimitKind::Heap],
     }
 }
 
 /// Whether a file can be written, tried before minutes are spent on what goes there.
-fn writable(path: &Path) -> Result<(), String> {
+pub(crate) fn writable(path: &Path) -> Result<(), String> {
     let existed = path.exists();
     let opened = File::options().append(true).create(true).open(path);
     opened.map_err(|error| format!("{} cannot be written: {error}", path.display()))?;

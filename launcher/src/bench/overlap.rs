@@ -47,7 +47,8 @@ pub(super) fn overlap(
     let count = plan.sizes.last().map_or(1, |&bytes| (bytes as usize / size_of::<f32>()).max(1));
     let patterns = Patterns::new(plan.ranks, windlass::DataType::F32, ReduceOp::Sum);
     let mut memory = match plan.memory {
-        MemoryKind::Registered => Owned::Registered(communicator.alloc(count)?),
+        // Device memory is refused before.
+        MemoryKind::Registered | MemoryKind::Device => Owned::Registered(communicator.alloc(count)?),
         MemoryKind::Heap => Owned::Heap(vec![0.0; count]),
     };
     let measured = Overlap { shared, communicator, clock: Clock::get(), compute };

@@ -1,6 +1,7 @@
 //! Time against size, on logarithmic axes, as SVG.
 
 use std::error::Error;
+use std::ops::Range;
 
 use plotters::prelude::*;
 
@@ -18,8 +19,11 @@ const COLOURS: [RGBColor; 6] = [
     RGBColor(190, 150, 0),
 ];
 
-/// A name and points of bytes and microseconds.
-type Line = (String, Vec<(f64, f64)>);
+/// A name and points.
+pub(crate) type Line = (String, Vec<(f64, f64)>);
+
+/// An axis: what it shows, and how its numbers are written.
+pub(crate) type Axis = (&'static str, fn(f64) -> String);
 
 fn lines(rows: &[Row]) -> Vec<Line> {
     let line = |name: &str, of: &dyn Fn(&Row) -> Option<f64>| {
@@ -38,20 +42,26 @@ fn lines(rows: &[Row]) -> Vec<Line> {
 
 /// The drawing's text.
 pub(super) fn plot(rows: &[Row]) -> Result<String, Box<dyn Error>> {
-    let lines = lines(rows);
-    let (Some(row), false) = (rows.first(), lines.is_empty()) else {
+    let title = rows.first().map_or_else(String::new, |row| {
+        format!(
+            "{} of {} on {} ranks, {}, {} memory: median time",
+            row.collective, row.dtype, row.ranks, row.transport, row.memory
+        )
+    });
+    draw(title, ("bytes", bytes_label), ("microseconds", us_label), &lines(rows))
+}
+
+/// Lines on logarithmic axes.
+pub(crate) fn draw(title: String, x: Axis, y: Axis, lines: &[Line]) -> Result<String, Box<dyn Error>> {
+    if lines.is_empty() {
         return Err("there is nothing with a size to draw".into());
-    };
+    }
     let all = || lines.iter().flat_map(|(_, points)| points);
     let range = |of: &dyn Fn(&(f64, f64)) -> f64| {
         let (low, high) =
             all().map(of).fold((f64::INFINITY, 0.0_f64), |(low, high), v| (low.min(v), high.max(v)));
         low / 1.5..high * 1.5
     };
-    let title = format!(
-        "{} of {} on {} ranks, {}, {} memory: median time",
-        row.collective, row.dtype, row.ranks, row.transport, row.memory
-    );
     let sizes = range(&|p| p.0);
     // Grid lines where sizes are round, and not too many.
     let base = match (sizes.end / sizes.start).log2() {
@@ -68,13 +78,13 @@ pub(super) fn plot(rows: &[Row]) -> Result<String, Box<dyn Error>> {
             .margin(16)
             .x_label_area_size(52)
             .y_label_area_size(76)
-            .build_cartesian_2d(sizes.log_scale().base(base), range(&|p| p.1).log_scale())?;
+            .build_cartesian_2d(sizes.clone().log_scale().base(base), range(&|p| p.1).log_scale())?;
         chart
             .configure_mesh()
-            .x_desc("bytes")
-            .y_desc("microseconds")
-            .x_label_formatter(&|bytes| bytes_label(*bytes))
-            .y_label_formatter(&|us| us_label(*us))
+            .x_desc(x.0)
+            .y_desc(y.0)
+            .x_label_formatter(&|value| x.1(*value))
+            .y_label_formatter(&|value| y.1(*value))
             .label_style(("sans-serif", 14))
             .light_line_style(RGBColor(238, 238, 238))
             .bold_line_style(RGBColor(210, 210, 210))
@@ -89,7 +99,7 @@ pub(super) fn plot(rows: &[Row]) -> Result<String, Box<dyn Error>> {
         }
         chart
             .configure_series_labels()
-            .position(SeriesLabelPosition::UpperLeft)
+            .position(emptiest(&sizes, &range(&|p| p.1), lines))
             .background_style(WHITE)
             .border_style(RGBColor(200, 200, 200))
             .label_font(("sans-serif", 15))
@@ -100,7 +110,28 @@ pub(super) fn plot(rows: &[Row]) -> Result<String, Box<dyn Error>> {
     Ok(svg)
 }
 
-fn bytes_label(bytes: f64) -> String {
+/// Where the legend hides the fewest points.
+fn emptiest(x: &Range<f64>, y: &Range<f64>, lines: &[Line]) -> SeriesLabelPosition {
+    let place = |value: f64, range: &Range<f64>| (value / range.start).ln() / (range.end / range.start).ln();
+    let hidden = |left: bool, height: f64| {
+        let points = lines.iter().flat_map(|(_, points)| points);
+        let within = |point: &&(f64, f64)| {
+            let (x, y) = (place(point.0, x), place(point.1, y));
+            (if left { x < 0.35 } else { x > 0.65 }) && (y - height).abs() < 0.2
+        };
+        points.filter(within).count()
+    };
+    let corners = [
+        (SeriesLabelPosition::UpperLeft, hidden(true, 0.85)),
+        (SeriesLabelPosition::LowerRight, hidden(false, 0.15)),
+        (SeriesLabelPosition::MiddleRight, hidden(false, 0.5)),
+        (SeriesLabelPosition::MiddleLeft, hidden(true, 0.5)),
+    ];
+    let best = corners.into_iter().min_by_key(|(_, hidden)| *hidden);
+    best.map_or(SeriesLabelPosition::UpperLeft, |(position, _)| position)
+}
+
+pub(crate) fn bytes_label(bytes: f64) -> String {
     let units = [(f64::from(1 << 30), " GiB"), (f64::from(1 << 20), " MiB"), (1024.0, " KiB"), (0.0, " B")];
     let (unit, name) = units.into_iter().find(|(unit, _)| bytes >= *unit).unwrap_or((1.0, " B"));
     let value = bytes / unit.max(1.0);
@@ -111,6 +142,6 @@ fn bytes_label(bytes: f64) -> String {
     }
 }
 
-fn us_label(us: f64) -> String {
+pub(crate) fn us_label(us: f64) -> String {
     if us >= 1.0 { format!("{us:.0}") } else { format!("{us}") }
 }

@@ -5,9 +5,11 @@ use std::fs::File;
 use std::io::Write;
 use std::process::ExitCode;
 use std::rc::Rc;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use windlass::{Collective, Communicator, DataType, ReduceOp, TransportChoice};
+use windlass::accelerator::simulated::{Options, SimulatedAccelerator};
+use windlass::{Collective, Communicator, DataType, Device, ReduceOp, TransportChoice};
 use windlass_benches::limits::{cpus, pin};
 use windlass_benches::stats::{Label, Sample, Summary, by_label};
 
@@ -50,6 +52,8 @@ struct Bench<'p> {
     second: Option<Communicator>,
     stopwatch: Stopwatch,
     limits: Limits,
+    /// Where memory is a device's.
+    device: Option<Device>,
     rivals: Vec<Rival>,
     patterns: Rc<Patterns>,
     collective: Collective,
@@ -87,6 +91,10 @@ fn run(plan: &Plan) -> Result<(), RankError> {
     let data_type: DataType = plan.dtype.parse().map_err(|error| bad(&error))?;
     let op: ReduceOp = plan.op.parse().map_err(|error| bad(&error))?;
     let training = plan.pattern == Pattern::Training;
+    let device = match plan.memory {
+        MemoryKind::Device => Some(communicator.attach(Arc::new(accelerator(plan, own)))?),
+        _ => None,
+    };
     let mut bench = Bench {
         plan,
         shared,
@@ -94,6 +102,7 @@ fn run(plan: &Plan) -> Result<(), RankError> {
         communicator,
         stopwatch: Stopwatch::new(shared, 1, if training { Arrival::Jittered } else { Arrival::Together }),
         limits: Limits::new(shared, &plan.limits)?,
+        device,
         rivals,
         patterns: Rc::new(Patterns::new(plan.ranks, data_type, op)),
         collective,
@@ -106,6 +115,17 @@ fn run(plan: &Plan) -> Result<(), RankError> {
         File::options().write(true).open(&plan.files[1])?.write_all(&text)?;
     }
     Ok(())
+}
+
+/// One that moves nothing unless it is asked to, and has room for all buffers that rotate.
+fn accelerator(plan: &Plan, rank: usize) -> SimulatedAccelerator {
+    SimulatedAccelerator::new(Options {
+        seed: rank as u64,
+        moves_per_second: plan.moves_per_second,
+        capacity_bytes: 64 << 30,
+        keep_bytes: 64 << 20,
+        ..Options::default()
+    })
 }
 
 impl Bench<'_> {
@@ -148,10 +168,11 @@ impl Bench<'_> {
     }
 
     fn work(&self, count: usize, buffers: usize) -> Work {
-        let place = match (self.plan.pattern, self.plan.memory) {
-            (Pattern::Training, _) if self.shared.rank % 2 == 1 => Place::Heap,
-            (Pattern::Training, _) | (_, MemoryKind::Registered) => Place::Registered,
-            (_, MemoryKind::Heap) => Place::Heap,
+        let place = match (self.plan.pattern, &self.device, self.plan.memory) {
+            (_, Some(device), _) => Place::Device(device.clone()),
+            (Pattern::Training, ..) if self.shared.rank % 2 == 1 => Place::Heap,
+            (Pattern::Plain, _, MemoryKind::Heap) => Place::Heap,
+            _ => Place::Registered,
         };
         // What a model's layers have: nothing round.
         let odd = [0isize, -1, 3, -7];

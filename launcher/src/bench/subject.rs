@@ -5,7 +5,9 @@ use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
-use windlass::{Buffer, Collective, Communicator, DataType, RawRequest, ReduceOp};
+use windlass::{
+    Buffer, Collective, Communicator, DataType, Device, DeviceBuffer, Memory, RawRequest, ReduceOp,
+};
 use windlass_benches::limits::{Direct, Heap, Limit, Tcp};
 
 use super::block::Subject;
@@ -14,10 +16,11 @@ use super::shared::Shared;
 use super::{LimitKind, RankError};
 
 /// Where a rank's buffers lie.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(super) enum Place {
     Registered,
     Heap,
+    Device(Device),
 }
 
 /// One buffer. Its pieces are bytes; it is aligned for every type.
@@ -25,19 +28,52 @@ pub(super) enum Place {
 enum Bytes {
     Registered(Buffer<u8>),
     Heap(Vec<u64>, usize),
+    /// With a copy on the host, which is filled and looked at in its place.
+    Device(DeviceBuffer<u8>, Vec<u8>),
 }
 
 impl Bytes {
-    fn new(communicator: &Communicator, place: Place, length: usize) -> Result<Self, RankError> {
+    fn new(communicator: &Communicator, place: &Place, length: usize) -> Result<Self, RankError> {
         Ok(match place {
             Place::Registered => Self::Registered(communicator.alloc(length)?),
             Place::Heap => Self::Heap(vec![0; length.div_ceil(size_of::<u64>())], length),
+            Place::Device(device) => {
+                let mut buffer = device.alloc(length)?;
+                let host = vec![0; length];
+                buffer.write(&host)?;
+                Self::Device(buffer, host)
+            }
         })
+    }
+
+    /// For an operation.
+    fn address(&mut self) -> *mut u8 {
+        match self {
+            Self::Device(buffer, _) => buffer.span().address(),
+            _ => self.get_mut().as_mut_ptr(),
+        }
+    }
+
+    /// Lets the accelerator have what was put in.
+    fn put(&mut self) -> Result<(), RankError> {
+        match self {
+            Self::Device(buffer, host) => Ok(buffer.write(host)?),
+            _ => Ok(()),
+        }
+    }
+
+    /// Gets what the accelerator has made.
+    fn fetch(&mut self) -> Result<(), RankError> {
+        match self {
+            Self::Device(buffer, host) => Ok(buffer.read(host)?),
+            _ => Ok(()),
+        }
     }
 
     fn get(&self) -> &[u8] {
         match self {
             Self::Registered(buffer) => buffer,
+            Self::Device(_, host) => host,
             // SAFETY: the words hold at least `length` bytes, and every byte of a word is one.
             Self::Heap(words, length) => unsafe {
                 std::slice::from_raw_parts(words.as_ptr().cast(), *length)
@@ -48,6 +84,7 @@ impl Bytes {
     fn get_mut(&mut self) -> &mut [u8] {
         match self {
             Self::Registered(buffer) => buffer,
+            Self::Device(_, host) => host,
             // SAFETY: as above, borrowed mutably; every pattern of bits is a word.
             Self::Heap(words, length) => unsafe {
                 std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), *length)
@@ -180,8 +217,8 @@ impl Lane {
             Collective::Send => (bytes, Some(bytes)),
             _ => (bytes, None),
         };
-        let memory = Bytes::new(communicator, work.place, input)?;
-        let result = output.map(|length| Bytes::new(communicator, work.place, length)).transpose()?;
+        let memory = Bytes::new(communicator, &work.place, input)?;
+        let result = output.map(|length| Bytes::new(communicator, &work.place, length)).transpose()?;
         let mut request = RawRequest::new(work.collective, work.data_type, count);
         request.op = work.op;
         if work.collective.is_point_to_point() {
@@ -190,7 +227,7 @@ impl Lane {
         Ok(Self { memory, result, request })
     }
 
-    fn fill(&mut self, shared: Shared, work: &Work, iteration: usize) {
+    fn fill(&mut self, shared: Shared, work: &Work, iteration: usize) -> Result<(), RankError> {
         let own = Values::Of(shared.rank);
         work.patterns.fill(self.memory.get_mut(), own, iteration, 0);
         if let Some(result) = &mut self.result {
@@ -201,20 +238,22 @@ impl Lane {
             ends.into_iter()
                 .for_each(|end| result[end..].iter_mut().take(size).for_each(|byte| *byte ^= 0x55));
         }
-        self.request.input = self.memory.get_mut().as_mut_ptr().cast_const();
+        self.memory.put()?;
+        self.result.as_mut().map_or(Ok(()), Bytes::put)?;
+        self.request.input = self.memory.address().cast_const();
         self.request.output = match &mut self.result {
-            Some(result) => result.get_mut().as_mut_ptr(),
+            Some(result) => result.address(),
             None => self.request.input.cast_mut(),
         };
+        Ok(())
     }
 }
 
 impl Subject for Windlass {
-    fn fill(&mut self, iteration: usize, index: usize) {
+    fn fill(&mut self, iteration: usize, index: usize) -> Result<(), RankError> {
         let lanes = [&mut self.lanes, &mut self.second_lanes];
-        lanes.into_iter().filter_map(|lanes| lanes.get_mut(index)).for_each(|lane| {
-            lane.fill(self.shared, &self.work, iteration);
-        });
+        let mut lanes = lanes.into_iter().filter_map(|lanes| lanes.get_mut(index));
+        lanes.try_for_each(|lane| lane.fill(self.shared, &self.work, iteration))
     }
 
     #[inline]
@@ -244,9 +283,13 @@ impl Subject for Windlass {
         Ok(())
     }
 
-    fn wrong(&self, iteration: usize, index: usize) -> u64 {
+    fn wrong(&mut self, iteration: usize, index: usize) -> Result<u64, RankError> {
+        let lanes = [&mut self.lanes, &mut self.second_lanes];
+        for lane in lanes.into_iter().filter_map(|lanes| lanes.get_mut(index)) {
+            lane.result.as_mut().unwrap_or(&mut lane.memory).fetch()?;
+        }
         let lanes = [self.lanes.get(index), self.second_lanes.get(index)];
-        lanes.into_iter().flatten().map(|lane| self.lane_wrong(lane, iteration)).sum()
+        Ok(lanes.into_iter().flatten().map(|lane| self.lane_wrong(lane, iteration)).sum())
     }
 
     fn operations(&self) -> f64 {
@@ -360,11 +403,12 @@ impl LimitOf<'_> {
 }
 
 impl Subject for LimitOf<'_> {
-    fn fill(&mut self, iteration: usize, index: usize) {
+    fn fill(&mut self, iteration: usize, index: usize) -> Result<(), RankError> {
         let (own, patterns) = (Values::Of(self.limits.shared.rank), Rc::clone(&self.patterns));
         for index in self.indices(index) {
             patterns.fill(self.bytes_mut(index), own, iteration, 0);
         }
+        Ok(())
     }
 
     #[inline]
@@ -380,13 +424,13 @@ impl Subject for LimitOf<'_> {
         Ok(())
     }
 
-    fn wrong(&self, iteration: usize, index: usize) -> u64 {
+    fn wrong(&mut self, iteration: usize, index: usize) -> Result<u64, RankError> {
         // The exchange only moves bytes, and keeps what arrived to itself.
         if self.kind == LimitKind::Tcp {
-            return 0;
+            return Ok(0);
         }
         let wrong = |index| self.patterns.wrong(self.bytes(index), Values::Reduced, iteration, 0);
-        self.indices(index).map(wrong).sum()
+        Ok(self.indices(index).map(wrong).sum())
     }
 
     fn operations(&self) -> f64 {

@@ -95,6 +95,11 @@ impl Environment {
             // A job inside a rank of another job must not meet that one.
             None => environment.unset.push(b"WINDLASS_RENDEZVOUS".to_vec()),
         }
+        match rustix::termios::isatty(rustix::stdio::stderr()) {
+            // Ranks write to pipes; one that shows how far it is needs to know where people look.
+            true => environment.set("WINDLASS_TERMINAL", &format!("/proc/{}/fd/2", std::process::id())),
+            false => environment.unset.push(b"WINDLASS_TERMINAL".to_vec()),
+        }
         if let Some(transport) = arguments.transport {
             environment.set("WINDLASS_TRANSPORT", transport.name());
         }
