@@ -1,0 +1,93 @@
+//! Writes `fuzz/seeds` from real messages: `cargo run --manifest-path fuzz/Cargo.toml --example seeds`.
+//! The rendezvous's are written by the test `seeds` of `runtime/src/bootstrap/protocol.rs`. Files named `regression-…` are inputs
+//! that found something, and are left alone.
+
+use std::path::Path;
+
+use windlass::{Config, ModelFile};
+use windlass_fuzz::{LIMITS, message};
+use windlass_memory::accelerator::{Exported, Region};
+use windlass_transports::link::wire::{Detail, Header, Kind};
+use windlass_transports::shm::Board;
+use windlass_transports::shm::board::Shape;
+use windlass_transports::tcp::greeting::Greeting;
+
+fn seed(target: &str, name: &str, bytes: &[u8]) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("seeds").join(target);
+    std::fs::create_dir_all(&folder).expect("a folder for the seeds");
+    std::fs::write(folder.join(name), bytes).expect("a seed is written");
+}
+
+fn frame(kind: Kind, id: u8, size: u8, detail: Detail) -> Vec<u8> {
+    let header = Header { kind, message: message(id, size), detail };
+    let mut bytes = header.encode().to_vec();
+    bytes.resize(bytes.len() + header.payload(), id);
+    bytes
+}
+
+fn streams() {
+    let none = Detail::Credits { bytes: 0, messages: 0 };
+    // A receive each of message 1 (8 bytes) and 2 (100 bytes), and a send of message 3 (40 bytes).
+    let posts = [1, 1, 2, 1, 2, 7, 0, 3, 5];
+    let with = |name, cut, frames: &[Vec<u8>]| {
+        seed("stream", name, &[&[3, cut][..], &posts, &frames.concat()].concat())
+    };
+    with("eager", 255, &[frame(Kind::Eager, 1, 2, none), frame(Kind::Eager, 4, 3, none)]);
+    with(
+        "pieces",
+        7,
+        &[frame(Kind::Data, 2, 7, Detail::Piece(60)), frame(Kind::Data, 2, 7, Detail::Piece(40))],
+    );
+    with("cleared", 64, &[frame(Kind::Clear, 3, 5, none), frame(Kind::Rescind, 3, 5, none)]);
+    with("announced", 64, &[frame(Kind::Announce, 5, 5, none), frame(Kind::Retract, 5, 5, none)]);
+    with("stalled", 64, &[frame(Kind::Stalled, 0, 0, none), frame(Kind::Resumed, 0, 0, none)]);
+    with("refused", 64, &[frame(Kind::RefuseClear, 2, 6, none), frame(Kind::RefuseMessage, 9, 0, none)]);
+    with("credit", 64, &[frame(Kind::Credit, 0, 0, Detail::Credits { bytes: 1, messages: 1 })]);
+}
+
+fn steps() {
+    seed("frames", "eager", &[2, 1, 2, 0, 7, 1, 2, 0, 7, 2, 2, 0, 2, 2, 2, 0]);
+    seed("frames", "pieces", &[2, 2, 7, 0, 10, 2, 7, 60, 10, 2, 7, 40]);
+    seed("frames", "sends", &[0, 3, 5, 0, 9, 3, 5, 0, 6, 0, 0, 99, 13, 3, 5, 0, 4, 0, 0, 0]);
+    seed("frames", "withdrawn", &[2, 2, 7, 0, 4, 0, 0, 0, 10, 2, 7, 100, 14, 2, 7, 0]);
+    let mut all = Vec::new();
+    for name in 0..64 {
+        all.extend([0, name, 0, 0, 5, 0, 0, 70, 7, 0, 0, 50, 2, name, 0, 0, 5, 0, 1, 200, 8, 0, 1, 90]);
+    }
+    seed("pair", "all", &all);
+    seed(
+        "pair",
+        "late",
+        &(0..24)
+            .flat_map(|name| [0, name, 0, 0])
+            .chain((0..24).flat_map(|name| [2, name, 0, 0]))
+            .collect::<Vec<_>>(),
+    );
+    seed("pair", "withdrawn", &[2, 0, 0, 0, 5, 0, 1, 200, 4, 0, 1, 0, 0, 0, 0, 0, 7, 0, 1, 255, 5, 0, 0, 50]);
+    seed("pair", "odd", &[2, 8, 255, 0, 0, 8, 0, 0, 0, 16, 0, 0, 2, 16, 255, 0]);
+}
+
+fn main() {
+    streams();
+    steps();
+    seed("greeting", "one", &Greeting { job: 1 << 100, rank: 3, limits: LIMITS }.encode());
+    let exported = Exported { region: Region::new(1, 2), generation: 3, offset: 4160, bytes: 1 << 20 };
+    seed("exported", "one", &exported.to_wire());
+    seed("exported", "none", &Exported { bytes: 0, ..exported }.to_wire());
+    for (name, pages, lanes) in [("lanes", 8, 1), ("plain", 6, 0)] {
+        let shape = Shape { ranks: 2, slot_bytes: 100, stage_bytes: 5000, lanes, note_bytes: 8 };
+        let segment = Board::create(shape).expect("a board");
+        // SAFETY: the header's bytes, in the first page of a mapping that nobody else has.
+        let header = unsafe { std::slice::from_raw_parts(segment.mapping().base().as_ptr(), 48) };
+        seed("board", name, &[&[pages, 0], header].concat());
+    }
+    seed("config", "model", &[b"\0", ModelFile::from(Config::default().model).to_text().as_bytes()].concat());
+    seed("config", "one-constant", b"\0flag_ns = 77.5\nslot_bytes = 4096\n");
+    seed(
+        "config",
+        "settings",
+        b"\x01transport = \"tcp\"\nalgorithm = \"ring\"\ntimeout = 5\njoin_timeout = 1.5\n",
+    );
+    seed("config", "auto", b"\x01algorithm = \"auto\"\nreport_after = 0\n");
+    seed("config", "unknown", b"\x01tiemout = 5\n");
+}
