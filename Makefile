@@ -3,7 +3,7 @@
 .PHONY: help run build test bench lint install-tools clean
 
 help:
-	@echo "make run            build, run the histogram example on 4 ranks, and a short bench"
+	@echo "make run            build, run two examples on 4 ranks, and a short bench"
 	@echo "make test           every test: unit, integration, process, documentation, loom"
 	@echo "make bench          all_reduce on 2 ranks, 8 B to 16 MiB"
 	@echo "make lint           format, clippy, documentation, licences"
@@ -23,6 +23,7 @@ build:
 
 run: build
 	$(RELEASE)/windlass run -n 4 -- $(RELEASE)/examples/histogram
+	$(RELEASE)/windlass run -n 4 -- $(RELEASE)/examples/move_under_fire --seconds 3
 	$(RELEASE)/windlass bench all_reduce -n 2 -b 8 -e 1M -f 8
 
 test:
@@ -35,6 +36,7 @@ bench: build
 lint:
 	@tools/setup --lint
 	cargo fmt --all --check
+	cargo fmt --manifest-path fuzz/Cargo.toml --check
 	cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo clippy --locked -p windlass --features planted-fault --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
