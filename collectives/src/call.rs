@@ -8,11 +8,12 @@ use windlass_kernels::{DataType, ReduceOp};
 use crate::Rank;
 
 macro_rules! collectives {
-    ($($(#[$doc:meta])* $variant:ident = $code:literal, $name:literal, reduces: $reduces:literal, rooted: $rooted:literal;)*) => {
+    ($($(#[$doc:meta])* $variant:ident = $code:literal, $name:literal, reduces: $reduces:literal, rooted: $rooted:literal,
+        $input:ident -> $output:ident;)*) => {
         /// The collectives, and the two point-to-point operations, which are schedules of one step.
         ///
         /// This is the one table: a row gives the name, whether an operator and a root are among the
-        /// arguments, and the code the fingerprint carries.
+        /// arguments, what a rank's operand and its result are of the vector, and the code the fingerprint carries.
         #[derive(Clone, Copy, Debug, Eq, PartialEq, Hash, PartialOrd, Ord)]
         #[repr(u8)]
         #[non_exhaustive]
@@ -37,6 +38,16 @@ macro_rules! collectives {
                 match self { $(Self::$variant => $rooted,)* }
             }
 
+            /// What of the vector a rank's operand is.
+            pub const fn input(self) -> Extent {
+                match self { $(Self::$variant => Extent::$input,)* }
+            }
+
+            /// What of the vector a rank's result is.
+            pub const fn output(self) -> Extent {
+                match self { $(Self::$variant => Extent::$output,)* }
+            }
+
             /// The row with this code.
             pub const fn from_code(code: u8) -> Option<Self> {
                 match code { $($code => Some(Self::$variant),)* _ => None }
@@ -47,25 +58,83 @@ macro_rules! collectives {
 
 collectives! {
     /// Every rank ends with the reduction of all inputs.
-    AllReduce = 1, "all_reduce", reduces: true, rooted: false;
+    AllReduce = 1, "all_reduce", reduces: true, rooted: false, Whole -> Whole;
     /// Rank `r` ends with block `r` of the reduction.
-    ReduceScatter = 2, "reduce_scatter", reduces: true, rooted: false;
+    ReduceScatter = 2, "reduce_scatter", reduces: true, rooted: false, Blocks -> Block;
     /// Every rank ends with all inputs, in rank order.
-    AllGather = 3, "all_gather", reduces: false, rooted: false;
+    AllGather = 3, "all_gather", reduces: false, rooted: false, Block -> Blocks;
     /// Every rank ends with the root's buffer.
-    Broadcast = 4, "broadcast", reduces: false, rooted: true;
+    Broadcast = 4, "broadcast", reduces: false, rooted: true, Whole -> Whole;
     /// No rank leaves before all have entered.
-    Barrier = 5, "barrier", reduces: false, rooted: false;
+    Barrier = 5, "barrier", reduces: false, rooted: false, Nothing -> Nothing;
     /// A message to one peer.
-    Send = 6, "send", reduces: false, rooted: true;
+    Send = 6, "send", reduces: false, rooted: true, Whole -> Whole;
     /// A message from one peer.
-    Recv = 7, "recv", reduces: false, rooted: true;
+    Recv = 7, "recv", reduces: false, rooted: true, Whole -> Whole;
+    /// The root ends with the reduction of all inputs.
+    Reduce = 8, "reduce", reduces: true, rooted: true, Whole -> WholeAtRoot;
+    /// The root ends with all inputs, in rank order.
+    Gather = 9, "gather", reduces: false, rooted: true, Block -> BlocksAtRoot;
+    /// Rank `r` ends with block `r` of the root's buffer.
+    Scatter = 10, "scatter", reduces: false, rooted: true, BlocksAtRoot -> Block;
+    /// Rank `r` ends with block `r` of every rank's input, in rank order.
+    AllToAll = 11, "all_to_all", reduces: false, rooted: false, Blocks -> Blocks;
+    /// Rank `r` ends with the reduction of the inputs of ranks `0..=r`.
+    Scan = 12, "scan", reduces: true, rooted: false, Whole -> Whole;
+    /// Rank `r` ends with the reduction of the inputs of ranks `0..r`; rank 0's result is left alone.
+    ExScan = 13, "exscan", reduces: true, rooted: false, Whole -> Whole;
+}
+
+/// What of a collective's vector a rank's operand or result is. A vector is either one of `count` elements, or of a block of
+/// `count` elements for each rank.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Extent {
+    /// None of it.
+    Nothing,
+    /// All of a vector of `count` elements.
+    Whole,
+    /// The same on the root, nothing elsewhere.
+    WholeAtRoot,
+    /// The rank's own block.
+    Block,
+    /// Every rank's block, in rank order.
+    Blocks,
+    /// The same on the root, nothing elsewhere.
+    BlocksAtRoot,
+}
+
+impl Extent {
+    /// Its elements; `None` when they cannot be counted.
+    pub const fn elements(self, count: usize, ranks: usize, root: bool) -> Option<usize> {
+        match self {
+            Self::Nothing => Some(0),
+            Self::WholeAtRoot | Self::BlocksAtRoot if !root => Some(0),
+            Self::Whole | Self::WholeAtRoot | Self::Block => Some(count),
+            Self::Blocks | Self::BlocksAtRoot => count.checked_mul(ranks),
+        }
+    }
+
+    /// Whether the vector has a block for each rank.
+    pub const fn is_of_blocks(self) -> bool {
+        matches!(self, Self::Block | Self::Blocks | Self::BlocksAtRoot)
+    }
 }
 
 impl Collective {
     /// Whether the operation involves one peer only and is numbered apart from the collectives.
     pub const fn is_point_to_point(self) -> bool {
         matches!(self, Self::Send | Self::Recv)
+    }
+
+    /// Whether `count` is that of one rank's block of the vector, and not of the vector.
+    pub const fn has_blocks(self) -> bool {
+        self.input().is_of_blocks() || self.output().is_of_blocks()
+    }
+
+    /// Whether operand and result may be the same memory.
+    pub const fn may_be_in_place(self) -> bool {
+        // Every block would have to be exchanged with another one.
+        !matches!(self, Self::AllToAll)
     }
 }
 
@@ -101,8 +170,8 @@ impl FromStr for Collective {
 
 /// The arguments of one call that all ranks share.
 ///
-/// `count` is in elements: of the whole vector for all_reduce and broadcast, of one rank's block for
-/// all_gather (each rank's input) and reduce_scatter (each rank's output), of the message for send and recv.
+/// `count` is in elements: of one rank's block where the vector has a block for each rank ([`Collective::has_blocks`]), else of the
+/// vector or message.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Hash)]
 pub struct Call {
     /// Which row of the table.
@@ -113,7 +182,7 @@ pub struct Call {
     pub op: ReduceOp,
     /// Elements, see above.
     pub count: u64,
-    /// The root of a broadcast, the peer of a send or recv, 0 elsewhere.
+    /// The root where there is one, the peer of a send or recv, 0 elsewhere.
     pub root: Rank,
 }
 
@@ -125,10 +194,7 @@ impl Call {
 
     /// The bytes that travel: what the bench and the metrics call the operation's size.
     pub const fn size_bytes(&self, ranks: u32) -> u64 {
-        match self.collective {
-            Collective::AllGather | Collective::ReduceScatter => self.bytes() * ranks as u64,
-            _ => self.bytes(),
-        }
+        if self.collective.has_blocks() { self.bytes() * ranks as u64 } else { self.bytes() }
     }
 
     /// What travels in the arrival line and in frame headers. The root must be below [`MAX_RANKS`].

@@ -1,6 +1,6 @@
 //! Blocks and chunks to byte ranges.
 
-use crate::call::{Call, Collective};
+use crate::call::Call;
 use crate::step::{Action, Blocks, Operands, Role, Span};
 
 /// Parts of a vector begin on cache lines, so that two ranks never store to one.
@@ -40,9 +40,10 @@ impl Layout {
     /// The layout that `call` has on `ranks` ranks when its vector is cut into `blocks`.
     pub const fn of(call: &Call, ranks: u32, blocks: u32) -> Self {
         let size = call.data_type.size_bytes() as u64;
-        match call.collective {
-            Collective::ReduceScatter | Collective::AllGather => Self::uniform(call.count, size, ranks),
-            _ => Self::parts(call.count, size, blocks),
+        if call.collective.has_blocks() {
+            Self::uniform(call.count, size, ranks)
+        } else {
+            Self::parts(call.count, size, blocks)
         }
     }
 
@@ -128,9 +129,15 @@ impl Geometry {
             | Action::Send { from: span, .. }
             | Action::Recv { into: span, .. } => self.chunks_of(span),
             Action::Reduce { outputs, .. } => match outputs {
-                Operands::Mine(span) | Operands::All(span) | Operands::Pair(span, _) => self.chunks_of(span),
+                Operands::Mine(span)
+                | Operands::All(span)
+                | Operands::First(_, span)
+                | Operands::Of(_, span)
+                | Operands::Pair(span, _) => self.chunks_of(span),
             },
-            Action::Gather { .. } | Action::Signal { .. } | Action::Wait { .. } => self.pieces,
+            Action::Gather { .. } | Action::Scan { .. } | Action::Signal { .. } | Action::Wait { .. } => {
+                self.pieces
+            }
         }
     }
 

@@ -24,12 +24,12 @@ pub mod model;
 pub mod schedule;
 pub mod step;
 
-pub use call::{Call, Collective, Fingerprint, History};
+pub use call::{Call, Collective, Extent, Fingerprint, History};
 pub use execution::{Execution, Task, WINDOW};
 pub use layout::{Geometry, Layout, Piece};
 pub use model::{Choice, Model, Topology};
 pub use schedule::{Algorithm, Schedule, Unsupported};
-pub use step::{Action, Blocks, Dependency, Operands, Peers, Phase, Role, Rule, Span, Step};
+pub use step::{Action, Blocks, Dependency, Operands, Peers, Phase, Role, Rule, Span, Step, Take};
 
 /// A rank's number inside its communicator.
 pub type Rank = u32;

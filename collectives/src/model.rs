@@ -99,12 +99,8 @@ impl Model {
 
     /// Whether a rank's slot can hold what it would publish.
     fn publishes(&self, call: &Call, ranks: u32) -> bool {
-        let bytes = match call.collective {
-            Collective::ReduceScatter | Collective::AllGather => {
-                call.bytes().saturating_mul(u64::from(ranks))
-            }
-            _ => call.bytes(),
-        };
+        let blocks = if call.collective.has_blocks() { u64::from(ranks) } else { 1 };
+        let bytes = call.bytes().saturating_mul(blocks);
         bytes <= self.slot_bytes
     }
 
@@ -122,34 +118,62 @@ impl Model {
         let flags = |k: f64| k * (self.flag_ns + (p - 2.0).max(0.0) * self.line_ns);
         let touch = |bytes: f64| bytes * self.cached_byte_ns;
         let send = |bytes: f64| self.message_ns + bytes * self.message_byte_ns;
+        let add = |bytes: f64| bytes * self.reduce_byte_ns;
+        // A pipeline of hops: the first chunk goes all the way, the others follow it.
+        let chunk = n.min(self.chunk_bytes as f64);
+        let pipeline = |hops: f64, hop: &dyn Fn(f64) -> f64| hops * hop(chunk) + hop(n - chunk) - hop(0.0);
         let rounds = f64::from(topology.ranks.next_power_of_two().ilog2());
         let folded = if topology.ranks.is_power_of_two() { 0.0 } else { 2.0 };
         Some(match (algorithm, call.collective) {
             (Algorithm::Publish, _) if !self.publishes(call, topology.ranks) => return None,
-            (Algorithm::Publish, C::AllReduce) => flags(1.0) + touch(2.0 * n + p * n + n),
+            (Algorithm::Publish, C::AllReduce | C::Reduce) => flags(1.0) + touch(2.0 * n + p * n + n),
             (Algorithm::Publish, C::ReduceScatter) => flags(1.0) + touch(2.0 * n + n + n / p),
-            (Algorithm::Publish, C::AllGather) => flags(1.0) + touch(2.0 * n / p + 2.0 * n),
+            (Algorithm::Publish, C::AllGather | C::Gather) => flags(1.0) + touch(2.0 * n / p + 2.0 * n),
+            (Algorithm::Publish, C::AllToAll) => flags(1.0) + touch(4.0 * n),
+            (Algorithm::Publish, C::Scatter) => flags(1.0) + touch(2.0 * n + 2.0 * n / p),
+            // The last rank reads all operands.
+            (Algorithm::Publish, C::Scan | C::ExScan) => flags(1.0) + touch(2.0 * n + p * n + n),
             (Algorithm::Publish, C::Broadcast) => flags(1.0) + touch(4.0 * n),
             (Algorithm::Publish, _) => flags(1.0),
             (Algorithm::Direct, C::ReduceScatter) => flags(2.0) + touch(n + n / p),
+            (Algorithm::Direct, C::Scatter) => flags(2.0) + touch(2.0 * n / p),
+            (Algorithm::Direct, C::Scan | C::ExScan) => flags(2.0) + touch(n * (p + 1.0) / 2.0 + n),
             (Algorithm::Direct, _) => flags(2.0) + touch(2.0 * n),
-            (Algorithm::Ring, C::AllReduce) => {
-                2.0 * (p - 1.0) * send(n / p) + (p - 1.0) / p * n * self.reduce_byte_ns
-            }
-            (Algorithm::Ring, C::ReduceScatter) => (p - 1.0) * (send(n / p) + n / p * self.reduce_byte_ns),
+            (Algorithm::Ring, C::AllReduce) => 2.0 * (p - 1.0) * send(n / p) + (p - 1.0) / p * add(n),
+            (Algorithm::Ring, C::ReduceScatter) => (p - 1.0) * (send(n / p) + add(n / p)),
             (Algorithm::Ring, _) => (p - 1.0) * send(n / p),
             (Algorithm::RecursiveDoubling, C::AllGather) => {
                 rounds * self.message_ns + (p - 1.0) / p * n * self.message_byte_ns
             }
-            (Algorithm::RecursiveDoubling, _) => {
-                (rounds.floor() + folded) * (send(n) + n * self.reduce_byte_ns)
-            }
+            (Algorithm::RecursiveDoubling, C::Scan) => rounds * (send(n) + add(n)),
+            (Algorithm::RecursiveDoubling, C::ExScan) => rounds * (send(n) + add(n)) + send(n),
+            (Algorithm::RecursiveDoubling, _) => (rounds.floor() + folded) * (send(n) + add(n)),
             (Algorithm::Rabenseifner, _) => {
-                let halving = (p - 1.0) / p * n * (2.0 * self.message_byte_ns + self.reduce_byte_ns);
+                let halving = (p - 1.0) / p * (2.0 * n * self.message_byte_ns + add(n));
                 // Rounds of different sizes do not overlap: a chunk waits for the whole round before.
                 2.0 * rounds * self.message_ns + 1.15 * halving + folded * send(n)
             }
-            (Algorithm::BinomialTree, _) => rounds * send(n.min(self.chunk_bytes as f64)) + send(n),
+            (Algorithm::Circulant, C::AllReduce) => {
+                let halving = (p - 1.0) / p * (2.0 * n * self.message_byte_ns + add(n));
+                // A round is mostly two messages, as its blocks pass the vector's end.
+                3.0 * rounds * self.message_ns + 1.15 * halving
+            }
+            (Algorithm::Circulant, _) => {
+                1.5 * rounds * self.message_ns + (p - 1.0) / p * n * self.message_byte_ns
+            }
+            (Algorithm::DoubleTree, _) => {
+                // Each rank is an inner one once: two halves come, one goes, and the same backwards.
+                pipeline(2.0 * rounds, &|bytes| send(bytes) + add(bytes))
+                    + 0.5 * (n - chunk).max(0.0) * self.message_byte_ns
+            }
+            (Algorithm::BinomialTree, C::Reduce) => rounds * (send(chunk) + add(chunk)) + send(n) + add(n),
+            (Algorithm::BinomialTree, _) => rounds * send(chunk) + send(n),
+            (Algorithm::Chain, C::Broadcast) => pipeline((p - 1.0).max(1.0), &send),
+            (Algorithm::Chain, _) => pipeline((p - 1.0).max(1.0), &|bytes| send(bytes) + add(bytes)),
+            (Algorithm::Linear, _) => {
+                self.message_ns + (p - 1.0) * (0.2 * self.message_ns) + n * self.message_byte_ns
+            }
+            (Algorithm::Pairwise, _) => (p - 1.0) * send(n / p),
             (Algorithm::Dissemination, _) => rounds * self.message_ns,
             (Algorithm::Pair, _) => send(n),
         })
@@ -235,12 +259,10 @@ mod tests {
         let model = Model::default();
         for ranks in 1..100 {
             let topology = Topology { ranks, mapped: true, cores: 2 };
-            for collective in [
-                Collective::AllReduce,
-                Collective::ReduceScatter,
-                Collective::AllGather,
-                Collective::Broadcast,
-            ] {
+            for &collective in Collective::ALL {
+                if !Schedule::supports(collective, Algorithm::Direct, ranks) {
+                    continue;
+                }
                 let call = call(collective, 1 << 24);
                 let choice = model.choose(&call, &topology, Some(Algorithm::Direct)).unwrap();
                 let schedule = Schedule::new(collective, choice.algorithm, 0, ranks, 0, true).unwrap();

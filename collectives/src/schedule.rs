@@ -4,62 +4,75 @@ use std::fmt;
 use std::str::FromStr;
 
 use crate::Rank;
-use crate::algorithms::{binomial, direct, dissemination, doubling, pair, publish, rabenseifner, ring};
+use crate::algorithms::{
+    binomial, chain, circulant, direct, dissemination, double_tree, doubling, linear, pair, pairwise,
+    publish, rabenseifner, ring,
+};
 use crate::call::Collective;
 use crate::step::Step;
 
-/// The algorithms.
-#[derive(Clone, Copy, Debug, Eq, PartialEq, Hash, PartialOrd, Ord)]
-#[repr(u8)]
-#[non_exhaustive]
-pub enum Algorithm {
+macro_rules! algorithms {
+    ($($(#[$doc:meta])* $variant:ident = $code:literal, $name:literal, $module:ident;)*) => {
+        /// The algorithms: one table, of which a row gives the name and the module.
+        #[derive(Clone, Copy, Debug, Eq, PartialEq, Hash, PartialOrd, Ord)]
+        #[repr(u8)]
+        #[non_exhaustive]
+        pub enum Algorithm { $($(#[$doc])* $variant = $code,)* }
+
+        impl Algorithm {
+            /// Every algorithm.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
+
+            /// The name in `WINDLASS_ALGORITHM` and in `windlass explain`.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)* }
+            }
+        }
+
+        fn len(s: &Schedule) -> u32 {
+            match s.algorithm { $(Algorithm::$variant => $module::len(s),)* }
+        }
+
+        fn step(s: &Schedule, index: u32) -> Step {
+            match s.algorithm { $(Algorithm::$variant => $module::step(s, index),)* }
+        }
+    };
+}
+
+algorithms! {
     /// Each rank publishes its operand to its local peers and computes the result alone: one
     /// exchange of flags. For small messages on shared memory.
-    Publish = 0,
+    Publish = 0, "publish", publish;
     /// Each rank reduces its part straight from all inputs to all outputs: two exchanges of flags,
     /// every byte read and written once. Shared memory.
-    Direct = 1,
+    Direct = 1, "direct", direct;
     /// Chunks travel around a ring (Patarasuk and Yuan 2009): bandwidth-optimal, 2(p-1) rounds.
-    Ring = 2,
-    /// Whole vectors are exchanged with ranks at distance 1, 2, 4…: log₂ p rounds.
-    RecursiveDoubling = 3,
+    Ring = 2, "ring", ring;
+    /// Whole vectors are exchanged with ranks at distance 1, 2, 4…: log₂ p rounds. A scan is that of Hillis and Steele (1986).
+    RecursiveDoubling = 3, "recursive-doubling", doubling;
     /// Recursive halving, then recursive doubling (Rabenseifner 2004): bandwidth-optimal, 2 log₂ p rounds.
-    Rabenseifner = 4,
-    /// A binomial tree from the root: log₂ p rounds.
-    BinomialTree = 5,
+    Rabenseifner = 4, "rabenseifner", rabenseifner;
+    /// A binomial tree from or to the root: log₂ p rounds.
+    BinomialTree = 5, "binomial-tree", binomial;
     /// Notices at distance 1, 2, 4… (Hensgen, Finkel and Manber 1988): a barrier in log₂ p rounds.
-    Dissemination = 6,
+    Dissemination = 6, "dissemination", dissemination;
     /// One message between two ranks.
-    Pair = 7,
+    Pair = 7, "pair", pair;
+    /// One message between the root and every other rank.
+    Linear = 8, "linear", linear;
+    /// In round k a rank sends to the one k places on and receives from the one k places back: p-1 messages.
+    Pairwise = 9, "pairwise", pairwise;
+    /// Chunks travel from each rank to the next, once: bandwidth-optimal, p-1 rounds that overlap.
+    Chain = 10, "chain", chain;
+    /// Halving and doubling on a circulant graph (Träff 2024; the all-gather is that of Bruck et al. 1997): bandwidth-optimal, and
+    /// ⌈log₂ p⌉ rounds each way for any p.
+    Circulant = 11, "circulant", circulant;
+    /// Two binary trees, each for one half of the vector, whose inner ranks are the other's leaves (Sanders, Speck and Träff 2009): full
+    /// bandwidth in 2 log₂ p rounds.
+    DoubleTree = 12, "double-tree", double_tree;
 }
 
 impl Algorithm {
-    /// Every algorithm.
-    pub const ALL: &'static [Self] = &[
-        Self::Publish,
-        Self::Direct,
-        Self::Ring,
-        Self::RecursiveDoubling,
-        Self::Rabenseifner,
-        Self::BinomialTree,
-        Self::Dissemination,
-        Self::Pair,
-    ];
-
-    /// The name in `WINDLASS_ALGORITHM` and in `windlass explain`.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Publish => "publish",
-            Self::Direct => "direct",
-            Self::Ring => "ring",
-            Self::RecursiveDoubling => "recursive-doubling",
-            Self::Rabenseifner => "rabenseifner",
-            Self::BinomialTree => "binomial-tree",
-            Self::Dissemination => "dissemination",
-            Self::Pair => "pair",
-        }
-    }
-
     /// Whether its steps reach peers' memory instead of sending messages.
     pub const fn needs_mapped_peers(self) -> bool {
         matches!(self, Self::Publish | Self::Direct)
@@ -146,11 +159,20 @@ impl Schedule {
         use Collective as C;
         match (collective, algorithm) {
             (C::Send | C::Recv, A::Pair) => true,
-            (C::AllReduce | C::ReduceScatter | C::AllGather | C::Broadcast, A::Publish | A::Direct)
-            | (C::Barrier, A::Publish | A::Dissemination)
-            | (C::AllReduce, A::Ring | A::RecursiveDoubling | A::Rabenseifner)
+            (C::Send | C::Recv, _) => false,
+            (C::Barrier, A::Publish | A::Dissemination) => ranks > 0,
+            (C::Barrier, _) => false,
+            (_, A::Publish | A::Direct)
+            | (
+                C::AllReduce,
+                A::Ring | A::RecursiveDoubling | A::Rabenseifner | A::Circulant | A::DoubleTree,
+            )
             | (C::ReduceScatter | C::AllGather, A::Ring)
-            | (C::Broadcast, A::BinomialTree) => ranks > 0,
+            | (C::AllGather, A::Circulant)
+            | (C::Broadcast | C::Reduce, A::BinomialTree | A::Chain)
+            | (C::Gather | C::Scatter, A::Linear)
+            | (C::AllToAll, A::Pairwise)
+            | (C::Scan | C::ExScan, A::Chain | A::RecursiveDoubling) => ranks > 0,
             (C::AllGather, A::RecursiveDoubling) => ranks.is_power_of_two(),
             _ => false,
         }
@@ -175,16 +197,7 @@ impl Schedule {
         }
         let staged = staged && algorithm == Algorithm::Direct && ranks > 1;
         let mut schedule = Self { collective, algorithm, rank, ranks, root, staged, len: 0 };
-        schedule.len = match algorithm {
-            Algorithm::Publish => publish::len(&schedule),
-            Algorithm::Direct => direct::len(&schedule),
-            Algorithm::Ring => ring::len(&schedule),
-            Algorithm::RecursiveDoubling => doubling::len(&schedule),
-            Algorithm::Rabenseifner => rabenseifner::len(&schedule),
-            Algorithm::BinomialTree => binomial::len(&schedule),
-            Algorithm::Dissemination => dissemination::len(&schedule),
-            Algorithm::Pair => pair::len(&schedule),
-        };
+        schedule.len = len(&schedule);
         Ok(schedule)
     }
 
@@ -211,41 +224,40 @@ impl Schedule {
     /// Step `index`, for `index < len()`. O(1) or O(log p).
     pub fn step(&self, index: u32) -> Step {
         debug_assert!(index < self.len);
-        match self.algorithm {
-            Algorithm::Publish => publish::step(self, index),
-            Algorithm::Direct => direct::step(self, index),
-            Algorithm::Ring => ring::step(self, index),
-            Algorithm::RecursiveDoubling => doubling::step(self, index),
-            Algorithm::Rabenseifner => rabenseifner::step(self, index),
-            Algorithm::BinomialTree => binomial::step(self, index),
-            Algorithm::Dissemination => dissemination::step(self, index),
-            Algorithm::Pair => pair::step(self, index),
-        }
+        step(self, index)
     }
 
     /// How many blocks the algorithm cuts the vector into.
     pub const fn blocks(&self) -> u32 {
+        use Algorithm as A;
+        use Collective as C;
         match (self.collective, self.algorithm) {
-            (Collective::ReduceScatter | Collective::AllGather, _) => self.ranks,
-            (Collective::AllReduce, Algorithm::Direct | Algorithm::Ring) => self.ranks,
-            (Collective::AllReduce, Algorithm::Rabenseifner) => rabenseifner::participants(self.ranks),
+            _ if self.collective.has_blocks() => self.ranks,
+            (C::AllReduce, A::Direct | A::Ring | A::Circulant)
+            | (C::Reduce | C::Scan | C::ExScan, A::Direct) => self.ranks,
+            (C::AllReduce, A::Rabenseifner) => rabenseifner::participants(self.ranks),
+            (C::AllReduce, A::DoubleTree) if self.ranks > 1 => double_tree::TREES,
             _ => 1,
         }
     }
 
     /// Whether its steps use [`crate::Role::Partial`].
     pub const fn keeps_partial(&self) -> bool {
-        matches!((self.collective, self.algorithm), (Collective::ReduceScatter, Algorithm::Ring))
+        use Algorithm as A;
+        use Collective as C;
+        matches!(
+            (self.collective, self.algorithm),
+            (C::ReduceScatter, A::Ring) | (C::Reduce, A::BinomialTree) | (C::ExScan, A::RecursiveDoubling)
+        )
     }
 
     /// How many scratch rings its steps use.
     pub const fn scratch_rings(&self) -> u32 {
         match self.algorithm {
-            Algorithm::Ring | Algorithm::Rabenseifner => 2,
-            Algorithm::RecursiveDoubling => match self.collective {
-                Collective::AllGather => 0,
-                _ => 2,
-            },
+            _ if !self.collective.reduces() => 0,
+            Algorithm::Ring | Algorithm::Rabenseifner | Algorithm::RecursiveDoubling => 2,
+            Algorithm::BinomialTree | Algorithm::Chain | Algorithm::Circulant => 2,
+            Algorithm::DoubleTree => double_tree::RINGS,
             _ => 0,
         }
     }

@@ -63,6 +63,10 @@ pub enum Operands {
     /// This span of every rank, in rank order; the executing rank's own part is its own `Input` or
     /// `Output`, never a slot or stage it has just written.
     All(Span),
+    /// The same of the ranks below a number.
+    First(u32, Span),
+    /// This span of one rank, which may be the executing one.
+    Of(Rank, Span),
     /// Two spans of the executing rank, the first one counting as the lower operand.
     Pair(Span, Span),
 }
@@ -84,6 +88,15 @@ pub enum Phase {
     Arrival,
     /// The rank has finished touching its peers' memory up to the signalled chunk.
     Done,
+}
+
+/// Which of a peer's blocks a [`Action::Gather`] reads.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Hash)]
+pub enum Take {
+    /// The one with the peer's number.
+    Theirs,
+    /// The one with the executing rank's number.
+    Ours,
 }
 
 /// What a step does.
@@ -108,12 +121,20 @@ pub enum Action {
         /// Whether the result is final, so that an average is divided now.
         last: bool,
     },
-    /// Combine, one copy for each rank `q`: block `q` of rank `q`'s `from` to block `q` of one's
+    /// Combine, one copy for each rank `q`: a block of rank `q`'s `from` to block `q` of one's
     /// own `Output`; the executing rank's own block comes from its `Input`, and stays untouched in
     /// place, as with [`Action::Copy`].
     Gather {
         /// The memory read at the peers.
         from: Role,
+        /// Which block is read there.
+        take: Take,
+    },
+    /// Combine, one for each rank: block `r` of every rank's scan, where `r` is the executing rank's number. In place, a scan
+    /// overwrites an operand of all the later ones, so the last rank's comes first.
+    Scan {
+        /// Whether a rank's own operand is left out; then rank 0 has no result.
+        exclusive: bool,
     },
     /// Send a span to a peer, one message a chunk.
     Send {
@@ -251,6 +272,8 @@ impl fmt::Display for Operands {
         match self {
             Self::Mine(span) => write!(f, "{span}"),
             Self::All(span) => write!(f, "all {span}"),
+            Self::First(ranks, span) => write!(f, "ranks below {ranks} {span}"),
+            Self::Of(rank, span) => write!(f, "rank {rank} {span}"),
             Self::Pair(a, b) => write!(f, "{a} + {b}"),
         }
     }
@@ -264,7 +287,17 @@ impl fmt::Display for Action {
             Self::Reduce { inputs, outputs, last } => {
                 write!(f, "reduce {inputs} -> {outputs}{}", if *last { ", final" } else { "" })
             }
-            Self::Gather { from } => write!(f, "gather {from:?} of each rank -> output"),
+            Self::Gather { from, take: Take::Theirs } => write!(f, "gather {from:?} of each rank -> output"),
+            Self::Gather { from, take: Take::Ours } => {
+                write!(f, "gather one's own block of {from:?} of each rank -> output")
+            }
+            Self::Scan { exclusive } => {
+                let own = if *exclusive { "below it" } else { "up to it" };
+                write!(
+                    f,
+                    "for each rank, the last first, reduce one's own block of input of all {own} -> its output"
+                )
+            }
             Self::Send { to, from, label } => write!(f, "send {from} to rank {to} as {label}"),
             Self::Recv { from, into, label } => write!(f, "recv {into} from rank {from} as {label}"),
             Self::Signal { phase } => write!(f, "signal {phase:?}"),

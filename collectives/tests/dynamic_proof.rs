@@ -20,7 +20,7 @@ fn random_case(collective: Collective, algorithm: Algorithm, ranks: u32, random:
     let mut case = Case::new(collective, algorithm, ranks, 0);
     let p = u64::from(ranks);
     let block = [1, 1, 2, 3, 5, 9, 40][random.below(7)];
-    let uniform = matches!(collective, Collective::AllGather | Collective::ReduceScatter);
+    let uniform = collective.has_blocks();
     let scale = if case.layout().blocks() > 1 && !uniform { p } else { 1 };
     case.count = match random.below(4) {
         0 => random.word() % (p + 2),

@@ -12,7 +12,7 @@ fn schedule(collective: Collective, algorithm: Algorithm, rank: Rank, ranks: u32
 }
 
 fn geometry(schedule: &Schedule, ranks: u32) -> Geometry {
-    let uniform = matches!(schedule.collective(), Collective::ReduceScatter | Collective::AllGather);
+    let uniform = schedule.collective().has_blocks();
     let layout = if uniform {
         Layout::uniform(COUNT, 64, ranks)
     } else {
@@ -58,6 +58,28 @@ fn volumes_and_rounds_are_the_textbook_ones() {
             assert_eq!(of(Collective::AllGather, Algorithm::Ring), (p - 1, steps * block));
             assert_eq!(of(Collective::Barrier, Algorithm::Dissemination), (rounds, 0));
             assert!(of(Collective::Broadcast, Algorithm::BinomialTree).0 <= rounds);
+            assert!(of(Collective::Reduce, Algorithm::BinomialTree).0 <= 1);
+            assert_eq!(of(Collective::AllToAll, Algorithm::Pairwise), (p - 1, steps * block));
+            let linear = if rank == 0 { (0, 0) } else { (1, block) };
+            assert_eq!(of(Collective::Gather, Algorithm::Linear), linear);
+            let linear = if rank == 0 { (p - 1, steps * block) } else { (0, 0) };
+            assert_eq!(of(Collective::Scatter, Algorithm::Linear), linear);
+            let whole = block * u64::from(p);
+            for collective in [Collective::Broadcast, Collective::Scan, Collective::ExScan] {
+                let last = rank == p - 1;
+                let once = if last { (0, 0) } else { (1, whole) };
+                assert_eq!(of(collective, Algorithm::Chain), once, "{collective} {rank} of {p}");
+            }
+            let (messages, bytes) = of(Collective::AllReduce, Algorithm::Circulant);
+            // A round is one message or two, where its blocks pass the end of the vector.
+            assert!((2 * rounds..=4 * rounds).contains(&messages));
+            assert_eq!(bytes, 2 * steps * block);
+            let (messages, bytes) = of(Collective::AllGather, Algorithm::Circulant);
+            assert!((rounds..=2 * rounds).contains(&messages));
+            assert_eq!(bytes, steps * block);
+            // In each tree up to the parent and down to two children, with half of the vector.
+            let (messages, bytes) = of(Collective::AllReduce, Algorithm::DoubleTree);
+            assert!(messages <= 6 && bytes <= 2 * whole + 64 * 6, "{messages} {bytes}");
             if p.is_power_of_two() {
                 let whole = block * u64::from(p);
                 let doubling = of(Collective::AllReduce, Algorithm::RecursiveDoubling);
@@ -96,6 +118,38 @@ fn a_binomial_tree_is_shallow_and_reaches_everybody() {
             assert_eq!(at, 0, "rank {rank} of {p} hangs on nothing");
             assert!(depth <= p.next_power_of_two().ilog2());
         }
+    }
+}
+
+#[test]
+fn both_trees_are_shallow_and_a_rank_is_a_leaf_in_one() {
+    for p in 2..=130_u32 {
+        let mut inner = vec![0; p as usize];
+        for tree in 0..2 {
+            let mut parents = vec![None; p as usize];
+            for rank in 0..p {
+                let schedule = schedule(Collective::AllReduce, Algorithm::DoubleTree, rank, p);
+                for i in 0..schedule.len() {
+                    if let Action::Send { to, label, .. } = schedule.step(i).action
+                        && label == tree
+                    {
+                        assert_eq!(parents[rank as usize].replace(to), None, "rank {rank} of {p}");
+                    }
+                }
+            }
+            for rank in 0..p {
+                let (mut at, mut depth) = (rank, 0);
+                while let Some(parent) = parents[at as usize] {
+                    (at, depth) = (parent, depth + 1);
+                }
+                assert!(depth <= p.next_power_of_two().ilog2(), "rank {rank} of {p} is {depth} deep");
+                assert_eq!(parents[at as usize], None);
+            }
+            assert_eq!(parents.iter().filter(|parent| parent.is_none()).count(), 1, "one root of {p}");
+            let two = |rank: &u32| parents.iter().flatten().filter(|parent| *parent == rank).count() == 2;
+            (0..p).filter(two).for_each(|rank| inner[rank as usize] += 1);
+        }
+        assert!(inner.iter().all(|trees| *trees < 2), "of {p} ranks one has two children in both trees");
     }
 }
 
@@ -168,7 +222,13 @@ fn a_ring_of_thousands_is_walked_quickly_in_bounded_memory() {
 #[test]
 fn steps_cost_the_same_for_a_million_ranks() {
     // An index far into the largest schedules is computed, not reached.
-    for algorithm in [Algorithm::Ring, Algorithm::RecursiveDoubling, Algorithm::Rabenseifner] {
+    for algorithm in [
+        Algorithm::Ring,
+        Algorithm::RecursiveDoubling,
+        Algorithm::Rabenseifner,
+        Algorithm::Circulant,
+        Algorithm::DoubleTree,
+    ] {
         for ranks in [(1 << 20) - 1, 1 << 20] {
             let schedule = schedule(Collective::AllReduce, algorithm, ranks / 3, ranks);
             for i in 0..100_000 {
@@ -202,7 +262,10 @@ fn a_geometry_cuts_every_block_whole() {
         for count in [0, 1, 63, 64, 65, 1000, 12_345] {
             let layout = Layout::parts(count, 4, blocks);
             let geometry = Geometry::new(layout, 192, 320, 2);
-            let pieces = geometry.chunks(&Action::Gather { from: windlass_collectives::Role::Input });
+            let pieces = geometry.chunks(&Action::Gather {
+                from: windlass_collectives::Role::Input,
+                take: windlass_collectives::Take::Theirs,
+            });
             for block in 0..blocks {
                 let role = windlass_collectives::Role::Output;
                 let all = geometry.block_piece(role, block, 0, pieces);

@@ -11,7 +11,7 @@ use windlass_transports::shm::Board;
 use crate::bootstrap::Identity;
 use crate::config::Config;
 use crate::device::Device;
-use crate::error::{AbortReason, Error, JoinError, PeerCause, Problem};
+use crate::error::{AbortReason, Error, JoinError, PeerCause};
 use crate::fork;
 use crate::group::{Group, lock};
 use crate::job::{Job, group_shape};
@@ -157,50 +157,8 @@ impl Communicator {
 
     // ---- asynchronous operations ------------------------------------------------------------------------------------------
 
-    fn start<M: Send + 'static>(&self, request: &RawRequest, memory: M) -> Operation<M> {
+    pub(crate) fn start<M: Send + 'static>(&self, request: &RawRequest, memory: M) -> Operation<M> {
         Operation::new(Arc::clone(&self.group), self.group.submit(request), memory)
-    }
-
-    /// Reduces every element over all ranks; every rank's memory ends with the result.
-    pub fn all_reduce<M: MemoryMut>(&self, mut memory: M, op: ReduceOp) -> Operation<M> {
-        let span = memory.span();
-        self.start(&in_place(Collective::AllReduce, span).reduced(op), memory)
-    }
-
-    /// Reduces every element of `input` over all ranks into every rank's `output`, of the same length.
-    pub fn all_reduce_into<I, O>(&self, mut input: I, mut output: O, op: ReduceOp) -> Operation<(I, O)>
-    where
-        I: Memory,
-        O: MemoryMut<Element = I::Element>,
-    {
-        let request = all_reduce_into(input.span(), output.span(), op);
-        self.start_checked(request, (input, output))
-    }
-
-    /// Reduces `input`, of `size()` blocks, over all ranks; rank `r`'s `output` ends with block `r`.
-    pub fn reduce_scatter_into<I, O>(&self, mut input: I, mut output: O, op: ReduceOp) -> Operation<(I, O)>
-    where
-        I: Memory,
-        O: MemoryMut<Element = I::Element>,
-    {
-        let request = reduce_scatter_into(self.size(), input.span(), output.span(), op);
-        self.start_checked(request, (input, output))
-    }
-
-    /// Collects every rank's `input`, in rank order, in every rank's `output`, of `size()` times its length.
-    pub fn all_gather_into<I, O>(&self, mut input: I, mut output: O) -> Operation<(I, O)>
-    where
-        I: Memory,
-        O: MemoryMut<Element = I::Element>,
-    {
-        let request = all_gather_into(self.size(), input.span(), output.span());
-        self.start_checked(request, (input, output))
-    }
-
-    /// Every rank's memory ends with what `root`'s holds.
-    pub fn broadcast<M: MemoryMut>(&self, mut memory: M, root: u32) -> Operation<M> {
-        let span = memory.span();
-        self.start(&in_place(Collective::Broadcast, span).rooted(root), memory)
     }
 
     /// Ends when all ranks have called it.
@@ -211,16 +169,16 @@ impl Communicator {
     /// Sends to rank `to`. Ends when the memory may be used again.
     pub fn send<M: Memory>(&self, mut memory: M, to: u32, tag: Tag) -> Operation<M> {
         let span = memory.span();
-        self.start(&in_place(Collective::Send, span).rooted(to).tagged(tag), memory)
+        self.start(&in_place(Collective::Send, span).root(to).tag(tag), memory)
     }
 
     /// Receives from rank `from` a message of exactly the memory's length and type.
     pub fn recv<M: MemoryMut>(&self, mut memory: M, from: u32, tag: Tag) -> Operation<M> {
         let span = memory.span();
-        self.start(&in_place(Collective::Recv, span).rooted(from).tagged(tag), memory)
+        self.start(&in_place(Collective::Recv, span).root(from).tag(tag), memory)
     }
 
-    fn start_checked<M: Send + 'static>(
+    pub(crate) fn start_checked<M: Send + 'static>(
         &self,
         request: Result<RawRequest, Error>,
         memory: M,
@@ -356,17 +314,17 @@ impl Communicator {
 }
 
 impl RawRequest {
-    pub(crate) const fn reduced(mut self, op: ReduceOp) -> Self {
+    pub(crate) const fn op(mut self, op: ReduceOp) -> Self {
         self.op = op;
         self
     }
 
-    pub(crate) const fn rooted(mut self, root: u32) -> Self {
+    pub(crate) const fn root(mut self, root: u32) -> Self {
         self.root = root;
         self
     }
 
-    pub(crate) const fn tagged(mut self, tag: Tag) -> Self {
+    pub(crate) const fn tag(mut self, tag: Tag) -> Self {
         self.tag = tag;
         self
     }
@@ -375,44 +333,6 @@ impl RawRequest {
 pub(crate) fn in_place(collective: Collective, span: Span) -> RawRequest {
     let request = RawRequest::new(collective, span.data_type, span.count);
     RawRequest { input: span.address, output: span.address, ..request }
-}
-
-fn with_length(
-    operation: &'static str,
-    argument: &'static str,
-    expected: usize,
-    actual: usize,
-) -> Result<(), Error> {
-    if expected == actual {
-        return Ok(());
-    }
-    let problem = Problem::WrongLength { expected: expected as u64, actual: actual as u64 };
-    Err(Error::InvalidArgument { operation, argument, problem })
-}
-
-fn between(collective: Collective, input: Span, output: Span, count: usize) -> RawRequest {
-    let request = RawRequest::new(collective, output.data_type, count);
-    RawRequest { input: input.address, output: output.address, ..request }
-}
-
-fn all_reduce_into(input: Span, output: Span, op: ReduceOp) -> Result<RawRequest, Error> {
-    with_length("all_reduce", "the output", input.count, output.count)?;
-    Ok(between(Collective::AllReduce, input, output, input.count).reduced(op))
-}
-
-pub(crate) fn reduce_scatter_into(
-    ranks: u32,
-    input: Span,
-    output: Span,
-    op: ReduceOp,
-) -> Result<RawRequest, Error> {
-    with_length("reduce_scatter", "the input", output.count.saturating_mul(ranks as usize), input.count)?;
-    Ok(between(Collective::ReduceScatter, input, output, output.count).reduced(op))
-}
-
-pub(crate) fn all_gather_into(ranks: u32, input: Span, output: Span) -> Result<RawRequest, Error> {
-    with_length("all_gather", "the output", input.count.saturating_mul(ranks as usize), output.count)?;
-    Ok(between(Collective::AllGather, input, output, input.count))
 }
 
 pub(crate) fn shared<T: Element>(slice: &[T]) -> Span {
@@ -426,63 +346,13 @@ pub(crate) fn exclusive<T: Element>(slice: &mut [T]) -> Span {
 /// The calls that block and borrow. No thread is woken for them: the calling thread does the work.
 #[derive(Clone, Copy, Debug)]
 pub struct Blocking<'c> {
-    communicator: &'c Communicator,
+    pub(crate) communicator: &'c Communicator,
 }
 
 impl Blocking<'_> {
-    fn run(self, request: &RawRequest) -> Result<(), Error> {
-        self.communicator.group.perform(request)
-    }
-
-    /// Reduces every element over all ranks, in place.
-    ///
-    /// # Errors
-    /// See [`Error`]; the same for all calls here.
     #[inline]
-    pub fn all_reduce<T: Element>(self, memory: &mut [T], op: ReduceOp) -> Result<(), Error> {
-        self.run(&in_place(Collective::AllReduce, exclusive(memory)).reduced(op))
-    }
-
-    /// Reduces every element of `input` over all ranks into `output`, of the same length.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub fn all_reduce_into<T: Element>(
-        self,
-        input: &[T],
-        output: &mut [T],
-        op: ReduceOp,
-    ) -> Result<(), Error> {
-        self.run(&all_reduce_into(shared(input), exclusive(output), op)?)
-    }
-
-    /// Reduces `input`, of `size()` blocks, over all ranks; rank `r`'s `output` ends with block `r`.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub fn reduce_scatter_into<T: Element>(
-        self,
-        input: &[T],
-        output: &mut [T],
-        op: ReduceOp,
-    ) -> Result<(), Error> {
-        self.run(&reduce_scatter_into(self.communicator.size(), shared(input), exclusive(output), op)?)
-    }
-
-    /// Collects every rank's `input`, in rank order, in `output`, of `size()` times its length.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub fn all_gather_into<T: Element>(self, input: &[T], output: &mut [T]) -> Result<(), Error> {
-        self.run(&all_gather_into(self.communicator.size(), shared(input), exclusive(output))?)
-    }
-
-    /// `memory` ends with what `root`'s holds.
-    ///
-    /// # Errors
-    /// See [`Error`].
-    pub fn broadcast<T: Element>(self, memory: &mut [T], root: u32) -> Result<(), Error> {
-        self.run(&in_place(Collective::Broadcast, exclusive(memory)).rooted(root))
+    pub(crate) fn run(self, request: &RawRequest) -> Result<(), Error> {
+        self.communicator.group.perform(request)
     }
 
     /// Returns when all ranks have called it.
@@ -498,7 +368,7 @@ impl Blocking<'_> {
     /// # Errors
     /// See [`Error`].
     pub fn send<T: Element>(self, memory: &[T], to: u32, tag: Tag) -> Result<(), Error> {
-        self.run(&in_place(Collective::Send, shared(memory)).rooted(to).tagged(tag))
+        self.run(&in_place(Collective::Send, shared(memory)).root(to).tag(tag))
     }
 
     /// Receives from rank `from` a message of exactly `memory`'s length and type.
@@ -506,7 +376,7 @@ impl Blocking<'_> {
     /// # Errors
     /// See [`Error`].
     pub fn recv<T: Element>(self, memory: &mut [T], from: u32, tag: Tag) -> Result<(), Error> {
-        self.run(&in_place(Collective::Recv, exclusive(memory)).rooted(from).tagged(tag))
+        self.run(&in_place(Collective::Recv, exclusive(memory)).root(from).tag(tag))
     }
 
     /// Runs a call whose types are known at run time only.

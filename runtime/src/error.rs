@@ -90,6 +90,8 @@ pub enum Problem {
     OtherAccelerator,
     /// Device memory, where the call takes host memory only.
     OnDevice,
+    /// An average, of which a scan's ranks would each divide by another number.
+    NotOfPrefixes,
 }
 
 impl fmt::Display for Problem {
@@ -113,6 +115,12 @@ impl fmt::Display for Problem {
             Self::Finalized => write!(f, "has been finalized; make a new one"),
             Self::OtherAccelerator => {
                 write!(f, "is not the one this rank uses; a rank uses one accelerator")
+            }
+            Self::NotOfPrefixes => {
+                write!(
+                    f,
+                    "is avg, which a scan does not have; scan the sums and divide by the number of ranks"
+                )
             }
             Self::OnDevice => {
                 write!(f, "is device memory, which this call does not take; copy it with read and write")

@@ -16,7 +16,7 @@ use windlass_transports::shm::Board;
 const BLOCKS: usize = 4;
 /// Classes of size: up to 64 B, 512 B, 4 KiB, 32 KiB, 256 KiB, 2 MiB, 16 MiB, 128 MiB, more.
 const CLASSES: usize = 9;
-const COLLECTIVES: usize = 8;
+const COLLECTIVES: usize = 24;
 /// Latency buckets: below 250 ns, then each twice the one before; the last is open.
 const BUCKETS: usize = 28;
 const FIRST_BUCKET_NS: u64 = 250;

@@ -1,6 +1,6 @@
 //! A call with its memory, checked: the one door through which every face of the API goes.
 
-use windlass_collectives::{Call, Collective};
+use windlass_collectives::{Call, Collective, Extent};
 use windlass_kernels::{DataType, ReduceOp};
 use windlass_transports::message::COLLECTIVE_TAG;
 
@@ -11,8 +11,8 @@ use crate::transfer;
 
 /// A call whose types are known at run time only.
 ///
-/// `count` is in elements: of the whole vector for all_reduce and broadcast, of one rank's block for all_gather and
-/// reduce_scatter, of the message for send and recv.
+/// `count` is in elements: of one rank's block where the vector has a block for each rank ([`Collective::has_blocks`]), else of the
+/// vector or message.
 #[derive(Clone, Copy, Debug)]
 pub struct RawRequest {
     /// Which collective, or send or recv.
@@ -23,7 +23,7 @@ pub struct RawRequest {
     pub op: ReduceOp,
     /// Elements, see above.
     pub count: usize,
-    /// The root of a broadcast, the peer of a send or recv.
+    /// The root, or the peer of a send or recv.
     pub root: u32,
     /// The tag of a send or recv.
     pub tag: u32,
@@ -48,15 +48,10 @@ impl RawRequest {
         }
     }
 
-    /// Elements of the operand and of the result on `ranks` ranks.
-    fn lengths(&self, ranks: usize) -> Option<(usize, usize)> {
-        let all = self.count.checked_mul(ranks)?;
-        Some(match self.collective {
-            Collective::AllGather => (self.count, all),
-            Collective::ReduceScatter => (all, self.count),
-            Collective::Barrier => (0, 0),
-            _ => (self.count, self.count),
-        })
+    /// Elements of the operand and of the result of `rank` among `ranks`.
+    fn lengths(&self, rank: u32, ranks: u32) -> Option<(usize, usize)> {
+        let of = |extent: Extent| extent.elements(self.count, ranks as usize, rank == self.root);
+        Some((of(self.collective.input())?, of(self.collective.output())?))
     }
 
     /// Two requests with the same key differ in their memory alone.
@@ -72,7 +67,7 @@ impl RawRequest {
         let wrong = |argument, problem| Err(Error::InvalidArgument { operation, argument, problem });
         let too_large = Problem::TooLarge { count: self.count as u64 };
         let size = self.data_type.size_bytes();
-        let Some((input, output)) = self.lengths(group.ranks as usize) else {
+        let Some((input, output)) = self.lengths(group.rank, group.ranks) else {
             return wrong("the buffer", too_large);
         };
         let bytes = |count: usize| count.checked_mul(size).filter(|b| isize::try_from(*b).is_ok());
@@ -97,11 +92,15 @@ impl RawRequest {
                 );
             }
         }
+        if matches!(self.collective, Collective::Scan | Collective::ExScan) && self.op == ReduceOp::Avg {
+            return wrong("the operator", Problem::NotOfPrefixes);
+        }
         // Only where blocks are meant does the product mean anything, and there `lengths` has bounded it.
-        let block = (self.count * size).wrapping_mul(group.rank as usize);
-        let in_place = match self.collective {
-            Collective::AllGather => block,
-            Collective::ReduceScatter => block.wrapping_neg(),
+        let block = self.count.wrapping_mul(size).wrapping_mul(group.rank as usize);
+        let in_place = match (self.collective.input(), self.collective.output()) {
+            _ if !self.collective.may_be_in_place() => NEVER,
+            (Extent::Block, _) => block,
+            (_, Extent::Block) => block.wrapping_neg(),
             _ => 0,
         };
         let call = Call {
@@ -186,6 +185,9 @@ pub(crate) struct Checked {
     /// How far the operand lies behind the result in place; elsewhere they may not overlap.
     in_place: usize,
 }
+
+/// Further apart than any two addresses.
+const NEVER: usize = 1 << (usize::BITS - 1);
 
 impl Group {
     /// Starts a request.

@@ -4,11 +4,9 @@ use std::marker::PhantomData;
 use std::sync::Mutex;
 
 use windlass_collectives::Collective;
-use windlass_kernels::{Element, ReduceOp};
+use windlass_kernels::Element;
 
-use crate::communicator::{
-    Communicator, Tag, all_gather_into, exclusive, in_place, reduce_scatter_into, shared,
-};
+use crate::communicator::{Communicator, Tag, exclusive, in_place, shared};
 use crate::error::Error;
 use crate::fork;
 use crate::group::{Group, lock};
@@ -61,50 +59,25 @@ impl<'scope, 'env> Scope<'scope, 'env> {
         }
     }
 
-    fn start(&'scope self, request: Result<RawRequest, Error>) -> Borrowed<'scope> {
+    pub(crate) const fn communicator(&self) -> &Communicator {
+        &self.communicator
+    }
+
+    pub(crate) fn start(&'scope self, request: Result<RawRequest, Error>) -> Borrowed<'scope> {
         let group = self.communicator.group();
         let kind = request.and_then(|r| group.submit(&r)).unwrap_or_else(Kind::Refused);
         lock(&self.started).push(kind.clone());
         Borrowed { communicator: self.communicator.clone(), kind, scope: PhantomData }
     }
 
-    /// As [`Communicator::all_reduce`], on a borrowed slice.
-    pub fn all_reduce<T: Element>(&'scope self, memory: &'env mut [T], op: ReduceOp) -> Borrowed<'scope> {
-        self.start(Ok(in_place(Collective::AllReduce, exclusive(memory)).reduced(op)))
-    }
-
-    /// As [`Communicator::reduce_scatter_into`], on borrowed slices.
-    pub fn reduce_scatter_into<T: Element>(
-        &'scope self,
-        input: &'env [T],
-        output: &'env mut [T],
-        op: ReduceOp,
-    ) -> Borrowed<'scope> {
-        self.start(reduce_scatter_into(self.communicator.size(), shared(input), exclusive(output), op))
-    }
-
-    /// As [`Communicator::all_gather_into`], on borrowed slices.
-    pub fn all_gather_into<T: Element>(
-        &'scope self,
-        input: &'env [T],
-        output: &'env mut [T],
-    ) -> Borrowed<'scope> {
-        self.start(all_gather_into(self.communicator.size(), shared(input), exclusive(output)))
-    }
-
-    /// As [`Communicator::broadcast`], on a borrowed slice.
-    pub fn broadcast<T: Element>(&'scope self, memory: &'env mut [T], root: u32) -> Borrowed<'scope> {
-        self.start(Ok(in_place(Collective::Broadcast, exclusive(memory)).rooted(root)))
-    }
-
     /// As [`Communicator::send`], on a borrowed slice.
     pub fn send<T: Element>(&'scope self, memory: &'env [T], to: u32, tag: Tag) -> Borrowed<'scope> {
-        self.start(Ok(in_place(Collective::Send, shared(memory)).rooted(to).tagged(tag)))
+        self.start(Ok(in_place(Collective::Send, shared(memory)).root(to).tag(tag)))
     }
 
     /// As [`Communicator::recv`], on a borrowed slice.
     pub fn recv<T: Element>(&'scope self, memory: &'env mut [T], from: u32, tag: Tag) -> Borrowed<'scope> {
-        self.start(Ok(in_place(Collective::Recv, exclusive(memory)).rooted(from).tagged(tag)))
+        self.start(Ok(in_place(Collective::Recv, exclusive(memory)).root(from).tag(tag)))
     }
 
     /// An error stays with the communicator, which returns it from the next call.

@@ -2,6 +2,9 @@
 //!
 //! For an all-reduce on p ranks that are no power of two, the ranks beyond the largest power of two
 //! first hand their operand to a partner and receive the result at the end.
+//!
+//! A scan (Hillis and Steele, "Data parallel algorithms", 1986) sends what it has to the rank at distance 2^j above and adds what comes from
+//! below, for any p.
 
 use crate::call::Collective;
 use crate::schedule::Schedule;
@@ -19,6 +22,7 @@ pub(crate) struct Fold {
 
 pub(crate) const LABEL_FOLD: u32 = 1000;
 pub(crate) const LABEL_UNFOLD: u32 = 1001;
+const LABEL_SHIFT: u32 = 1002;
 
 pub(crate) const fn core(ranks: u32) -> u32 {
     1 << ranks.ilog2()
@@ -38,10 +42,12 @@ fn whole(role: Role) -> Span {
 
 pub(crate) fn len(s: &Schedule) -> u32 {
     if s.ranks == 1 {
-        return 1;
+        return u32::from(s.collective != Collective::ExScan);
     }
-    if s.collective == Collective::AllGather {
-        return 2 * s.ranks.ilog2() + 1;
+    match s.collective {
+        Collective::AllGather => return 2 * s.ranks.ilog2() + 1,
+        Collective::Scan | Collective::ExScan => return scan_len(s),
+        _ => {}
     }
     let fold = fold(s);
     if fold.outside {
@@ -56,6 +62,7 @@ pub(crate) fn step(s: &Schedule, index: u32) -> Step {
     }
     match s.collective {
         Collective::AllGather => gather(s, index),
+        Collective::Scan | Collective::ExScan => scan(s, index),
         _ => reduce(s, index),
     }
 }
@@ -156,4 +163,83 @@ fn gather(s: &Schedule, index: u32) -> Step {
     let step = Step::new(Action::Recv { from: peer, into, label: round });
     // Rounds end in order, so that the next send, where there is one, waits for the last one only.
     if round == 0 || round + 1 == rounds { step } else { step.after(index - 2, Rule::All) }
+}
+
+/// The ranks whose operands are added: an exclusive scan needs the last one's for nothing.
+const fn adders(s: &Schedule) -> u32 {
+    if matches!(s.collective, Collective::ExScan) { s.ranks - 1 } else { s.ranks }
+}
+
+/// In how many rounds a rank sends, and in how many it receives: distances 1, 2, 4… up to the last rank, down to the first.
+const fn reach(s: &Schedule) -> (u32, u32) {
+    (bits(adders(s) - 1 - s.rank), bits(s.rank))
+}
+
+/// The number of powers of two that are not above `n`.
+const fn bits(n: u32) -> u32 {
+    u32::BITS - n.leading_zeros()
+}
+
+/// A copy; then the rounds, of a send where there is a rank above, and of a receive and its sum where there is one below. An exclusive
+/// scan ends with a message to the next rank, which makes it one of all before that.
+fn scan_len(s: &Schedule) -> u32 {
+    let shift = u32::from(s.collective == Collective::ExScan);
+    if s.rank == adders(s) {
+        return shift;
+    }
+    let (sends, recvs) = reach(s);
+    1 + sends + 2 * recvs + shift * (1 + u32::from(s.rank > 0))
+}
+
+fn scan(s: &Schedule, index: u32) -> Step {
+    let sum = if s.collective == Collective::ExScan { Role::Partial } else { Role::Output };
+    let take_result =
+        || Step::new(Action::Recv { from: s.rank - 1, into: whole(Role::Output), label: LABEL_SHIFT });
+    if s.rank == adders(s) {
+        return take_result();
+    }
+    let (sends, recvs) = reach(s);
+    if index == 0 {
+        return Step::new(Action::Copy { whose: None, from: whole(Role::Input), to: whole(sum) });
+    }
+    // As long as it does both, a round is three steps; then it sends or receives only.
+    let both = sends.min(recvs);
+    let rest = if recvs > sends { 2 } else { 1 };
+    let begin = |round: u32| 1 + 3 * round.min(both) + rest * round.saturating_sub(both);
+    let rounds = sends.max(recvs);
+    // The step after which the sum holds what came in the rounds below this one.
+    let summed = |round: u32| match round.min(recvs) {
+        0 => 0,
+        added => begin(added) - 1,
+    };
+    if index == begin(rounds) {
+        let action = Action::Send { to: s.rank + 1, from: whole(sum), label: LABEL_SHIFT };
+        return Step::new(action).after(summed(rounds), Rule::Same);
+    }
+    if index > begin(rounds) {
+        // In place, the result overwrites the operand, which was copied first of all.
+        return take_result().after(0, Rule::Same);
+    }
+    let round = if index < begin(both) { (index - 1) / 3 } else { both + (index - begin(both)) / rest };
+    let sends_too = round < sends;
+    let kind = index - begin(round) + u32::from(!sends_too);
+    let (distance, ring) = (1 << round, whole(Role::Scratch((round % 2) as u8)));
+    match kind {
+        0 => {
+            let action = Action::Send { to: s.rank + distance, from: whole(sum), label: round };
+            Step::new(action).after(summed(round), Rule::Same)
+        }
+        1 => {
+            let action = Action::Recv { from: s.rank - distance, into: ring, label: round };
+            let step = Step::new(action).after(index + 1, Rule::Reuse);
+            if round < 2 { step } else { step.after(summed(round - 1), Rule::All) }
+        }
+        _ => {
+            let inputs = Operands::Pair(ring, whole(sum));
+            let action = Action::Reduce { inputs, outputs: Operands::Mine(whole(sum)), last: false };
+            // What is being sent is overwritten here, and that was complete.
+            let sum_so_far = if sends_too { index - 2 } else { summed(round) };
+            Step::new(action).after(index - 1, Rule::Same).after(sum_so_far, Rule::Same)
+        }
+    }
 }

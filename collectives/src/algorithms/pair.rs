@@ -21,7 +21,11 @@ pub(crate) fn alone(s: &Schedule) -> Step {
     let whole = |role| Span::range(role, 0, 1);
     let (from, to) = (whole(Role::Input), whole(Role::Output));
     Step::new(if s.collective.reduces() {
-        Action::Reduce { inputs: Operands::Mine(from), outputs: Operands::Mine(to), last: true }
+        Action::Reduce {
+            inputs: Operands::Mine(from),
+            outputs: Operands::Mine(to),
+            last: s.collective != Collective::Scan,
+        }
     } else {
         Action::Copy { whose: None, from, to }
     })

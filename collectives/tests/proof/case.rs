@@ -68,11 +68,10 @@ impl Case {
 
     pub(crate) fn layout(&self) -> Layout {
         let blocks = self.schedule(self.root).map_or(1, |s| s.blocks());
-        match self.collective {
-            Collective::ReduceScatter | Collective::AllGather => {
-                Layout::uniform(self.count, self.element_bytes, self.ranks)
-            }
-            _ => Layout::parts(self.count, self.element_bytes, blocks),
+        if self.collective.has_blocks() {
+            Layout::uniform(self.count, self.element_bytes, self.ranks)
+        } else {
+            Layout::parts(self.count, self.element_bytes, blocks)
         }
     }
 
@@ -123,6 +122,11 @@ impl Operation {
         self.case.ranks
     }
 
+    /// Whether operand and result are one memory. Where they must not be, a case that asks for it means the other.
+    pub(crate) fn is_in_place(&self) -> bool {
+        self.case.in_place && self.case.collective.may_be_in_place()
+    }
+
     /// The elements of the whole vector.
     pub(crate) fn elements(&self) -> u32 {
         self.elements_of(self.geometry.layout.bytes())
@@ -141,40 +145,64 @@ impl Operation {
 
     /// The elements of the vector that the caller's operand holds on `rank`.
     pub(crate) fn input(&self, rank: Rank) -> (u32, u32) {
+        use Collective as C;
+        let root = rank == self.case.root;
         match self.case.collective {
-            Collective::AllReduce | Collective::ReduceScatter => (0, self.elements()),
-            Collective::AllGather => self.block(rank),
-            Collective::Broadcast if rank == self.case.root => (0, self.elements()),
-            Collective::Send if rank == self.case.sender() => (0, self.elements()),
+            C::AllReduce | C::ReduceScatter | C::Reduce | C::AllToAll | C::Scan | C::ExScan => {
+                (0, self.elements())
+            }
+            C::AllGather | C::Gather => self.block(rank),
+            C::Broadcast | C::Scatter if root => (0, self.elements()),
+            C::Send if rank == self.case.sender() => (0, self.elements()),
             _ => (0, 0),
         }
     }
 
     /// The elements of the vector that the caller's result holds on `rank`.
     pub(crate) fn output(&self, rank: Rank) -> (u32, u32) {
+        use Collective as C;
+        let root = rank == self.case.root;
         match self.case.collective {
-            Collective::AllReduce | Collective::AllGather | Collective::Broadcast => (0, self.elements()),
-            Collective::ReduceScatter => self.block(rank),
-            Collective::Send if rank == self.case.root => (0, self.elements()),
+            C::AllReduce | C::AllGather | C::Broadcast | C::AllToAll | C::Scan => (0, self.elements()),
+            C::ExScan if rank > 0 => (0, self.elements()),
+            C::ReduceScatter | C::Scatter => self.block(rank),
+            C::Send | C::Reduce | C::Gather if root => (0, self.elements()),
             _ => (0, 0),
         }
     }
 
-    /// Whether `value` is what element `element` of a result must be in the `turn`-th operation. A
+    /// The block in which an element lies.
+    fn block_of(&self, element: u32) -> u32 {
+        let blocks = self.geometry.layout.blocks();
+        (0..blocks)
+            .find(|b| (self.block(*b).0..self.block(*b).1).contains(&element))
+            .expect("every element lies in a block")
+    }
+
+    /// Whether `value` is what element `element` of `rank`'s result must be in the `turn`-th operation. A
     /// reduction may add in any order.
-    pub(crate) fn is_result(&self, turn: usize, element: u32, value: Value) -> bool {
-        let owner = match self.case.collective {
-            Collective::AllReduce | Collective::ReduceScatter => {
-                let weights = (0..self.ranks()).map(|r| Value::input(turn, r, element).sum);
-                return value.last && value.sum == weights.fold(0, u64::wrapping_add);
-            }
-            Collective::AllGather => (0..self.ranks())
-                .find(|b| (self.block(*b).0..self.block(*b).1).contains(&element))
-                .expect("every element lies in a block"),
-            Collective::Broadcast => self.case.root,
-            _ => self.case.sender(),
+    pub(crate) fn is_result(&self, turn: usize, rank: Rank, element: u32, value: Value) -> bool {
+        use Collective as C;
+        let sum_of = |ranks: std::ops::Range<Rank>| {
+            ranks.map(|r| Value::input(turn, r, element).sum).fold(0, u64::wrapping_add)
         };
-        value == Value::input(turn, owner, element)
+        let (owner, source) = match self.case.collective {
+            C::AllReduce | C::ReduceScatter | C::Reduce => {
+                return value.last && value.sum == sum_of(0..self.ranks());
+            }
+            // An average over another number of ranks on each would be none: nothing is divided.
+            C::Scan => return !value.last && value.sum == sum_of(0..rank + 1),
+            C::ExScan => return !value.last && value.sum == sum_of(0..rank),
+            C::AllGather | C::Gather => (self.block_of(element), element),
+            C::AllToAll => {
+                // Block q is what rank q has for this rank.
+                let q = self.block_of(element);
+                (q, element - self.block(q).0 + self.block(rank).0)
+            }
+            C::Broadcast | C::Scatter => (self.case.root, element),
+            _ => (self.case.sender(), element),
+        };
+        value == Value::input(turn, owner, source)
     }
 
     /// Takes dependency `position` away from a step.

@@ -106,7 +106,7 @@ impl Prover {
 
     /// A rank has ended an operation: its results are right.
     fn leave(&mut self, operation: &Operation, turn: usize, rank: u32) -> Result<(), String> {
-        let memory = if operation.case.in_place { INPUT } else { OUTPUT };
+        let memory = if operation.is_in_place() { INPUT } else { OUTPUT };
         let base = self.memory(rank, memory).start;
         let reduced = operation.case.collective == windlass_collectives::Collective::AllReduce;
         let (first, end) = operation.output(rank);
@@ -114,7 +114,7 @@ impl Prover {
             let Some(value) = self.cells[base + element as usize].value else {
                 return Err(format!("element {element} of the result was never written"));
             };
-            if !operation.is_result(turn, element, value) {
+            if !operation.is_result(turn, rank, element, value) {
                 return Err(format!("element {element} of the result is wrong: {value:?}"));
             }
             if reduced {

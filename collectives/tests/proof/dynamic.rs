@@ -92,9 +92,17 @@ impl<'a> World<'a> {
             }
             idle += 1;
             // Chance has had its time; now everything is tried.
-            if idle > 20 * ranks && !self.sweep()? {
-                let stuck: Vec<_> = self.runners.iter().map(|r| r.execution.as_ref()?.position()).collect();
-                return Err(format!("nothing moves any more: {stuck:?}"));
+            if idle > 20 * ranks {
+                if !self.sweep()? {
+                    let stuck: Vec<_> = self
+                        .runners
+                        .iter()
+                        .map(|r| (r.turn, r.execution.as_ref().and_then(Execution::position)))
+                        .collect();
+                    return Err(format!("nothing moves any more: {stuck:?}"));
+                }
+                // A rank may have ended its operation now, and has to leave it.
+                idle = 0;
             }
         }
         if let Some((name, _)) = self.messages.first_key_value() {
@@ -145,11 +153,11 @@ impl<'a> World<'a> {
         if let Some(step) = runner.done.iter().position(|s| s.contains(&false)) {
             return Err(format!("rank {rank} has ended without step {step}"));
         }
-        let memory = &runner.memories[if operation.case.in_place { INPUT } else { OUTPUT }];
+        let memory = &runner.memories[if operation.is_in_place() { INPUT } else { OUTPUT }];
         let (first, end) = operation.output(rank as Rank);
         for element in first..end {
             let value = memory[element as usize].ok_or("a result is missing")?;
-            if !operation.is_result(turn, element, value) {
+            if !operation.is_result(turn, rank as Rank, element, value) {
                 return Err(format!("element {element} of rank {rank} is wrong"));
             }
             if operation.case.collective == Collective::AllReduce

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use windlass_collectives::{Action, Blocks, Operands, Piece, Rank, Role, Span};
+use windlass_collectives::{Action, Blocks, Operands, Piece, Rank, Role, Span, Take};
 
 use super::case::Operation;
 
@@ -103,16 +103,24 @@ impl Resolver<'_> {
                     self.copy(input, self.run(self.rank, to.role, target, true)?, work);
                 }
             }
-            Action::Gather { from } => {
+            Action::Gather { from, take } => {
                 for q in 0..self.operation.ranks() {
                     let role = if q == self.rank { Role::Input } else { from };
-                    let input = self.run(q, role, Cut::Block(q), false)?;
+                    let block = if take == Take::Ours { self.rank } else { q };
+                    let input = self.run(q, role, Cut::Block(block), false)?;
                     self.copy(input, self.run(self.rank, Role::Output, Cut::Block(q), true)?, work);
                 }
             }
             Action::Reduce { inputs, outputs, last } => self.reduce(inputs, outputs, last, work)?,
+            Action::Scan { exclusive } => {
+                let block = |role| Span::one(role, self.rank);
+                for q in (u32::from(exclusive)..self.operation.ranks()).rev() {
+                    let inputs = Operands::First(q + u32::from(!exclusive), block(Role::Input));
+                    self.reduce(inputs, Operands::Of(q, block(Role::Output)), false, work)?;
+                }
+            }
         }
-        self.consistent(work)
+        self.consistent(work, matches!(action, Action::Scan { .. }))
     }
 
     /// A copy of something to itself touches nothing.
@@ -142,11 +150,16 @@ impl Resolver<'_> {
         for span in spans(operands) {
             let cuts = self.cuts(span.blocks);
             let cut = *cuts.get(part).ok_or("reduces different numbers of blocks")?;
-            if !matches!(operands, Operands::All(_)) {
-                work.runs.push(self.run(self.rank, span.role, cut, write)?);
-                continue;
-            }
-            for q in 0..self.operation.ranks() {
+            let ranks = match operands {
+                Operands::All(_) => 0..self.operation.ranks(),
+                Operands::First(ranks, _) => 0..ranks,
+                Operands::Of(rank, _) => rank..rank + 1,
+                Operands::Mine(_) | Operands::Pair(..) => {
+                    work.runs.push(self.run(self.rank, span.role, cut, write)?);
+                    continue;
+                }
+            };
+            for q in ranks {
                 // One's own part is never what one has just published.
                 let own = if span.role == Role::Slot { Role::Input } else { span.role };
                 let role = if q == self.rank { own } else { span.role };
@@ -206,12 +219,13 @@ impl Resolver<'_> {
             let last = first + len;
             return Err(format!("{role:?} of rank {owner} is {lowest}..{end}, touched at {first}..{last}"));
         }
-        let memory = if memory == OUTPUT && operation.case.in_place { INPUT } else { memory };
+        let memory = if memory == OUTPUT && operation.is_in_place() { INPUT } else { memory };
         Ok(Run { rank: owner, memory, first, len })
     }
 
-    /// All runs of a move have one length, and a task does not trample on its own operands.
-    fn consistent(&self, work: &Work) -> Result<(), String> {
+    /// All runs of a move have one length, and a task does not trample on its own operands; if its moves are made in order, not on
+    /// those of later ones.
+    fn consistent(&self, work: &Work, in_order: bool) -> Result<(), String> {
         for (m, one) in work.moves.iter().enumerate() {
             let len = work.runs[one.inputs.start.min(one.outputs.start)].len;
             if work.runs[one.inputs.clone()]
@@ -225,7 +239,7 @@ impl Resolver<'_> {
                 let written = work.runs[output];
                 for (n, other) in work.moves.iter().enumerate() {
                     let clash = |r: &Run| r.overlaps(&written) && !(m == n && *r == written);
-                    if work.runs[other.inputs.clone()].iter().any(clash) {
+                    if !(in_order && n < m) && work.runs[other.inputs.clone()].iter().any(clash) {
                         return Err("overwrites its own operand".to_owned());
                     }
                     if other.outputs.clone().any(|o| o != output && work.runs[o].overlaps(&written)) {
@@ -240,7 +254,9 @@ impl Resolver<'_> {
 
 fn spans(operands: Operands) -> Vec<Span> {
     match operands {
-        Operands::Mine(span) | Operands::All(span) => vec![span],
+        Operands::Mine(span) | Operands::All(span) | Operands::First(_, span) | Operands::Of(_, span) => {
+            vec![span]
+        }
         Operands::Pair(first, second) => vec![first, second],
     }
 }

@@ -1,6 +1,6 @@
 //! A step's spans to addresses, and the Combine over them: the one place that calls the kernels.
 
-use windlass_collectives::{Action, Blocks, Geometry, Operands, Piece, Role, Span, Task};
+use windlass_collectives::{Action, Blocks, Geometry, Operands, Piece, Role, Span, Take, Task};
 use windlass_kernels::Store;
 
 use crate::fault;
@@ -41,7 +41,8 @@ impl Stream {
             Action::Reduce { inputs, outputs, last } => {
                 self.reduce(group, inputs, outputs, last, task.first, task.end);
             }
-            Action::Gather { from } => self.gather(group, from, task.first, task.end),
+            Action::Gather { from, take } => self.gather(group, from, take, task.first, task.end),
+            Action::Scan { exclusive } => self.scan(group, exclusive, task.first, task.end),
             _ => {}
         }
     }
@@ -148,7 +149,7 @@ impl Stream {
         });
     }
 
-    fn gather(&self, group: &Group, from: Role, first: u32, end: u32) {
+    fn gather(&self, group: &Group, from: Role, take: Take, first: u32, end: u32) {
         let Some(active) = self.active() else { return };
         let (geometry, own, output) = (active.plan.geometry, active.input, active.output);
         // Begin with the next rank, so that not all ranks read the same peer at once.
@@ -157,11 +158,26 @@ impl Stream {
             let (source, role) =
                 if q == group.rank { (own, Role::Input) } else { self.of_peer(group, q, from) };
             runs(role == Role::Stage, first, end, |a, b| {
-                let s = geometry.block_piece(role, q, a, b);
+                let block = if take == Take::Ours { group.rank } else { q };
+                let s = geometry.block_piece(role, block, a, b);
                 let t = geometry.block_piece(Role::Output, q, a, b);
                 let source = source.wrapping_add(s.offset as usize);
                 self.copy_bytes(source, output.wrapping_add(t.offset as usize), s.bytes as usize);
             });
+        }
+    }
+
+    /// This rank's block of every rank's scan, the last rank's first: see [`Action::Scan`]. Chunk by chunk, as the operands are read again for each.
+    fn scan(&mut self, group: &Group, exclusive: bool, first: u32, end: u32) {
+        let Some(geometry) = self.active().map(|active| active.plan.geometry) else { return };
+        let block = |role| Span::one(role, group.rank);
+        for chunk in first..end {
+            for q in (u32::from(exclusive)..group.ranks).rev() {
+                let inputs = Operands::First(q + u32::from(!exclusive), block(Role::Input));
+                let outputs = Operands::Of(q, block(Role::Output));
+                let piece = |role| geometry.block_piece(role, group.rank, chunk, chunk + 1);
+                self.reduce_pieces(group, inputs, outputs, 1, piece);
+            }
         }
     }
 
@@ -188,7 +204,7 @@ impl Stream {
         let Some(active) = self.active() else { return };
         let geometry = active.plan.geometry;
         let divisor = if last { u64::from(group.ranks) } else { 1 };
-        let (Operands::Mine(target) | Operands::All(target) | Operands::Pair(target, _)) = outputs;
+        let target = spans_of(outputs)[0];
         if let Blocks::Range { first: a, end: b } = target.blocks {
             for chunk in first..end {
                 let piece = |role| geometry.range_piece(role, a, b, chunk);
@@ -243,15 +259,11 @@ impl Stream {
                 self.inputs[1] = self.own(group, b.role).wrapping_add(at(b.role));
                 2
             }
-            Operands::All(span) => {
-                for q in 0..group.ranks {
-                    let (origin, role) = self.of_peer(group, q, span.role);
-                    self.inputs[q as usize] = origin.wrapping_add(at(role));
-                }
-                // One's own operand comes from the caller's memory: what was just stored to a slot is still on its way
-                // to the cache, and reading it would wait for that.
-                self.inputs[group.rank as usize] = self.own(group, Role::Input).wrapping_add(at(Role::Input));
-                group.ranks as usize
+            Operands::All(span) => self.operands_below(group, group.ranks, span, at(Role::Input), &at),
+            Operands::First(ranks, span) => self.operands_below(group, ranks, span, at(Role::Input), &at),
+            // No step reads one other rank's operand but to copy it.
+            Operands::Of(..) => {
+                unreachable!("a reduction reads one's own operands, or those of the first ranks")
             }
         };
         let output_count = match outputs {
@@ -263,7 +275,15 @@ impl Stream {
                 self.outputs[group.rank as usize] = self.own(group, span.role).wrapping_add(at(span.role));
                 group.ranks as usize
             }
-            Operands::Mine(span) | Operands::Pair(span, _) => {
+            Operands::Of(q, span) if q != group.rank => {
+                let (origin, role) = self.of_peer(group, q, span.role);
+                self.outputs[0] = origin.wrapping_add(at(role));
+                1
+            }
+            Operands::Mine(span)
+            | Operands::Pair(span, _)
+            | Operands::First(_, span)
+            | Operands::Of(_, span) => {
                 self.outputs[0] = self.own(group, span.role).wrapping_add(at(span.role));
                 1
             }
@@ -283,6 +303,30 @@ impl Stream {
             let (inputs, outputs) = (&self.inputs[..input_count], &self.outputs[..output_count]);
             active.plan.reduce.run(inputs, outputs, count, divisor, store);
         }
+    }
+}
+
+impl Stream {
+    /// The operands of the ranks below `ranks`, in their order; how many they are.
+    #[inline(always)]
+    fn operands_below(
+        &mut self,
+        group: &Group,
+        ranks: u32,
+        span: Span,
+        own: usize,
+        at: &impl Fn(Role) -> usize,
+    ) -> usize {
+        for q in 0..ranks {
+            let (origin, role) = self.of_peer(group, q, span.role);
+            self.inputs[q as usize] = origin.wrapping_add(at(role));
+        }
+        // One's own operand comes from the caller's memory: what was just stored to a slot is still on its way
+        // to the cache, and reading it would wait for that.
+        if group.rank < ranks {
+            self.inputs[group.rank as usize] = self.own(group, Role::Input).wrapping_add(own);
+        }
+        ranks as usize
     }
 }
 
@@ -325,7 +369,9 @@ impl Run {
 
 const fn spans_of(operands: Operands) -> [Span; 2] {
     match operands {
-        Operands::Mine(span) | Operands::All(span) => [span; 2],
+        Operands::Mine(span) | Operands::All(span) | Operands::First(_, span) | Operands::Of(_, span) => {
+            [span; 2]
+        }
         Operands::Pair(a, b) => [a, b],
     }
 }

@@ -37,12 +37,16 @@ impl Stream {
         let call = &plan.call;
         let (first_in, first_out) = plan.first_blocks;
         let (at_input, at_output) = (input, output);
+        let root = call.root == group.rank;
         let (lends_input, lends_output) = match call.collective {
-            Collective::AllReduce => (true, true),
-            Collective::Broadcast => (call.root == group.rank, false),
+            Collective::AllReduce | Collective::Scan => (true, true),
+            Collective::ExScan => (group.rank + 1 < group.ranks, group.rank > 0),
+            Collective::Reduce => (true, root),
+            Collective::Broadcast | Collective::Scatter => (root, false),
+            Collective::Gather => (!root, false),
             _ => (true, false),
         };
-        let bytes_in = plan.checked.input;
+        let (bytes_in, bytes_out) = (plan.checked.input, plan.checked.output);
         let mut lend = |address: *mut u8, bytes: usize, first: usize, lends: bool| {
             if !lends {
                 return Lend::Nothing;
@@ -56,10 +60,10 @@ impl Stream {
             }
         };
         let input = lend(at_input, bytes_in, first_in, lends_input);
-        let output = if lends_output && at_output == at_input && input != Lend::Stage {
+        let output = if lends_output && at_output == at_input && matches!(input, Lend::Region(_)) {
             input
         } else {
-            lend(at_output, bytes_in, first_out, lends_output)
+            lend(at_output, bytes_out, first_out, lends_output)
         };
         // One stage serves both directions.
         if input == Lend::Stage || output == Lend::Stage {
@@ -256,7 +260,7 @@ impl Stream {
         }
         if !ended
             && let Some(active) = &self.active
-            && active.plan.call.collective != Collective::Broadcast
+            && !active.plan.call.collective.rooted()
             && self.execution.as_ref().is_some_and(|e| e.geometry().chunks(&ARRIVE) == 1)
         {
             // Everyone waits for everyone: only who comes last has a reason to wake the others, or p ranks would make p² wakes.

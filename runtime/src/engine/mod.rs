@@ -457,7 +457,7 @@ impl Stream {
             Action::Send { to, label, .. } | Action::Recv { from: to, label, .. } => {
                 self.post_messages(group, task, to, label);
             }
-            Action::Copy { .. } | Action::Reduce { .. } | Action::Gather { .. } => {
+            Action::Copy { .. } | Action::Reduce { .. } | Action::Gather { .. } | Action::Scan { .. } => {
                 if self.combine(group, task) {
                     self.complete(step, first, end);
                 }

@@ -4,7 +4,7 @@ use std::cell::Cell;
 use std::rc::Rc;
 
 use windlass_collectives::{
-    Call, Choice, Collective, Execution, Fingerprint, Geometry, Layout, Schedule, WINDOW,
+    Call, Choice, Collective, Execution, Extent, Fingerprint, Geometry, Layout, Schedule, WINDOW,
 };
 use windlass_kernels::{Combine, DataType};
 use windlass_transports::shm::INLINE_BYTES;
@@ -115,7 +115,7 @@ impl Plan {
     pub(crate) fn lent_bounds(&self, owner: u32, reader: u32) -> (u64, u64) {
         let layout: &Layout = &self.geometry.layout;
         match self.call.collective {
-            Collective::AllGather => (layout.start(owner), layout.start(owner + 1)),
+            Collective::AllGather | Collective::Gather => (layout.start(owner), layout.start(owner + 1)),
             Collective::Broadcast => (0, layout.bytes()),
             _ => (layout.start(reader), layout.start(reader + 1)),
         }
@@ -144,12 +144,8 @@ fn bound(schedule: &Schedule, geometry: &Geometry, ranks: u32) -> Box<[Option<Ru
 }
 
 fn first_blocks(call: &Call, geometry: &Geometry, rank: u32) -> (usize, usize) {
-    let start = geometry.layout.start(rank) as usize;
-    match call.collective {
-        Collective::AllGather => (start, 0),
-        Collective::ReduceScatter => (0, start),
-        _ => (0, 0),
-    }
+    let first = |extent| if extent == Extent::Block { geometry.layout.start(rank) as usize } else { 0 };
+    (first(call.collective.input()), first(call.collective.output()))
 }
 
 /// The plans of recent calls.

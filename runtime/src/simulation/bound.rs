@@ -23,8 +23,15 @@ impl LowerBound {
         let (moved, combined) = match call.collective {
             Collective::AllReduce => (2.0 * share, share),
             Collective::ReduceScatter => (share, share),
-            Collective::AllGather => (share, 0.0),
+            // A root sends or receives all but its own part; in an exchange each rank does.
+            Collective::AllGather | Collective::Gather | Collective::Scatter | Collective::AllToAll => {
+                (share, 0.0)
+            }
             Collective::Broadcast if ranks > 1 => (n, 0.0),
+            Collective::Reduce => (if ranks > 1 { n } else { 0.0 }, share),
+            // Rank 0 sends all of its operand, the last rank receives as much and adds its own to it.
+            Collective::Scan if ranks > 1 => (n, n),
+            Collective::ExScan if ranks > 1 => (n, 0.0),
             _ => (0.0, 0.0),
         };
         Self {

@@ -4,7 +4,7 @@
 //! but for a chance of 2⁻⁶⁴, is not. Operands are computed when they are read; results and scratch are kept.
 
 use windlass_collectives::model::DEPTH;
-use windlass_collectives::{Blocks, Call, Collective, Geometry, Operands, Role, Schedule, Span};
+use windlass_collectives::{Blocks, Call, Collective, Extent, Geometry, Operands, Role, Schedule, Span};
 
 /// Weights of consecutive watched elements.
 pub(super) type Values = Vec<u64>;
@@ -58,9 +58,18 @@ impl Watched {
                 _ => part(i) + chance(seed, i) % (part(i + 1) - part(i)),
             }
         };
-        let offsets: Vec<u64> = (0..count).map(|i| element(i) * layout.element_bytes()).collect();
+        let mut offsets: Vec<u64> = (0..count).map(|i| element(i) * layout.element_bytes()).collect();
+        if call.collective == Collective::AllToAll {
+            // A block becomes another one: the same elements of each are watched.
+            let each = call.count.min(count.div_ceil(u64::from(ranks)));
+            let within = |i: u64| i * call.count / each.max(1);
+            let blocks = 0..u64::from(ranks);
+            offsets = blocks.flat_map(|b| (0..each).map(move |i| b * call.count + within(i))).collect();
+            offsets.iter_mut().for_each(|offset| *offset *= layout.element_bytes());
+        }
+        let count = offsets.len();
         let first = |block| offsets.partition_point(|offset| *offset < layout.start(block)) as u32;
-        let cells = count as usize * ranks as usize;
+        let cells = count * ranks as usize;
         let slots = if schedule.algorithm().needs_mapped_peers() { cells } else { 0 };
         let rings = (schedule.scratch_rings() * DEPTH) as usize;
         Self {
@@ -189,36 +198,38 @@ impl Watched {
         *(if role == Role::Slot { &mut self.slots[cell] } else { &mut self.outputs[cell] }) = value;
     }
 
-    /// Copies chunks of one block from a rank's memory to another's.
+    /// Copies chunks of one block of a rank's memory to a block of another's.
     pub(super) fn copy_piece(
         &mut self,
-        block: u32,
+        (source, target): (u32, u32),
         (first, end): (u32, u32),
         from: (u32, Role),
         to: (u32, Role),
     ) {
-        let (low, high) = self.piece(block, first, end);
+        let (low, high) = self.piece(source, first, end);
+        let at = self.piece(target, first, end).0;
         for index in low..high {
             let value = self.read(from.0, from.1, index);
-            self.write(to.0, to.1, index, value);
+            self.write(to.0, to.1, at + index - low, value);
         }
     }
 
-    /// Reduces chunks of one block over all ranks, to `rank` or to all.
+    /// Reduces chunks of one block over some ranks, to `rank`, to another one or to all.
     pub(super) fn reduce_piece(
         &mut self,
         block: u32,
         (first, end): (u32, u32),
         rank: u32,
-        input: Role,
+        (operands, input): (std::ops::Range<u32>, Role),
         outputs: &Operands,
     ) {
         let (low, high) = self.piece(block, first, end);
         for index in low..high {
             let role = |q| if q == rank && input == Role::Slot { Role::Input } else { input };
-            let sum = (0..self.ranks).fold(0_u64, |sum, q| sum.wrapping_add(self.read(q, role(q), index)));
+            let sum = operands.clone().fold(0_u64, |sum, q| sum.wrapping_add(self.read(q, role(q), index)));
             match outputs {
                 Operands::All(_) => (0..self.ranks).for_each(|q| self.write(q, Role::Output, index, sum)),
+                Operands::Of(q, _) => self.write(*q, Role::Output, index, sum),
                 _ => self.write(rank, Role::Output, index, sum),
             }
         }
@@ -231,27 +242,46 @@ impl Watched {
         let blocks = self.firsts.windows(2).enumerate();
         let owners: Vec<u32> =
             blocks.flat_map(|(block, ends)| (ends[0]..ends[1]).map(move |_| block as u32)).collect();
-        let all = 0..self.offsets.len();
-        let expected: Values = all
+        let all = self.offsets.len();
+        // A scan's grows from rank to rank; the others' are the same for all.
+        let mut expected: Values = (0..all)
             .map(|index| match self.call.collective {
-                Collective::Broadcast => self.weight(self.call.root, index),
-                Collective::AllGather => self.weight(owners[index], index),
+                Collective::Broadcast | Collective::Scatter => self.weight(self.call.root, index),
+                Collective::AllGather | Collective::Gather => self.weight(owners[index], index),
+                Collective::Scan | Collective::ExScan | Collective::AllToAll => 0,
                 _ => (0..self.ranks).fold(0_u64, |sum, rank| sum.wrapping_add(self.weight(rank, index))),
             })
             .collect();
         for rank in 0..self.ranks {
-            let (low, high) = match self.call.collective {
-                Collective::ReduceScatter => {
-                    (self.firsts[rank as usize] as usize, self.firsts[rank as usize + 1] as usize)
-                }
-                _ => (0, self.offsets.len()),
+            let first = |block: u32| self.firsts[block as usize] as usize;
+            let (low, high) = match self.call.collective.output() {
+                Extent::Block => (first(rank), first(rank + 1)),
+                Extent::BlocksAtRoot | Extent::WholeAtRoot if rank != self.call.root => (0, 0),
+                _ if self.call.collective == Collective::ExScan && rank == 0 => (0, 0),
+                _ => (0, all),
             };
+            match self.call.collective {
+                Collective::Scan => (0..all).for_each(|index| self.add(&mut expected, rank, index)),
+                Collective::ExScan if rank > 0 => {
+                    (0..all).for_each(|index| self.add(&mut expected, rank - 1, index));
+                }
+                // Of each rank the block that it has for this one, which begins alike.
+                Collective::AllToAll => (0..all).for_each(|index| {
+                    let q = owners[index];
+                    expected[index] = self.weight(q, first(rank) + index - first(q));
+                }),
+                _ => {}
+            }
             let found = &self.outputs[self.cell(rank, low)..self.cell(rank, high)];
             if let Some(at) = found.iter().zip(&expected[low..high]).position(|(a, b)| a != b) {
                 return Some((rank, self.offsets[low + at] / self.geometry.layout.element_bytes()));
             }
         }
         None
+    }
+
+    fn add(&self, sums: &mut [u64], rank: u32, index: usize) {
+        sums[index] = sums[index].wrapping_add(self.weight(rank, index));
     }
 
     /// Spoils a result, for the canary.

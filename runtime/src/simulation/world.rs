@@ -1,8 +1,8 @@
 //! The ranks of an experiment, and what happens between them.
 
 use windlass_collectives::{
-    Action, Blocks, Collective, Execution, Geometry, Operands, Peers, Phase, Role, Schedule, Span, Task,
-    Topology, Unsupported,
+    Action, Blocks, Collective, Execution, Geometry, Operands, Peers, Phase, Role, Schedule, Span, Take,
+    Task, Topology, Unsupported,
 };
 
 use super::agenda::{Agenda, Time, picoseconds};
@@ -105,6 +105,9 @@ pub(super) struct World<'a> {
     last_entry: Time,
 }
 
+/// The ranks whose schedules are counted.
+const SAMPLE: u32 = 64;
+
 impl<'a> World<'a> {
     /// A rank's schedule, and how it is cut into chunks.
     fn plan(experiment: &Experiment, rank: u32) -> Result<(Schedule, Geometry), Unsupported> {
@@ -121,7 +124,9 @@ impl<'a> World<'a> {
     /// No rank sends more than all could, or receives more: a tree's root sends many, but each rank receives one.
     pub(super) fn messages(experiment: &Experiment) -> Result<u64, Unsupported> {
         let mut most = [0, 0];
-        for rank in [0, experiment.call.root, experiment.ranks - 1] {
+        // All of them where they are few, else some from everywhere.
+        let apart = experiment.ranks.div_ceil(SAMPLE) as usize;
+        for rank in (0..experiment.ranks).step_by(apart).chain([experiment.call.root, experiment.ranks - 1]) {
             let (schedule, geometry) = Self::plan(experiment, rank)?;
             let mut here = [0, 0];
             for action in (0..schedule.len()).map(|index| schedule.step(index).action) {
@@ -248,7 +253,7 @@ impl<'a> World<'a> {
                     }
                 }
             }
-            Action::Copy { .. } | Action::Reduce { .. } | Action::Gather { .. } => {
+            Action::Copy { .. } | Action::Reduce { .. } | Action::Gather { .. } | Action::Scan { .. } => {
                 chunks.for_each(|chunk| self.combine(rank, task, chunk));
             }
             Action::Signal { phase } => {
@@ -384,7 +389,11 @@ impl<'a> World<'a> {
         let chunks = (chunk, chunk + 1);
         let mut touched = 0;
         let span = |of: &Operands| match of {
-            Operands::Mine(span) | Operands::All(span) | Operands::Pair(span, _) => *span,
+            Operands::Mine(span)
+            | Operands::All(span)
+            | Operands::First(_, span)
+            | Operands::Of(_, span)
+            | Operands::Pair(span, _) => *span,
         };
         let among = |of: Blocks, block: u32| match of {
             Blocks::Range { first, end } => (first..end).contains(&block),
@@ -397,18 +406,33 @@ impl<'a> World<'a> {
             match action {
                 Action::Copy { whose, from, to } if among(from.blocks, block) => {
                     let source = (whose.unwrap_or(rank), from.role);
-                    self.watched.copy_piece(block, chunks, source, (rank, to.role));
+                    self.watched.copy_piece((block, block), chunks, source, (rank, to.role));
                     touched += 2 * bytes;
                 }
-                Action::Gather { from } => {
+                Action::Gather { from, take } => {
                     let role = if block == rank { Role::Input } else { *from };
-                    self.watched.copy_piece(block, chunks, (block, role), (rank, Role::Output));
+                    let source = if *take == Take::Ours { rank } else { block };
+                    self.watched.copy_piece((source, block), chunks, (block, role), (rank, Role::Output));
                     touched += 2 * bytes;
                 }
                 Action::Reduce { inputs, outputs, .. } if among(span(inputs).blocks, block) => {
-                    self.watched.reduce_piece(block, chunks, rank, span(inputs).role, outputs);
+                    let many = match inputs {
+                        Operands::First(many, _) => *many,
+                        Operands::Mine(_) => 1,
+                        _ => ranks,
+                    };
+                    let operands = if matches!(inputs, Operands::Mine(_)) { rank..rank + 1 } else { 0..many };
+                    self.watched.reduce_piece(block, chunks, rank, (operands, span(inputs).role), outputs);
                     let written = if matches!(outputs, Operands::All(_)) { ranks } else { 1 };
-                    touched += u64::from(ranks + written) * bytes;
+                    touched += u64::from(many + written) * bytes;
+                }
+                Action::Scan { exclusive } if block == rank => {
+                    for q in (u32::from(*exclusive)..ranks).rev() {
+                        let operands = 0..q + u32::from(!exclusive);
+                        touched += (1 + u64::from(operands.end)) * bytes;
+                        let to = Operands::Of(q, Span::one(Role::Output, block));
+                        self.watched.reduce_piece(block, chunks, rank, (operands, Role::Input), &to);
+                    }
                 }
                 _ => {}
             }
@@ -501,89 +525,4 @@ impl<'a> World<'a> {
 }
 
 #[cfg(test)]
-mod tests {
-    use windlass_collectives::{Algorithm, Call, Model};
-    use windlass_kernels::{DataType, ReduceOp};
-
-    use super::super::LowerBound;
-    use super::*;
-
-    fn experiment(collective: Collective, algorithm: Algorithm, ranks: u32, count: u64) -> Experiment {
-        let root = if collective == Collective::Broadcast { ranks / 2 } else { 0 };
-        let count = if collective == Collective::Barrier { 0 } else { count };
-        let call = Call { collective, data_type: DataType::F32, op: ReduceOp::Sum, count, root };
-        let model = Model { chunk_bytes: 4096, ..Model::default() };
-        Experiment { call, algorithm, ranks, model, seed: u64::from(ranks) }
-    }
-
-    #[test]
-    fn every_algorithm_is_right_and_none_beats_the_bounds() {
-        let mut runs = 0;
-        for &collective in Collective::ALL.iter().filter(|c| !c.is_point_to_point()) {
-            for &algorithm in Algorithm::ALL {
-                for ranks in (1..=17).chain([31, 32, 64]) {
-                    for count in [0, 1, 100, 20_000] {
-                        let experiment = experiment(collective, algorithm, ranks, count);
-                        let estimate = match experiment.run(|_| ()) {
-                            Ok(estimate) => estimate,
-                            Err(ExperimentError::Unsupported(_)) => continue,
-                            Err(error) => panic!("{collective} {algorithm} {ranks} {count}: {error}"),
-                        };
-                        runs += 1;
-                        let bound = LowerBound::of(&experiment.call, ranks, &experiment.model);
-                        // Mapped memory has no messages.
-                        if !algorithm.needs_mapped_peers() {
-                            assert!(
-                                estimate.time_ns * 1.000_001 >= bound.time_ns(),
-                                "{collective} {algorithm} {ranks} {count}: {estimate:?} {bound:?}"
-                            );
-                            assert!(ranks == 1 || estimate.messages > 0);
-                        }
-                        assert!(estimate.messages <= experiment.messages());
-                        assert_eq!(experiment.run(|_| ()), Ok(estimate));
-                    }
-                }
-            }
-        }
-        assert!(runs > 500, "{runs}");
-    }
-
-    #[test]
-    fn a_ring_costs_what_the_textbook_says() {
-        let ranks = 16;
-        let mut experiment = experiment(Collective::AllReduce, Algorithm::Ring, ranks, 1 << 18);
-        experiment.model.chunk_bytes = 1 << 20;
-        let estimate = experiment.run(|_| ()).unwrap();
-        let block = f64::from(1 << 20) / f64::from(ranks);
-        let model = &experiment.model;
-        let round = model.message_ns + block * model.message_byte_ns;
-        let expected = 30.0 * round + 15.0 * block * model.reduce_byte_ns;
-        assert!((estimate.time_ns / expected - 1.0).abs() < 1e-4, "{estimate:?} {expected}");
-        assert_eq!((estimate.messages, estimate.links), (30 * 16, 16));
-        assert_eq!(estimate.most_link_bytes, 30 * (1 << 20) / 16);
-    }
-
-    /// What the checks exist for, planted.
-    #[test]
-    fn a_wrong_result_a_lost_message_and_a_rank_that_leaves_early_are_found() {
-        let all_reduce = experiment(Collective::AllReduce, Algorithm::Rabenseifner, 8, 1000);
-        let mut world = World::new(&all_reduce).unwrap();
-        world.run(|_| ());
-        assert!(world.estimate().is_ok());
-        world.watched.spoil(3, 5);
-        assert!(matches!(world.estimate(), Err(ExperimentError::Wrong { rank: 3, .. })));
-
-        let mut world = World::new(&all_reduce).unwrap();
-        world.handle(Event::Enter { rank: 0 });
-        world.agenda = Agenda::default();
-        world.run(|_| ());
-        assert!(matches!(world.estimate(), Err(ExperimentError::Deadlock { .. })));
-
-        let barrier = experiment(Collective::Barrier, Algorithm::Dissemination, 8, 0);
-        let mut world = World::new(&barrier).unwrap();
-        world.run(|_| ());
-        assert!(world.estimate().is_ok());
-        world.ranks[2].ended = Some(world.last_entry - 1);
-        assert_eq!(world.estimate(), Err(ExperimentError::LeftEarly { rank: 2 }));
-    }
-}
+mod tests;

@@ -20,7 +20,7 @@ fn differ(config: &Config, who: u32, name: &str, even: Call, odd: Call) {
         (result, begin.elapsed())
     })
     .unwrap();
-    // What each blamed rank is said to have called.
+    // What each blamed rank is said to have called, and when: two ranks may find it in different calls.
     let mut called = [None; 3];
     let context = format!("{name} over {} by {:?}", config.transport, config.algorithm);
     for (rank, (result, after)) in results.into_iter().enumerate() {
@@ -30,7 +30,8 @@ fn differ(config: &Config, who: u32, name: &str, even: Call, odd: Call) {
         assert_ne!(ours, theirs, "{context}");
         assert!(ours.call().is_some() && theirs.call().is_some(), "{context}: {result:?}");
         assert!(*other != rank as u32, "{context}: rank {rank} blames itself");
-        assert_eq!(called[*other as usize].get_or_insert(*theirs), theirs, "{context}: of rank {other}");
+        let said = called[*other as usize].get_or_insert((*sequence, *theirs));
+        assert!(said.0 != *sequence || said.1 == *theirs, "{context}: of rank {other}");
         assert!(*sequence <= 2, "{context}");
         assert!(after < Duration::from_secs(1), "{context}: rank {rank} was told after {after:?}");
     }
