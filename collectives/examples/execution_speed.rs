@@ -51,13 +51,13 @@ fn main() {
             if staged { ", staged" } else { "" },
             schedule.len()
         );
-        let mut execution = Execution::new(schedule, geometry);
+        let mut execution = Execution::new(schedule, geometry.clone());
         measure(&format!("{name}: restart and run"), || {
-            execution.restart(black_box(schedule), black_box(geometry));
+            execution.restart(black_box(schedule), black_box(geometry.clone()));
             run(&mut execution);
         });
         measure(&format!("{name}: new and run"), || {
-            let mut execution = Execution::new(black_box(schedule), black_box(geometry));
+            let mut execution = Execution::new(black_box(schedule), black_box(geometry.clone()));
             run(&mut execution);
         });
     }

@@ -83,6 +83,16 @@ collectives! {
     Scan = 12, "scan", reduces: true, rooted: false, Whole -> Whole;
     /// Rank `r` ends with the reduction of the inputs of ranks `0..r`; rank 0's result is left alone.
     ExScan = 13, "exscan", reduces: true, rooted: false, Whole -> Whole;
+    /// As all_gather, of blocks of different lengths.
+    AllGatherV = 14, "all_gather_v", reduces: false, rooted: false, Block -> Blocks;
+    /// As reduce_scatter, of blocks of different lengths.
+    ReduceScatterV = 15, "reduce_scatter_v", reduces: true, rooted: false, Blocks -> Block;
+    /// As all_to_all, each pair of ranks with a length of its own.
+    AllToAllV = 16, "all_to_all_v", reduces: false, rooted: false, Blocks -> Blocks;
+    /// As gather, of blocks of different lengths, which the root knows and each rank its own.
+    GatherV = 17, "gather_v", reduces: false, rooted: true, Block -> BlocksAtRoot;
+    /// As scatter, of blocks of different lengths, which the root knows and each rank its own.
+    ScatterV = 18, "scatter_v", reduces: false, rooted: true, BlocksAtRoot -> Block;
 }
 
 /// What of a collective's vector a rank's operand or result is. A vector is either one of `count` elements, or of a block of
@@ -126,15 +136,37 @@ impl Collective {
         matches!(self, Self::Send | Self::Recv)
     }
 
-    /// Whether `count` is that of one rank's block of the vector, and not of the vector.
+    /// Whether the vector has a block for each rank. Then `count` is that of a block, unless the blocks differ.
     pub const fn has_blocks(self) -> bool {
         self.input().is_of_blocks() || self.output().is_of_blocks()
+    }
+
+    /// The same with blocks of one length, where they have different ones; its algorithms serve both.
+    pub const fn even(self) -> Self {
+        match self {
+            Self::AllGatherV => Self::AllGather,
+            Self::ReduceScatterV => Self::ReduceScatter,
+            Self::AllToAllV => Self::AllToAll,
+            Self::GatherV => Self::Gather,
+            Self::ScatterV => Self::Scatter,
+            other => other,
+        }
+    }
+
+    /// Whether its blocks have different lengths.
+    pub const fn is_uneven(self) -> bool {
+        self.even() as u8 != self as u8
+    }
+
+    /// Whether all ranks know all the blocks' lengths. Elsewhere a rank knows those it sends and receives.
+    pub const fn shares_lengths(self) -> bool {
+        matches!(self, Self::AllGatherV | Self::ReduceScatterV)
     }
 
     /// Whether operand and result may be the same memory.
     pub const fn may_be_in_place(self) -> bool {
         // Every block would have to be exchanged with another one.
-        !matches!(self, Self::AllToAll)
+        !matches!(self.even(), Self::AllToAll)
     }
 }
 
@@ -171,7 +203,7 @@ impl FromStr for Collective {
 /// The arguments of one call that all ranks share.
 ///
 /// `count` is in elements: of one rank's block where the vector has a block for each rank ([`Collective::has_blocks`]), else of the
-/// vector or message.
+/// vector or message. Where the blocks differ it is that of all together if all ranks know it, else 0.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Hash)]
 pub struct Call {
     /// Which row of the table.
@@ -182,8 +214,17 @@ pub struct Call {
     pub op: ReduceOp,
     /// Elements, see above.
     pub count: u64,
-    /// The root where there is one, the peer of a send or recv, 0 elsewhere.
+    /// The root where there is one, the peer of a send or recv, 0 elsewhere; where blocks differ and all ranks know their lengths, a hash
+    /// of these.
     pub root: Rank,
+}
+
+/// Lengths of blocks in the twenty bits that a fingerprint has for a root.
+pub fn hash_of_lengths(lengths: &[usize]) -> Rank {
+    let mix = |hash: u64, length: &usize| {
+        (hash.rotate_left(5) ^ *length as u64).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    };
+    (lengths.iter().fold(0x51_7c, mix) >> 44) as Rank
 }
 
 impl Call {
@@ -194,7 +235,9 @@ impl Call {
 
     /// The bytes that travel: what the bench and the metrics call the operation's size.
     pub const fn size_bytes(&self, ranks: u32) -> u64 {
-        if self.collective.has_blocks() { self.bytes() * ranks as u64 } else { self.bytes() }
+        let blocks =
+            if self.collective.has_blocks() && !self.collective.is_uneven() { ranks as u64 } else { 1 };
+        self.bytes() * blocks
     }
 
     /// What travels in the arrival line and in frame headers. The root must be below [`MAX_RANKS`].
@@ -264,11 +307,16 @@ impl fmt::Display for Fingerprint {
             return write!(f, "unknown({:#x},{})", self.what, self.count);
         };
         write!(f, "{}(", call.collective)?;
-        if call.collective != Collective::Barrier {
+        if call.collective.is_uneven() && !call.collective.shares_lengths() {
+            write!(f, "{}", call.data_type)?;
+        } else if call.collective != Collective::Barrier {
             write!(f, "{} x {}", call.count, call.data_type)?;
         }
         if call.collective.reduces() {
             write!(f, ", {}", call.op)?;
+        }
+        if call.collective.shares_lengths() {
+            write!(f, ", lengths {:05x}", call.root)?;
         }
         if call.collective.rooted() {
             let name = if call.collective.is_point_to_point() { "peer" } else { "root" };

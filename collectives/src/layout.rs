@@ -1,5 +1,7 @@
 //! Blocks and chunks to byte ranges.
 
+use std::sync::Arc;
+
 use crate::call::Call;
 use crate::step::{Action, Blocks, Operands, Role, Span};
 
@@ -7,9 +9,11 @@ use crate::step::{Action, Blocks, Operands, Role, Span};
 const CACHE_LINE_BYTES: u64 = 64;
 
 /// Maps the blocks of a vector to bytes.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Layout {
     blocks: u32,
+    /// Where each block begins, and the end, where that follows no rule.
+    starts: Option<Arc<[u64]>>,
     /// The whole vector.
     bytes: u64,
     element_bytes: u64,
@@ -34,11 +38,23 @@ impl Layout {
 
     const fn new(elements: u64, element_bytes: u64, blocks: u32, mask: u64) -> Self {
         let (quotient, remainder) = (elements / blocks as u64, elements % blocks as u64);
-        Self { blocks, bytes: elements * element_bytes, element_bytes, quotient, remainder, mask }
+        let bytes = elements * element_bytes;
+        Self { blocks, starts: None, bytes, element_bytes, quotient, remainder, mask }
+    }
+
+    /// Blocks of these numbers of elements.
+    pub fn uneven(counts: &[u64], element_bytes: u64) -> Self {
+        let starts = std::iter::once(0).chain(counts.iter().scan(0, |end, count| {
+            *end += count * element_bytes;
+            Some(*end)
+        }));
+        let starts: Arc<[u64]> = starts.collect();
+        let elements = counts.iter().sum();
+        Self { starts: Some(starts), ..Self::new(elements, element_bytes, counts.len().max(1) as u32, !0) }
     }
 
     /// The layout that `call` has on `ranks` ranks when its vector is cut into `blocks`.
-    pub const fn of(call: &Call, ranks: u32, blocks: u32) -> Self {
+    pub fn of(call: &Call, ranks: u32, blocks: u32) -> Self {
         let size = call.data_type.size_bytes() as u64;
         if call.collective.has_blocks() {
             Self::uniform(call.count, size, ranks)
@@ -64,7 +80,10 @@ impl Layout {
 
     /// The offset at which block `block` begins; `start(blocks())` is the end.
     #[inline]
-    pub const fn start(&self, block: u32) -> u64 {
+    pub fn start(&self, block: u32) -> u64 {
+        if let Some(starts) = &self.starts {
+            return starts[block.min(self.blocks) as usize];
+        }
         if block == 0 {
             return 0;
         }
@@ -81,10 +100,13 @@ impl Layout {
         ((block as u64 * self.quotient + rest) * self.element_bytes) & self.mask
     }
 
-    /// The bytes of the last block, which in whole grains is the largest: the boundary before it
+    /// The bytes of the largest block. By a rule that is the last, in whole grains: the boundary before it
     /// is rounded down, that after it is not.
-    pub const fn largest(&self) -> u64 {
-        self.bytes - self.start(self.blocks - 1)
+    pub fn largest(&self) -> u64 {
+        match &self.starts {
+            Some(starts) => starts.windows(2).map(|ends| ends[1] - ends[0]).max().unwrap_or(0),
+            None => self.bytes - self.start(self.blocks - 1),
+        }
     }
 }
 
@@ -99,10 +121,12 @@ pub struct Piece {
 }
 
 /// How an execution cuts a layout into chunks.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Geometry {
     /// Blocks to bytes.
     pub layout: Layout,
+    /// The same for `Output`, where that has blocks of other lengths.
+    pub output: Option<Layout>,
     /// The bytes of a message's chunk, and of a slot in a scratch ring.
     pub chunk_bytes: u64,
     /// The bytes of one block's piece in a chunk of a shared-memory schedule.
@@ -119,7 +143,21 @@ impl Geometry {
         let round = |b: u64| b.max(1).next_multiple_of(CACHE_LINE_BYTES);
         let piece_bytes = round(piece_bytes);
         let pieces = clamp_chunks(layout.largest(), piece_bytes);
-        Self { layout, chunk_bytes: round(chunk_bytes), piece_bytes, depth, pieces }
+        Self { layout, output: None, chunk_bytes: round(chunk_bytes), piece_bytes, depth, pieces }
+    }
+
+    /// The same with another layout of `Output`. Only for schedules of messages.
+    #[must_use]
+    pub fn with_output(self, output: Layout) -> Self {
+        Self { output: Some(output), ..self }
+    }
+
+    #[inline]
+    fn layout_of(&self, role: Role) -> &Layout {
+        match (&self.output, role) {
+            (Some(output), Role::Output) => output,
+            _ => &self.layout,
+        }
     }
 
     /// How many chunks an action is handed out in. At least one, also for nothing.
@@ -144,7 +182,8 @@ impl Geometry {
     fn chunks_of(&self, span: &Span) -> u32 {
         match span.blocks {
             Blocks::Range { first, end } => {
-                clamp_chunks(self.layout.start(end) - self.layout.start(first), self.chunk_bytes)
+                let layout = self.layout_of(span.role);
+                clamp_chunks(layout.start(end) - layout.start(first), self.chunk_bytes)
             }
             Blocks::One(_) | Blocks::Each | Blocks::Others(_) => self.pieces,
         }
@@ -153,7 +192,8 @@ impl Geometry {
     /// Where chunk `chunk` of the contiguous blocks `first..end` lies in `role`.
     #[inline]
     pub fn range_piece(&self, role: Role, first: u32, end: u32, chunk: u32) -> Piece {
-        let (start, stop) = (self.layout.start(first), self.layout.start(end));
+        let layout = self.layout_of(role);
+        let (start, stop) = (layout.start(first), layout.start(end));
         let begin = (start + u64::from(chunk) * self.chunk_bytes).min(stop);
         let bytes = (stop - begin).min(self.chunk_bytes);
         match role {
@@ -163,7 +203,9 @@ impl Geometry {
                 Piece { offset: slot * self.chunk_bytes, bytes }
             }
             Role::Stage => Piece { offset: u64::from(chunk % self.depth) * self.chunk_bytes, bytes },
-            Role::Partial => Piece { offset: begin - start, bytes },
+            Role::Partial(nth) => {
+                Piece { offset: u64::from(nth) * self.partial_stride() + begin - start, bytes }
+            }
         }
     }
 
@@ -180,7 +222,9 @@ impl Geometry {
                 let slot = u64::from(first % self.depth) * u64::from(self.layout.blocks()) + u64::from(block);
                 Piece { offset: slot * self.piece_bytes, bytes }
             }
-            Role::Partial => Piece { offset: begin - start, bytes },
+            Role::Partial(nth) => {
+                Piece { offset: u64::from(nth) * self.partial_stride() + begin - start, bytes }
+            }
         }
     }
 
@@ -189,9 +233,13 @@ impl Geometry {
         u64::from(self.depth) * u64::from(self.layout.blocks()) * self.piece_bytes
     }
 
-    /// The bytes of the memory for partial sums, where the schedule keeps any.
-    pub fn partial_bytes(&self) -> u64 {
-        self.layout.largest()
+    fn partial_stride(&self) -> u64 {
+        self.layout.largest().next_multiple_of(CACHE_LINE_BYTES)
+    }
+
+    /// The bytes of `many` memories for partial sums.
+    pub fn partial_bytes(&self, many: u32) -> u64 {
+        u64::from(many) * self.partial_stride()
     }
 
     /// The bytes of `rings` scratch rings.

@@ -24,7 +24,7 @@ pub mod model;
 pub mod schedule;
 pub mod step;
 
-pub use call::{Call, Collective, Extent, Fingerprint, History};
+pub use call::{Call, Collective, Extent, Fingerprint, History, hash_of_lengths};
 pub use execution::{Execution, Task, WINDOW};
 pub use layout::{Geometry, Layout, Piece};
 pub use model::{Choice, Model, Topology};

@@ -80,7 +80,11 @@ pub struct Choice {
 impl Choice {
     /// The geometry of `schedule` under this choice.
     pub fn geometry(&self, call: &Call, ranks: u32, schedule: &Schedule) -> Geometry {
-        let layout = Layout::of(call, ranks, schedule.blocks());
+        self.geometry_of(Layout::of(call, ranks, schedule.blocks()))
+    }
+
+    /// The geometry of a schedule over such a layout.
+    pub fn geometry_of(&self, layout: Layout) -> Geometry {
         // What is published goes in one piece: the slot holds it whole.
         let piece = if self.algorithm == Algorithm::Publish { layout.bytes() } else { self.piece_bytes };
         Geometry::new(layout, self.chunk_bytes, piece, DEPTH)
@@ -100,7 +104,8 @@ impl Model {
     /// Whether a rank's slot can hold what it would publish.
     fn publishes(&self, call: &Call, ranks: u32) -> bool {
         let blocks = if call.collective.has_blocks() { u64::from(ranks) } else { 1 };
-        let bytes = call.bytes().saturating_mul(blocks);
+        let bytes =
+            if call.collective.is_uneven() { call.bytes() } else { call.bytes().saturating_mul(blocks) };
         bytes <= self.slot_bytes
     }
 
@@ -124,7 +129,7 @@ impl Model {
         let pipeline = |hops: f64, hop: &dyn Fn(f64) -> f64| hops * hop(chunk) + hop(n - chunk) - hop(0.0);
         let rounds = f64::from(topology.ranks.next_power_of_two().ilog2());
         let folded = if topology.ranks.is_power_of_two() { 0.0 } else { 2.0 };
-        Some(match (algorithm, call.collective) {
+        Some(match (algorithm, call.collective.even()) {
             (Algorithm::Publish, _) if !self.publishes(call, topology.ranks) => return None,
             (Algorithm::Publish, C::AllReduce | C::Reduce) => flags(1.0) + touch(2.0 * n + p * n + n),
             (Algorithm::Publish, C::ReduceScatter) => flags(1.0) + touch(2.0 * n + n + n / p),

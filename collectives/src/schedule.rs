@@ -143,6 +143,8 @@ impl std::error::Error for Unsupported {}
 /// What one rank does for one collective: a pure function of a few numbers.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Schedule {
+    asked: Collective,
+    /// That, with blocks of one length: the steps are the same.
     pub(crate) collective: Collective,
     pub(crate) algorithm: Algorithm,
     pub(crate) rank: Rank,
@@ -157,7 +159,9 @@ impl Schedule {
     pub const fn supports(collective: Collective, algorithm: Algorithm, ranks: u32) -> bool {
         use Algorithm as A;
         use Collective as C;
-        match (collective, algorithm) {
+        match (collective.even(), algorithm) {
+            // The ranks do not know what each of them would publish, or need not agree on how to cut it.
+            (C::AllToAll | C::Gather | C::Scatter, A::Publish | A::Direct) if collective.is_uneven() => false,
             (C::Send | C::Recv, A::Pair) => true,
             (C::Send | C::Recv, _) => false,
             (C::Barrier, A::Publish | A::Dissemination) => ranks > 0,
@@ -196,7 +200,8 @@ impl Schedule {
             return Err(Unsupported { algorithm, collective, ranks });
         }
         let staged = staged && algorithm == Algorithm::Direct && ranks > 1;
-        let mut schedule = Self { collective, algorithm, rank, ranks, root, staged, len: 0 };
+        let (asked, collective) = (collective, collective.even());
+        let mut schedule = Self { asked, collective, algorithm, rank, ranks, root, staged, len: 0 };
         schedule.len = len(&schedule);
         Ok(schedule)
     }
@@ -208,7 +213,12 @@ impl Schedule {
 
     /// The collective.
     pub const fn collective(&self) -> Collective {
-        self.collective
+        self.asked
+    }
+
+    /// Whether blocks may have different lengths, and so different numbers of chunks.
+    pub(crate) const fn is_uneven(&self) -> bool {
+        self.asked.is_uneven()
     }
 
     /// How many steps this rank has. O(1).
@@ -241,14 +251,17 @@ impl Schedule {
         }
     }
 
-    /// Whether its steps use [`crate::Role::Partial`].
-    pub const fn keeps_partial(&self) -> bool {
+    /// How many memories for partial sums its steps use.
+    pub const fn partials(&self) -> u32 {
         use Algorithm as A;
         use Collective as C;
-        matches!(
-            (self.collective, self.algorithm),
-            (C::ReduceScatter, A::Ring) | (C::Reduce, A::BinomialTree) | (C::ExScan, A::RecursiveDoubling)
-        )
+        match (self.collective, self.algorithm) {
+            (C::ReduceScatter, A::Ring) if self.is_uneven() => 2,
+            (C::ReduceScatter, A::Ring)
+            | (C::Reduce, A::BinomialTree)
+            | (C::ExScan, A::RecursiveDoubling) => 1,
+            _ => 0,
+        }
     }
 
     /// How many scratch rings its steps use.
@@ -266,8 +279,8 @@ impl Schedule {
 /// A schedule as text, one step a line: what the golden tests review.
 impl fmt::Display for Schedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} rank {} of {}", self.collective, self.algorithm, self.rank, self.ranks)?;
-        if self.collective.rooted() {
+        write!(f, "{} {} rank {} of {}", self.asked, self.algorithm, self.rank, self.ranks)?;
+        if self.asked.rooted() {
             write!(f, " root {}", self.root)?;
         }
         writeln!(f, "{}", if self.staged { " staged" } else { "" })?;

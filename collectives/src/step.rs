@@ -25,7 +25,7 @@ pub enum Role {
     /// A private memory as large as the largest block, for partial sums that have no room in the
     /// output. It is no ring: a partial sum stays until the next rank takes it, which may in turn
     /// wait for the rank after it, so that a ring all around would stand still.
-    Partial,
+    Partial(u8),
 }
 
 /// A set of blocks of a [`crate::Layout`].
@@ -256,7 +256,7 @@ impl fmt::Display for Span {
             Role::Slot => write!(f, "slot")?,
             Role::Stage => write!(f, "stage")?,
             Role::Scratch(ring) => write!(f, "scratch{ring}")?,
-            Role::Partial => write!(f, "partial")?,
+            Role::Partial(nth) => write!(f, "partial{nth}")?,
         }
         match self.blocks {
             Blocks::Range { first, end } => write!(f, "[{first}..{end}]"),

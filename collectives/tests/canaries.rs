@@ -24,7 +24,10 @@ fn cases(collective: Collective, algorithm: Algorithm, ranks: u32) -> Vec<Case> 
                 continue;
             }
             for root in if collective.rooted() { 0..2 } else { 0..1 } {
-                for (count, depth) in [(5 * scale, 2), (scale, 1)] {
+                // Blocks of different lengths may be empty: in another case they are not.
+                let more = if collective.is_uneven() { 6..12 } else { 0..0 };
+                let counts = [(5 * scale, 2), (scale, 1)].into_iter().chain(more.map(|count| (count, 1)));
+                for (count, depth) in counts {
                     cases.push(Case { count, depth, staged, root, in_place, ..base });
                 }
             }
@@ -153,7 +156,7 @@ fn swapped_operands_are_caught() {
 fn next_block(span: Span, blocks: u32) -> Span {
     let blocks = match span.blocks {
         // These lie where the chunk's number says, whatever the block.
-        _ if matches!(span.role, Role::Scratch(_) | Role::Partial) => span.blocks,
+        _ if matches!(span.role, Role::Scratch(_) | Role::Partial(_)) => span.blocks,
         Blocks::Range { first, end } if first == end => span.blocks,
         Blocks::Range { first, end } if end < blocks => Blocks::Range { first: first + 1, end: end + 1 },
         Blocks::Range { first, end } if first > 0 => Blocks::Range { first: first - 1, end: end - 1 },
@@ -168,7 +171,7 @@ fn next_block(span: Span, blocks: u32) -> Span {
 fn a_block_off_by_one_is_caught() {
     must_catch("block off by one", |operation, rank, index| {
         let before = action(operation, rank, index);
-        let blocks = operation.geometry.layout.blocks();
+        let blocks = operation.geometry(rank).layout.blocks();
         let next = |span| next_block(span, blocks);
         let wrong = match before {
             Action::Copy { whose, from, to } => Action::Copy { whose, from: next(from), to },

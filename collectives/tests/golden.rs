@@ -38,6 +38,10 @@ fn schedules_are_as_reviewed() {
     let mut expected = Vec::new();
     for &collective in Collective::ALL {
         for &algorithm in Algorithm::ALL {
+            // The others' steps are those of equal blocks.
+            if collective.is_uneven() && collective != Collective::ReduceScatterV {
+                continue;
+            }
             let text = text(collective, algorithm);
             if text.is_empty() {
                 continue;

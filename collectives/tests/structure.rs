@@ -261,7 +261,7 @@ fn a_geometry_cuts_every_block_whole() {
     for blocks in [1, 2, 3, 7, 65] {
         for count in [0, 1, 63, 64, 65, 1000, 12_345] {
             let layout = Layout::parts(count, 4, blocks);
-            let geometry = Geometry::new(layout, 192, 320, 2);
+            let geometry = Geometry::new(layout.clone(), 192, 320, 2);
             let pieces = geometry.chunks(&Action::Gather {
                 from: windlass_collectives::Role::Input,
                 take: windlass_collectives::Take::Theirs,

@@ -324,6 +324,16 @@ impl RawRequest {
         self
     }
 
+    pub(crate) const fn input_lengths(mut self, lengths: &[usize]) -> Self {
+        self.input_lengths = lengths;
+        self
+    }
+
+    pub(crate) const fn output_lengths(mut self, lengths: &[usize]) -> Self {
+        self.output_lengths = lengths;
+        self
+    }
+
     pub(crate) const fn tag(mut self, tag: Tag) -> Self {
         self.tag = tag;
         self

@@ -117,6 +117,19 @@ faces! {
     /// Of `input`, of `size()` blocks, gives block `r` to rank `r`; `output`, as long, ends with one block from each rank, in rank order. The
     /// two may not be the same memory.
     into all_to_all_into() = AllToAll;
+    /// As [`all_gather_into`](Self::all_gather_into) of blocks of different lengths: `output_lengths` has every rank's, the same list on all ranks, and
+    /// `output` is as long as all together.
+    into all_gather_v_into(output_lengths: &[usize]) = AllGatherV;
+    /// As [`reduce_scatter_into`](Self::reduce_scatter_into) of blocks of different lengths: `input_lengths` has every rank's, the same list on all ranks,
+    /// and `input` is as long as all together.
+    into reduce_scatter_v_into(input_lengths: &[usize], op: ReduceOp) = ReduceScatterV;
+    /// As [`all_to_all_into`](Self::all_to_all_into) of blocks of different lengths: `input_lengths` has those of what this rank sends to each, and
+    /// `output_lengths` those of what it receives from each, which must be what those send.
+    into all_to_all_v_into(input_lengths: &[usize], output_lengths: &[usize]) = AllToAllV;
+    /// As [`gather_into`](Self::gather_into) of blocks of different lengths: at the root `output_lengths` has every rank's, elsewhere it is ignored.
+    into gather_v_into(output_lengths: &[usize], root: u32) = GatherV;
+    /// As [`scatter_into`](Self::scatter_into) of blocks of different lengths: at the root `input_lengths` has every rank's, elsewhere it is ignored.
+    into scatter_v_into(input_lengths: &[usize], root: u32) = ScatterV;
     /// Reduces every element over the ranks up to this one, itself included.
     in_place scan(op: ReduceOp) = Scan;
     /// Reduces every element of `input` over the ranks up to this one, itself included, into `output`, of the same length.
@@ -141,6 +154,7 @@ fn into(
     let count = match (collective.input(), collective.output()) {
         (Extent::Whole | Extent::Block, _) => input.count,
         (_, Extent::Whole | Extent::Block) => output.count,
+        _ if collective.is_uneven() => 0,
         _ if !input.count.is_multiple_of(ranks) => {
             let problem = Problem::NotDivisible { length: input.count as u64, by: ranks as u64 };
             return wrong("the input", problem);
@@ -150,12 +164,15 @@ fn into(
     let request = RawRequest::new(collective, output.data_type, count);
     let request = arguments(RawRequest { input: input.address, output: output.address, ..request });
     let root = request.root == communicator.rank();
-    for (argument, extent, actual) in
-        [("the input", collective.input(), input.count), ("the output", collective.output(), output.count)]
-    {
+    let (needed_input, needed_output) = match request.sizes(communicator.rank(), communicator.size()) {
+        Ok(sizes) => sizes,
+        Err((argument, problem)) => return wrong(argument, problem),
+    };
+    for (argument, extent, expected, actual) in [
+        ("the input", collective.input(), needed_input, input.count),
+        ("the output", collective.output(), needed_output, output.count),
+    ] {
         let ignored = matches!(extent, Extent::WholeAtRoot | Extent::BlocksAtRoot) && !root;
-        // A product that overflows is the length of no buffer.
-        let expected = extent.elements(count, ranks, true).unwrap_or(usize::MAX);
         if !ignored && actual != expected {
             let (expected, actual) = (expected as u64, actual as u64);
             return wrong(argument, Problem::WrongLength { expected, actual });

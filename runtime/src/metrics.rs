@@ -89,9 +89,9 @@ pub(crate) struct Series {
 }
 
 impl Series {
-    pub(crate) fn of(call: &Call, ranks: u32) -> Self {
-        let bytes = call.size_bytes(ranks);
-        let collective = call.collective as usize % COLLECTIVES;
+    /// Of a collective that moves so many bytes.
+    pub(crate) fn of(collective: Collective, bytes: u64) -> Self {
+        let collective = collective as usize % COLLECTIVES;
         let sample = if bytes > SAMPLED_BYTES { 1 } else { SAMPLE };
         Self { collective, class: class_of(bytes), bytes, sample }
     }
@@ -135,7 +135,7 @@ impl Recorder {
 
     /// An operation that took `elapsed` nanoseconds has ended.
     pub(crate) fn record_elapsed(&self, call: &Call, elapsed: u64, ranks: u32) {
-        let series = Series::of(call, ranks);
+        let series = Series::of(call.collective, call.size_bytes(ranks));
         if let Some(cell) = self.cell(&series) {
             self.add(&cell.operations, 1);
             self.add(&cell.bytes, series.bytes);
@@ -402,7 +402,7 @@ mod tests {
             count: 256,
             root: 0,
         };
-        let series = Series::of(&call, 2);
+        let series = Series::of(call.collective, call.size_bytes(2));
         for (rank, index, times) in [(0, 0, 3), (0, 9, 1), (1, 1, 2)] {
             let recorder = Recorder::new(Some(&board), rank, index);
             (0..times).for_each(|i| recorder.record(&series, recorder.begin(i, &series)));

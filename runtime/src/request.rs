@@ -1,6 +1,6 @@
 //! A call with its memory, checked: the one door through which every face of the API goes.
 
-use windlass_collectives::{Call, Collective, Extent};
+use windlass_collectives::{Call, Collective, Extent, Layout, hash_of_lengths};
 use windlass_kernels::{DataType, ReduceOp};
 use windlass_transports::message::COLLECTIVE_TAG;
 
@@ -12,7 +12,8 @@ use crate::transfer;
 /// A call whose types are known at run time only.
 ///
 /// `count` is in elements: of one rank's block where the vector has a block for each rank ([`Collective::has_blocks`]), else of the
-/// vector or message.
+/// vector or message. Where the blocks have different lengths ([`Collective::is_uneven`]), it is that of this rank's own block, and ignored for
+/// all_to_all_v.
 #[derive(Clone, Copy, Debug)]
 pub struct RawRequest {
     /// Which collective, or send or recv.
@@ -31,7 +32,13 @@ pub struct RawRequest {
     pub input: *const u8,
     /// The result. For send the same as `input`.
     pub output: *mut u8,
+    /// Where blocks have different lengths: the elements of the operand's blocks, one for each rank, if this rank has them all. Read during the call only.
+    pub input_lengths: *const [usize],
+    /// The same of the result's.
+    pub output_lengths: *const [usize],
 }
+
+const NO_LENGTHS: *const [usize] = std::ptr::slice_from_raw_parts(std::ptr::null(), 0);
 
 impl RawRequest {
     /// A request without memory: fill in what the collective needs.
@@ -45,13 +52,101 @@ impl RawRequest {
             tag: 0,
             input: std::ptr::null(),
             output: std::ptr::null_mut(),
+            input_lengths: NO_LENGTHS,
+            output_lengths: NO_LENGTHS,
         }
     }
 
     /// Elements of the operand and of the result of `rank` among `ranks`.
-    fn lengths(&self, rank: u32, ranks: u32) -> Option<(usize, usize)> {
-        let of = |extent: Extent| extent.elements(self.count, ranks as usize, rank == self.root);
-        Some((of(self.collective.input())?, of(self.collective.output())?))
+    pub(crate) fn sizes(&self, rank: u32, ranks: u32) -> Result<(usize, usize), Wrong> {
+        let too_large = ("the buffer", Problem::TooLarge { count: self.count as u64 });
+        let of = |extent: Extent, lengths: Option<&[usize]>| match lengths {
+            _ if !self.collective.is_uneven() => {
+                extent.elements(self.count, ranks as usize, rank == self.root)
+            }
+            _ if extent == Extent::Block => self.own_length(rank),
+            Some(lengths) => lengths.iter().try_fold(0usize, |sum, length| sum.checked_add(*length)),
+            None => Some(0),
+        };
+        let (input, output) = self.lengths_of(rank, ranks)?;
+        let input = of(self.collective.input(), input).ok_or_else(|| too_large.clone())?;
+        Ok((input, of(self.collective.output(), output).ok_or(too_large)?))
+    }
+
+    /// The elements of this rank's own block.
+    fn own_length(&self, rank: u32) -> Option<usize> {
+        let shared = match self.collective {
+            Collective::AllGatherV => lengths(self.output_lengths),
+            Collective::ReduceScatterV => lengths(self.input_lengths),
+            _ => None,
+        };
+        shared.map_or(Some(self.count), |lengths| lengths.get(rank as usize).copied())
+    }
+
+    /// The lengths of the blocks of the operand and of the result, where this rank has all of them and they differ.
+    fn lengths_of(&self, rank: u32, ranks: u32) -> Result<(Option<&[usize]>, Option<&[usize]>), Wrong> {
+        let needed = |extent: Extent, given: *const [usize], argument| match extent {
+            Extent::BlocksAtRoot if rank != self.root => Ok(None),
+            Extent::Blocks | Extent::BlocksAtRoot if self.collective.is_uneven() => {
+                let given = lengths(given).unwrap_or_default();
+                if given.len() == ranks as usize {
+                    return Ok(Some(given));
+                }
+                let (expected, actual) = (u64::from(ranks), given.len() as u64);
+                Err((argument, Problem::WrongLength { expected, actual }))
+            }
+            _ => Ok(None),
+        };
+        let input = needed(self.collective.input(), self.input_lengths, "the list of the operand's lengths")?;
+        let output =
+            needed(self.collective.output(), self.output_lengths, "the list of the result's lengths")?;
+        // What a rank has for itself is in both.
+        let own = |lengths: &[usize]| lengths[rank as usize];
+        let (one, other) = match self.collective.even() {
+            Collective::AllToAll => (input.map(own), output.map(own)),
+            Collective::Gather => (Some(self.count), output.map(own)),
+            Collective::Scatter => (input.map(own), Some(self.count)),
+            _ => (None, None),
+        };
+        match (one, other) {
+            (Some(expected), Some(actual)) if expected != actual && self.collective.is_uneven() => {
+                let (expected, actual) = (expected as u64, actual as u64);
+                Err(("the length of this rank's own block", Problem::WrongLength { expected, actual }))
+            }
+            _ => Ok((input, output)),
+        }
+    }
+
+    /// The layouts of operand and result where blocks have different lengths. The request has been checked.
+    pub(crate) fn layouts(&self, rank: u32, ranks: u32) -> Option<(Layout, Layout)> {
+        if !self.collective.is_uneven() {
+            return None;
+        }
+        let size = self.data_type.size_bytes() as u64;
+        let (input, output) = self.lengths_of(rank, ranks).ok()?;
+        let known = |lengths: Option<&[usize]>| {
+            lengths.map(|lengths| lengths.iter().map(|length| *length as u64).collect::<Vec<_>>())
+        };
+        // A rank that knows its own block only has only that.
+        let own = || {
+            let own = self.own_length(rank).unwrap_or_default() as u64;
+            (0..ranks).map(|q| if q == rank { own } else { 0 }).collect::<Vec<_>>()
+        };
+        let (input, output) = (known(input), known(output));
+        let either = || input.clone().or_else(|| output.clone()).unwrap_or_else(own);
+        let of = |lengths: Option<Vec<u64>>| Layout::uneven(&lengths.unwrap_or_else(either), size);
+        Some((of(input.clone()), of(output.clone())))
+    }
+
+    /// Whether the blocks have the lengths that `other` says.
+    pub(crate) fn has_lengths(&self, known: &Lengths) -> bool {
+        let same = |given, known: &[usize]| lengths(given).unwrap_or_default() == known;
+        same(self.input_lengths, &known.0) && same(self.output_lengths, &known.1)
+    }
+
+    pub(crate) fn lengths(&self) -> Lengths {
+        let of = |given| lengths(given).unwrap_or_default().into();
+        (of(self.input_lengths), of(self.output_lengths))
     }
 
     /// Two requests with the same key differ in their memory alone.
@@ -64,15 +159,15 @@ impl RawRequest {
     /// Checks everything a rank can check alone, but for the memory.
     pub(crate) fn check(&self, group: &Group) -> Result<Checked, Error> {
         let operation = self.collective.name();
-        let wrong = |argument, problem| Err(Error::InvalidArgument { operation, argument, problem });
-        let too_large = Problem::TooLarge { count: self.count as u64 };
+        let error = |argument, problem| Error::InvalidArgument { operation, argument, problem };
+        let wrong = |argument, problem| Err(error(argument, problem));
         let size = self.data_type.size_bytes();
-        let Some((input, output)) = self.lengths(group.rank, group.ranks) else {
-            return wrong("the buffer", too_large);
-        };
+        let (input, output) =
+            self.sizes(group.rank, group.ranks).map_err(|(argument, problem)| error(argument, problem))?;
         let bytes = |count: usize| count.checked_mul(size).filter(|b| isize::try_from(*b).is_ok());
+        let elements = (input, output);
         let (Some(input), Some(output)) = (bytes(input), bytes(output)) else {
-            return wrong("the buffer", too_large);
+            return wrong("the buffer", Problem::TooLarge { count: input.max(output) as u64 });
         };
         if self.collective.rooted() && self.root >= group.ranks {
             let argument = if self.collective.is_point_to_point() { "the peer" } else { "the root" };
@@ -96,7 +191,10 @@ impl RawRequest {
             return wrong("the operator", Problem::NotOfPrefixes);
         }
         // Only where blocks are meant does the product mean anything, and there `lengths` has bounded it.
-        let block = self.count.wrapping_mul(size).wrapping_mul(group.rank as usize);
+        let block = match self.layouts(group.rank, group.ranks) {
+            Some((input, _)) => input.start(group.rank) as usize,
+            None => self.count.wrapping_mul(size).wrapping_mul(group.rank as usize),
+        };
         let in_place = match (self.collective.input(), self.collective.output()) {
             _ if !self.collective.may_be_in_place() => NEVER,
             (Extent::Block, _) => block,
@@ -107,8 +205,19 @@ impl RawRequest {
             collective: self.collective,
             data_type: self.data_type,
             op: if self.collective.reduces() { self.op } else { ReduceOp::Sum },
-            count: self.count as u64,
-            root: if self.collective.rooted() { self.root } else { 0 },
+            count: match self.collective {
+                _ if !self.collective.is_uneven() => self.count as u64,
+                _ if self.collective.shares_lengths() => elements.0.max(elements.1) as u64,
+                _ => 0,
+            },
+            root: match self.collective {
+                Collective::AllGatherV => hash_of_lengths(lengths(self.output_lengths).unwrap_or_default()),
+                Collective::ReduceScatterV => {
+                    hash_of_lengths(lengths(self.input_lengths).unwrap_or_default())
+                }
+                _ if self.collective.rooted() => self.root,
+                _ => 0,
+            },
         };
         // Kernels load and store unaligned; a misaligned address is refused because it is a mistake elsewhere.
         let alignment = if size == 2 { 2 } else { size.min(8) };
@@ -155,7 +264,18 @@ impl RawRequest {
     }
 }
 
-/// What tells requests apart but for their memory.
+/// The lengths of a request's blocks, where they differ.
+pub(crate) type Lengths = (Box<[usize]>, Box<[usize]>);
+
+/// Which argument is wrong, and how.
+pub(crate) type Wrong = (&'static str, Problem);
+
+fn lengths<'r>(given: *const [usize]) -> Option<&'r [usize]> {
+    // SAFETY: whoever makes a request says that its lists are valid during the call, and it is looked at during the call only.
+    (!given.is_null()).then(|| unsafe { &*given })
+}
+
+/// What tells requests apart but for their memory, and the lengths of their blocks where they differ.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Key {
     /// Collective, type, operator and root.

@@ -50,7 +50,7 @@ pub(crate) fn step(s: &Schedule, index: u32) -> Step {
 fn reduce(s: &Schedule, index: u32) -> Step {
     let (v, children) = (relative(s), children(s));
     let whole = |role| Span::range(role, 0, 1);
-    let sum = if v == 0 { Role::Output } else { Role::Partial };
+    let sum = if v == 0 { Role::Output } else { Role::Partial(0) };
     if index == 2 * children {
         let from = if children == 0 { Role::Input } else { sum };
         let step = Step::new(Action::Send { to: absolute(s, v & (v - 1)), from: whole(from), label: 0 });

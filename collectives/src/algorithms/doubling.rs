@@ -192,7 +192,7 @@ fn scan_len(s: &Schedule) -> u32 {
 }
 
 fn scan(s: &Schedule, index: u32) -> Step {
-    let sum = if s.collective == Collective::ExScan { Role::Partial } else { Role::Output };
+    let sum = if s.collective == Collective::ExScan { Role::Partial(0) } else { Role::Output };
     let take_result =
         || Step::new(Action::Recv { from: s.rank - 1, into: whole(Role::Output), label: LABEL_SHIFT });
     if s.rank == adders(s) {

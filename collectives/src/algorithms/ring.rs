@@ -49,16 +49,20 @@ fn span(role: Role, block: u32) -> Span {
 
 /// Round k sends block r-shift-k and receives block r-shift-k-1, adding one's own operand to it. After p-1
 /// rounds rank r holds block r+1-shift. An all-reduce keeps partial sums in the output, which the
-/// all-gather overwrites; a reduce-scatter has no room there and keeps one block of them apart.
+/// all-gather overwrites; a reduce-scatter has no room there and keeps one block of them apart, or two of different lengths.
 fn reduce(s: &Schedule, index: u32, shift: u32) -> Step {
     let (round, kind) = (index / 3, index % 3);
-    let partial = if shift == 0 { Role::Output } else { Role::Partial };
+    let partial = |round: u32| match shift {
+        0 => Role::Output,
+        _ if s.is_uneven() => Role::Partial((round % 2) as u8),
+        _ => Role::Partial(0),
+    };
     let receiving = Role::Scratch(if round % 2 == 0 { 0 } else { 1 });
     let (sent, received) = (behind(s, shift + round), behind(s, shift + round + 1));
     let last = round == s.ranks - 2;
     match kind {
         0 => {
-            let role = if round == 0 { Role::Input } else { partial };
+            let role = if round == 0 { Role::Input } else { partial(round - 1) };
             let step = Step::new(Action::Send { to: next(s), from: span(role, sent), label: round });
             if round == 0 { step } else { step.after(index - 1, Rule::Same) }
         }
@@ -68,15 +72,22 @@ fn reduce(s: &Schedule, index: u32, shift: u32) -> Step {
             if round < 2 { step } else { step.after(index - 5, Rule::All) }
         }
         _ => {
-            let result = if last { Role::Output } else { partial };
+            let result = if last { Role::Output } else { partial(round) };
             let action = Action::Reduce {
                 inputs: Operands::Pair(span(receiving, received), span(Role::Input, received)),
                 outputs: Operands::Mine(span(result, received)),
                 last,
             };
             let step = Step::new(action).after(index - 1, Rule::Same);
-            // The partial sum that this one replaces leaves in this round's send; blocks are alike there.
-            if shift == 0 || round == 0 || last { step } else { step.after(index - 2, Rule::Same) }
+            match round {
+                _ if shift == 0 || last => step,
+                // The partial sum that this one replaces left in the round before, cut into chunks of its own: had it to leave in this one
+                // before, every rank would wait for the next, all around.
+                2.. if s.is_uneven() => step.after(index - 5, Rule::All),
+                // It leaves in this round's send; blocks are alike here.
+                1.. if !s.is_uneven() => step.after(index - 2, Rule::Same),
+                _ => step,
+            }
         }
     }
 }

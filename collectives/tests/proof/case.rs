@@ -4,7 +4,7 @@ use windlass_collectives::{
     Action, Algorithm, Collective, Dependency, Geometry, Layout, Rank, Schedule, Step,
 };
 
-use super::value::Value;
+use super::value::{Value, mix};
 
 /// The parameters of one proof.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -66,6 +66,7 @@ impl Case {
         (self.root + 1) % self.ranks
     }
 
+    /// The layout of what `rank` has, where all its blocks have one rule.
     pub(crate) fn layout(&self) -> Layout {
         let blocks = self.schedule(self.root).map_or(1, |s| s.blocks());
         if self.collective.has_blocks() {
@@ -75,8 +76,42 @@ impl Case {
         }
     }
 
-    pub(crate) fn geometry(&self) -> Geometry {
-        Geometry::new(self.layout(), self.chunk_bytes, self.piece_bytes, self.depth)
+    /// Of blocks of different lengths, the elements that one rank has for another: up to twice the count, and at times none.
+    fn length(&self, from: Rank, to: Rank) -> u64 {
+        let chance = mix(mix(self.count << 20 | u64::from(from)) ^ u64::from(to));
+        chance % (2 * self.count + 1)
+    }
+
+    /// The elements of the blocks of `rank`'s operand, and of those of its result.
+    fn lengths(&self, rank: Rank) -> (Vec<u64>, Vec<u64>) {
+        let of = |length: &dyn Fn(Rank) -> u64| (0..self.ranks).map(length).collect::<Vec<u64>>();
+        let own = |block: Rank, length: u64| if block == rank || rank == self.root { length } else { 0 };
+        match self.collective {
+            // All know all lengths; block b has one, whoever has it.
+            Collective::AllGatherV | Collective::ReduceScatterV => {
+                let all = of(&|b| self.length(b, b));
+                (all.clone(), all)
+            }
+            Collective::GatherV => {
+                let known = of(&|b| own(b, self.length(b, self.root)));
+                (known.clone(), known)
+            }
+            Collective::ScatterV => {
+                let known = of(&|b| own(b, self.length(self.root, b)));
+                (known.clone(), known)
+            }
+            _ => (of(&|to| self.length(rank, to)), of(&|from| self.length(from, rank))),
+        }
+    }
+
+    pub(crate) fn geometry(&self, rank: Rank) -> Geometry {
+        let of = |layout| Geometry::new(layout, self.chunk_bytes, self.piece_bytes, self.depth);
+        if !self.collective.is_uneven() {
+            return of(self.layout());
+        }
+        let (input, output) = self.lengths(rank);
+        let [input, output] = [input, output].map(|lengths| Layout::uneven(&lengths, self.element_bytes));
+        if input == output { of(input) } else { of(input).with_output(output) }
     }
 
     pub(crate) fn operation(&self) -> Operation {
@@ -87,13 +122,14 @@ impl Case {
         let stages = self.algorithm == Algorithm::Direct && self.ranks > 1;
         Operation {
             case: *self,
-            geometry: self.geometry(),
+            geometries: (0..self.ranks).map(|rank| self.geometry(rank)).collect(),
             rings: schedules.iter().flatten().map(|s| s.scratch_rings()).max().unwrap_or(0),
-            partial_bytes: if schedules.iter().flatten().any(Schedule::keeps_partial) {
-                self.geometry().partial_bytes()
-            } else {
-                0
-            },
+            partial_bytes: schedules
+                .iter()
+                .flatten()
+                .map(|s| self.geometry(self.root).partial_bytes(s.partials()))
+                .max()
+                .unwrap_or(0),
             staged: (0..self.ranks).map(|r| stages && self.staged >> (r % 64) & 1 == 1).collect(),
             steps: steps.collect(),
             muted: None,
@@ -106,7 +142,7 @@ impl Case {
 #[derive(Clone, Debug)]
 pub(crate) struct Operation {
     pub(crate) case: Case,
-    pub(crate) geometry: Geometry,
+    pub(crate) geometries: Vec<Geometry>,
     pub(crate) rings: u32,
     pub(crate) partial_bytes: u64,
     pub(crate) staged: Vec<bool>,
@@ -127,9 +163,14 @@ impl Operation {
         self.case.in_place && self.case.collective.may_be_in_place()
     }
 
-    /// The elements of the whole vector.
-    pub(crate) fn elements(&self) -> u32 {
-        self.elements_of(self.geometry.layout.bytes())
+    pub(crate) fn geometry(&self, rank: Rank) -> &Geometry {
+        &self.geometries[rank as usize]
+    }
+
+    /// The elements of the whole vector, as `rank` knows it: of its operand, or of its result if that is longer.
+    pub(crate) fn elements(&self, rank: Rank) -> u32 {
+        let Geometry { layout, output, .. } = self.geometry(rank);
+        self.elements_of(layout.bytes().max(output.as_ref().map_or(0, Layout::bytes)))
     }
 
     pub(crate) fn elements_of(&self, bytes: u64) -> u32 {
@@ -138,22 +179,29 @@ impl Operation {
         u32::try_from(bytes / size).expect("a case is small")
     }
 
-    fn block(&self, block: u32) -> (u32, u32) {
-        let layout = &self.geometry.layout;
+    fn block_of_layout(&self, layout: &Layout, block: u32) -> (u32, u32) {
         (self.elements_of(layout.start(block)), self.elements_of(layout.start(block + 1)))
+    }
+
+    fn input_block(&self, rank: Rank, block: u32) -> (u32, u32) {
+        self.block_of_layout(&self.geometry(rank).layout, block)
+    }
+
+    fn output_block(&self, rank: Rank, block: u32) -> (u32, u32) {
+        let Geometry { layout, output, .. } = self.geometry(rank);
+        self.block_of_layout(output.as_ref().unwrap_or(layout), block)
     }
 
     /// The elements of the vector that the caller's operand holds on `rank`.
     pub(crate) fn input(&self, rank: Rank) -> (u32, u32) {
         use Collective as C;
         let root = rank == self.case.root;
-        match self.case.collective {
-            C::AllReduce | C::ReduceScatter | C::Reduce | C::AllToAll | C::Scan | C::ExScan => {
-                (0, self.elements())
-            }
-            C::AllGather | C::Gather => self.block(rank),
-            C::Broadcast | C::Scatter if root => (0, self.elements()),
-            C::Send if rank == self.case.sender() => (0, self.elements()),
+        let all = (0, self.elements_of(self.geometry(rank).layout.bytes()));
+        match self.case.collective.even() {
+            C::AllReduce | C::ReduceScatter | C::Reduce | C::AllToAll | C::Scan | C::ExScan => all,
+            C::AllGather | C::Gather => self.input_block(rank, rank),
+            C::Broadcast | C::Scatter if root => all,
+            C::Send if rank == self.case.sender() => all,
             _ => (0, 0),
         }
     }
@@ -162,21 +210,25 @@ impl Operation {
     pub(crate) fn output(&self, rank: Rank) -> (u32, u32) {
         use Collective as C;
         let root = rank == self.case.root;
-        match self.case.collective {
-            C::AllReduce | C::AllGather | C::Broadcast | C::AllToAll | C::Scan => (0, self.elements()),
-            C::ExScan if rank > 0 => (0, self.elements()),
-            C::ReduceScatter | C::Scatter => self.block(rank),
-            C::Send | C::Reduce | C::Gather if root => (0, self.elements()),
+        let Geometry { layout, output, .. } = self.geometry(rank);
+        let all = (0, self.elements_of(output.as_ref().unwrap_or(layout).bytes()));
+        match self.case.collective.even() {
+            C::AllReduce | C::AllGather | C::Broadcast | C::AllToAll | C::Scan => all,
+            C::ExScan if rank > 0 => all,
+            C::ReduceScatter | C::Scatter => self.output_block(rank, rank),
+            C::Send | C::Reduce | C::Gather if root => all,
             _ => (0, 0),
         }
     }
 
-    /// The block in which an element lies.
-    fn block_of(&self, element: u32) -> u32 {
-        let blocks = self.geometry.layout.blocks();
-        (0..blocks)
-            .find(|b| (self.block(*b).0..self.block(*b).1).contains(&element))
-            .expect("every element lies in a block")
+    /// The block of `rank`'s result in which an element lies.
+    fn block_of(&self, rank: Rank, element: u32) -> u32 {
+        let blocks = self.geometry(rank).layout.blocks();
+        let holds = |b: &u32| {
+            let (first, end) = self.output_block(rank, *b);
+            (first..end).contains(&element)
+        };
+        (0..blocks).find(holds).expect("every element lies in a block")
     }
 
     /// Whether `value` is what element `element` of `rank`'s result must be in the `turn`-th operation. A
@@ -186,20 +238,28 @@ impl Operation {
         let sum_of = |ranks: std::ops::Range<Rank>| {
             ranks.map(|r| Value::input(turn, r, element).sum).fold(0, u64::wrapping_add)
         };
-        let (owner, source) = match self.case.collective {
+        // Where an element of block `to` of the result lies in block `from` of its owner's operand.
+        let moved = |to: u32, owner: Rank, from: u32| {
+            (owner, element - self.output_block(rank, to).0 + self.input_block(owner, from).0)
+        };
+        let (owner, source) = match self.case.collective.even() {
             C::AllReduce | C::ReduceScatter | C::Reduce => {
                 return value.last && value.sum == sum_of(0..self.ranks());
             }
             // An average over another number of ranks on each would be none: nothing is divided.
             C::Scan => return !value.last && value.sum == sum_of(0..rank + 1),
             C::ExScan => return !value.last && value.sum == sum_of(0..rank),
-            C::AllGather | C::Gather => (self.block_of(element), element),
-            C::AllToAll => {
-                // Block q is what rank q has for this rank.
-                let q = self.block_of(element);
-                (q, element - self.block(q).0 + self.block(rank).0)
+            C::AllGather | C::Gather => {
+                let q = self.block_of(rank, element);
+                moved(q, q, q)
             }
-            C::Broadcast | C::Scatter => (self.case.root, element),
+            // Block q is what rank q has for this rank.
+            C::AllToAll => {
+                let q = self.block_of(rank, element);
+                moved(q, q, rank)
+            }
+            C::Scatter => moved(rank, self.case.root, rank),
+            C::Broadcast => (self.case.root, element),
             _ => (self.case.sender(), element),
         };
         value == Value::input(turn, owner, source)

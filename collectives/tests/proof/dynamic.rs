@@ -136,12 +136,20 @@ impl<'a> World<'a> {
             runner.memories[INPUT][element as usize] = Some(Value::input(runner.turn, rank as Rank, element));
         }
         let steps = &operation.steps[rank];
-        let flags =
-            || steps.iter().map(|s| vec![false; operation.geometry.chunks(&s.action) as usize]).collect();
+        let flags = || {
+            steps
+                .iter()
+                .map(|s| vec![false; operation.geometry(rank as Rank).chunks(&s.action) as usize])
+                .collect()
+        };
         (runner.issued, runner.done) = (flags(), flags());
         match (operation.case.schedule(rank as Rank), &mut runner.execution) {
-            (Some(schedule), Some(execution)) => execution.restart(schedule, operation.geometry),
-            (Some(schedule), none) => *none = Some(Execution::new(schedule, operation.geometry)),
+            (Some(schedule), Some(execution)) => {
+                execution.restart(schedule, operation.geometry(rank as Rank).clone());
+            }
+            (Some(schedule), none) => {
+                *none = Some(Execution::new(schedule, operation.geometry(rank as Rank).clone()));
+            }
             (None, execution) => *execution = None,
         }
     }
@@ -202,7 +210,7 @@ impl<'a> World<'a> {
         if task.action != step.action || long {
             return Err(format!("an odd task: {task:?} for {step}"));
         }
-        let depth = operation.geometry.depth;
+        let depth = operation.case.depth;
         for chunk in task.first..task.end {
             if std::mem::replace(&mut runner.issued[task.step as usize][chunk as usize], true) {
                 return Err(format!("chunk {chunk} of step {} is handed out twice", task.step));

@@ -121,7 +121,8 @@ impl Graph {
         let mut nodes = Vec::with_capacity(steps.len());
         self.strict.push((entered, left));
         for (index, step) in steps.iter().enumerate() {
-            let (first_task, chunks) = (self.tasks.len() as u32, operation.geometry.chunks(&step.action));
+            let (first_task, chunks) =
+                (self.tasks.len() as u32, operation.geometry(rank).chunks(&step.action));
             let whole = self.event(Event::Passes);
             for chunk in 0..chunks {
                 let task = self.tasks.len() as u32;
@@ -167,7 +168,7 @@ impl Graph {
                 let begin = self.tasks[(node.first_task + chunk) as usize].begin;
                 let awaited = match dependency.rule {
                     Rule::Same => Some(chunk),
-                    Rule::Reuse => chunk.checked_sub(operation.geometry.depth),
+                    Rule::Reuse => chunk.checked_sub(operation.case.depth),
                     Rule::All => {
                         self.strict.push((other.whole, begin));
                         None
@@ -190,7 +191,7 @@ impl Graph {
         };
         let windlass_collectives::Blocks::Range { first, end } = span.blocks else { return };
         for chunk in 0..node.chunks {
-            let bytes = operation.geometry.range_piece(span.role, first, end, chunk).bytes;
+            let bytes = operation.geometry(rank).range_piece(span.role, first, end, chunk).bytes;
             let message = Message { turn, from, to, label, chunk, task: node.first_task + chunk, bytes };
             match step.action {
                 Action::Send { .. } => self.sends.push(message),

@@ -17,9 +17,10 @@ pub(crate) const SLOTS: usize = 5;
 /// The elements of each memory of a rank that performs `operations`.
 pub(crate) fn sizes(operations: &[Operation]) -> Vec<usize> {
     let most = |f: &dyn Fn(&Operation) -> u32| operations.iter().map(f).max().unwrap_or(0) as usize;
-    let mut sizes = vec![most(&Operation::elements); SLOTS + operations.len()];
-    sizes[STAGE] = most(&|o| o.elements_of(o.geometry.stage_bytes()));
-    sizes[SCRATCH] = most(&|o| o.elements_of(o.geometry.scratch_bytes(o.rings)));
+    let vector = |o: &Operation| (0..o.ranks()).map(|rank| o.elements(rank)).max().unwrap_or(0);
+    let mut sizes = vec![most(&vector); SLOTS + operations.len()];
+    sizes[STAGE] = most(&|o| o.elements_of(o.geometry(0).stage_bytes()));
+    sizes[SCRATCH] = most(&|o| o.elements_of(o.geometry(0).scratch_bytes(o.rings)));
     sizes[PARTIAL] = most(&|o| o.elements_of(o.partial_bytes));
     sizes
 }
@@ -170,7 +171,7 @@ impl Resolver<'_> {
     }
 
     fn cuts(&self, blocks: Blocks) -> Vec<Cut> {
-        let count = self.operation.geometry.layout.blocks();
+        let count = self.operation.geometry(self.rank).layout.blocks();
         match blocks {
             Blocks::Range { first, end } => vec![Cut::Range(first, end)],
             Blocks::One(block) => vec![Cut::Block(block)],
@@ -190,13 +191,13 @@ impl Resolver<'_> {
         let foreign = owner != self.rank;
         let role = match role {
             Role::Input | Role::Output if foreign && operation.staged[owner as usize] => Role::Stage,
-            Role::Stage | Role::Scratch(_) | Role::Partial if foreign => {
+            Role::Stage | Role::Scratch(_) | Role::Partial(_) if foreign => {
                 return Err(format!("reaches {role:?} of rank {owner}"));
             }
             Role::Input if write => return Err(format!("writes the input of rank {owner}")),
             role => role,
         };
-        let geometry = &operation.geometry;
+        let geometry = operation.geometry(self.rank);
         let Piece { offset, bytes } = match cut {
             Cut::Range(first, end) => geometry.range_piece(role, first, end, self.chunk),
             Cut::Block(block) => geometry.block_piece(role, block, self.chunk, self.chunk + 1),
@@ -205,12 +206,12 @@ impl Resolver<'_> {
         let (memory, (lowest, end)) = match role {
             Role::Input => (INPUT, operation.input(owner)),
             Role::Output => (OUTPUT, operation.output(owner)),
-            Role::Slot => (SLOTS + self.turn, (0, operation.elements())),
+            Role::Slot => (SLOTS + self.turn, (0, operation.elements(owner))),
             Role::Stage => (STAGE, (0, operation.elements_of(geometry.stage_bytes()))),
             Role::Scratch(ring) if u32::from(ring) >= operation.rings => {
                 return Err(format!("uses scratch ring {ring} of {}", operation.rings));
             }
-            Role::Partial => (PARTIAL, (0, operation.elements_of(operation.partial_bytes))),
+            Role::Partial(_) => (PARTIAL, (0, operation.elements_of(operation.partial_bytes))),
             Role::Scratch(_) => {
                 (SCRATCH, (0, operation.elements_of(geometry.scratch_bytes(operation.rings))))
             }

@@ -1,11 +1,14 @@
 //! A step's spans to addresses, and the Combine over them: the one place that calls the kernels.
 
+use std::rc::Rc;
+
 use windlass_collectives::{Action, Blocks, Geometry, Operands, Piece, Role, Span, Take, Task};
 use windlass_kernels::Store;
 
 use crate::fault;
 use crate::group::Group;
 
+use super::plan::Plan;
 use super::{Active, Stream};
 
 impl Stream {
@@ -82,6 +85,11 @@ impl Stream {
         Some((origin.wrapping_add(piece.offset as usize), piece.bytes as usize))
     }
 
+    /// The active operation's plan, to be looked at while the stream changes.
+    fn plan(&self) -> Option<Rc<Plan>> {
+        self.active.as_ref().map(|active| Rc::clone(&active.plan))
+    }
+
     /// Where block 0 of a role of this rank begins.
     #[inline]
     fn own(&mut self, group: &Group, role: Role) -> *mut u8 {
@@ -115,8 +123,8 @@ impl Stream {
     }
 
     fn copy(&mut self, group: &Group, whose: Option<u32>, from: Span, to: Span, first: u32, end: u32) {
-        let Some(active) = self.active() else { return };
-        let geometry = active.plan.geometry;
+        let Some(plan) = self.plan() else { return };
+        let geometry = &plan.geometry;
         let (source, source_role) = match whose {
             Some(q) => self.of_peer(group, q, from.role),
             None => (self.own(group, from.role), from.role),
@@ -139,7 +147,7 @@ impl Stream {
             return;
         }
         let ring = source_role == Role::Stage || to.role == Role::Stage;
-        for_blocks(&geometry, from.blocks, |block| {
+        for_blocks(geometry, from.blocks, |block| {
             runs(ring, first, end, |a, b| {
                 copy(
                     geometry.block_piece(source_role, block, a, b),
@@ -151,7 +159,7 @@ impl Stream {
 
     fn gather(&self, group: &Group, from: Role, take: Take, first: u32, end: u32) {
         let Some(active) = self.active() else { return };
-        let (geometry, own, output) = (active.plan.geometry, active.input, active.output);
+        let (geometry, own, output) = (&active.plan.geometry, active.input, active.output);
         // Begin with the next rank, so that not all ranks read the same peer at once.
         for i in 0..group.ranks {
             let q = (group.rank + 1 + i) % group.ranks;
@@ -169,7 +177,8 @@ impl Stream {
 
     /// This rank's block of every rank's scan, the last rank's first: see [`Action::Scan`]. Chunk by chunk, as the operands are read again for each.
     fn scan(&mut self, group: &Group, exclusive: bool, first: u32, end: u32) {
-        let Some(geometry) = self.active().map(|active| active.plan.geometry) else { return };
+        let Some(plan) = self.plan() else { return };
+        let geometry = &plan.geometry;
         let block = |role| Span::one(role, group.rank);
         for chunk in first..end {
             for q in (u32::from(exclusive)..group.ranks).rev() {
@@ -201,8 +210,8 @@ impl Stream {
         first: u32,
         end: u32,
     ) {
-        let Some(active) = self.active() else { return };
-        let geometry = active.plan.geometry;
+        let (Some(plan), Some(active)) = (self.plan(), self.active()) else { return };
+        let (geometry, ring) = (&plan.geometry, active.staged);
         let divisor = if last { u64::from(group.ranks) } else { 1 };
         let target = spans_of(outputs)[0];
         if let Blocks::Range { first: a, end: b } = target.blocks {
@@ -212,9 +221,8 @@ impl Stream {
             }
             return;
         }
-        let ring = active.staged;
         let block_of = |block| move |role, a, b| geometry.block_piece(role, block, a, b);
-        for_blocks(&geometry, target.blocks, |block| {
+        for_blocks(geometry, target.blocks, |block| {
             let piece_of = block_of(block);
             runs(ring, first, end, |a, b| {
                 self.reduce_pieces(group, inputs, outputs, divisor, |role| piece_of(role, a, b));

@@ -196,7 +196,7 @@ impl Scratch {
     /// Where a private role's memory begins.
     pub(crate) fn base(&mut self, role: Role) -> *mut u8 {
         let base: *mut u8 = self.lines.as_mut_ptr().cast();
-        if role == Role::Partial { base.wrapping_add(self.partial_at) } else { base }
+        if matches!(role, Role::Partial(_)) { base.wrapping_add(self.partial_at) } else { base }
     }
 }
 

@@ -12,7 +12,7 @@ use windlass_transports::shm::INLINE_BYTES;
 use crate::error::Error;
 use crate::group::Group;
 use crate::metrics::Series;
-use crate::request::{Checked, Key, RawRequest};
+use crate::request::{Checked, Key, Lengths, RawRequest};
 
 use super::bind::Run;
 use super::schedules;
@@ -37,6 +37,8 @@ pub(crate) fn choose(group: &Group, call: &Call) -> Result<Choice, Error> {
 pub(crate) struct Plan {
     /// What it is found by.
     key: Key,
+    /// And by these, where its blocks have different lengths.
+    lengths: Option<Lengths>,
     pub(crate) checked: Checked,
     pub(crate) call: Call,
     pub(crate) fingerprint: Fingerprint,
@@ -64,29 +66,40 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    fn new(group: &Group, key: Key, checked: Checked) -> Result<Self, Error> {
+    fn new(group: &Group, key: Key, request: &RawRequest) -> Result<Self, Error> {
+        let checked = request.check(group)?;
         let call = &checked.call;
         let choice = choose(group, call)?;
         let (registered, staged) =
             schedules(call, choice.algorithm, group.rank, group.ranks).ok_or(UNSUPPORTED)?;
-        let geometry = choice.geometry(call, group.ranks, &registered);
+        let geometry = match request.layouts(group.rank, group.ranks) {
+            Some((input, output)) if input == output => choice.geometry_of(input),
+            Some((input, output)) => choice.geometry_of(input).with_output(output),
+            None => choice.geometry(call, group.ranks, &registered),
+        };
+        let bytes = if call.collective.is_uneven() {
+            checked.input.max(checked.output) as u64
+        } else {
+            call.size_bytes(group.ranks)
+        };
         Ok(Self {
             key,
             checked,
             call: *call,
             fingerprint: call.fingerprint(),
-            series: Series::of(call, group.ranks),
+            lengths: call.collective.is_uneven().then(|| request.lengths()),
+            series: Series::of(call.collective, bytes),
             choice,
             registered,
             staged,
-            geometry,
+            geometry: geometry.clone(),
             reduce: Combine::reduce(call.data_type, call.op),
             copy: Combine::copy(DataType::U8),
             streaming: geometry.layout.bytes() >= STREAMING_BYTES,
             first_blocks: first_blocks(call, &geometry, group.rank),
             scratch: (
                 geometry.scratch_bytes(registered.scratch_rings()),
-                if registered.keeps_partial() { geometry.partial_bytes() } else { 0 },
+                geometry.partial_bytes(registered.partials()),
             ),
             inline: geometry.layout.bytes() <= INLINE_BYTES as u64,
             element_shift: call.data_type.size_bytes().trailing_zeros(),
@@ -102,7 +115,7 @@ impl Plan {
             execution.rewind();
             return execution;
         }
-        Box::new(Execution::new(if staged { self.staged } else { self.registered }, self.geometry))
+        Box::new(Execution::new(if staged { self.staged } else { self.registered }, self.geometry.clone()))
     }
 
     /// Takes back an execution that has ended.
@@ -114,7 +127,7 @@ impl Plan {
     /// The range of rank `owner`'s lent memory that `reader` touches, in bytes from block 0.
     pub(crate) fn lent_bounds(&self, owner: u32, reader: u32) -> (u64, u64) {
         let layout: &Layout = &self.geometry.layout;
-        match self.call.collective {
+        match self.call.collective.even() {
             Collective::AllGather | Collective::Gather => (layout.start(owner), layout.start(owner + 1)),
             Collective::Broadcast => (0, layout.bytes()),
             _ => (layout.start(reader), layout.start(reader + 1)),
@@ -160,14 +173,19 @@ impl Plans {
     pub(crate) fn of(&mut self, group: &Group, request: &RawRequest) -> Result<Rc<Plan>, Error> {
         let key = request.key();
         match &self.entries[key.place()] {
-            Some(plan) if plan.key == key => Ok(Rc::clone(plan)),
+            Some(plan)
+                if plan.key == key
+                    && plan.lengths.as_ref().is_none_or(|known| request.has_lengths(known)) =>
+            {
+                Ok(Rc::clone(plan))
+            }
             _ => self.make(group, key, request),
         }
     }
 
     #[cold]
     fn make(&mut self, group: &Group, key: Key, request: &RawRequest) -> Result<Rc<Plan>, Error> {
-        let plan = Rc::new(Plan::new(group, key, request.check(group)?)?);
+        let plan = Rc::new(Plan::new(group, key, request)?);
         self.entries[key.place()] = Some(Rc::clone(&plan));
         Ok(plan)
     }

@@ -76,13 +76,13 @@ impl Watched {
             call: *call,
             ranks,
             seed,
-            geometry: *geometry,
+            geometry: geometry.clone(),
             firsts: (0..=layout.blocks()).map(first).collect(),
             offsets,
             outputs: vec![0; cells],
             slots: vec![0; slots],
             scratch: vec![vec![Values::new(); rings]; ranks as usize],
-            partial: vec![Values::new(); if schedule.keeps_partial() { ranks as usize } else { 0 }],
+            partial: vec![Values::new(); if schedule.partials() > 0 { ranks as usize } else { 0 }],
             spare: Values::new(),
         }
     }
@@ -133,7 +133,7 @@ impl Watched {
             Role::Scratch(ring) => {
                 values.extend_from_slice(&self.scratch[rank as usize][self.slot(ring, chunk)]);
             }
-            Role::Partial => {
+            Role::Partial(_) => {
                 values.extend_from_slice(&self.partial[rank as usize][from - origin..to - origin]);
             }
             _ => values.extend_from_slice(&self.outputs[self.cell(rank, from)..self.cell(rank, to)]),
@@ -149,7 +149,7 @@ impl Watched {
                 let slot = self.slot(ring, chunk);
                 std::mem::swap(&mut self.scratch[rank as usize][slot], values);
             }
-            Role::Partial => {
+            Role::Partial(_) => {
                 let partial = &mut self.partial[rank as usize];
                 partial.resize(partial.len().max(to - origin), 0);
                 partial[from - origin..to - origin].copy_from_slice(values);

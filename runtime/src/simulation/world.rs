@@ -114,7 +114,8 @@ impl<'a> World<'a> {
         let Experiment { call, algorithm, ranks, model, .. } = experiment;
         let topology = Topology { ranks: *ranks, mapped: algorithm.needs_mapped_peers(), cores: *ranks };
         let choice = model.choose(call, &topology, Some(*algorithm))?;
-        if choice.algorithm != *algorithm {
+        // An experiment has a size, and no lengths of blocks.
+        if choice.algorithm != *algorithm || call.collective.is_uneven() {
             return Err(Unsupported { algorithm: *algorithm, collective: call.collective, ranks: *ranks });
         }
         let schedule = Schedule::new(call.collective, *algorithm, rank, *ranks, call.root, false)?;
@@ -146,7 +147,7 @@ impl<'a> World<'a> {
         let (first, geometry) = Self::plan(experiment, 0)?;
         let rank = |rank| {
             Ok(Rank {
-                execution: Execution::new(Self::plan(experiment, rank)?.0, geometry),
+                execution: Execution::new(Self::plan(experiment, rank)?.0, geometry.clone()),
                 mailbox: Mailbox::default(),
                 sent: Vec::new(),
                 waits: [None; 2],
@@ -156,7 +157,7 @@ impl<'a> World<'a> {
         };
         Ok(Self {
             experiment,
-            geometry,
+            geometry: geometry.clone(),
             ranks: (0..*ranks).map(rank).collect::<Result<_, Unsupported>>()?,
             free: vec![Free::default(); *ranks as usize],
             agenda: Agenda::default(),
@@ -507,7 +508,7 @@ impl<'a> World<'a> {
         }
         let links = || self.ranks.iter().flat_map(|place| &place.sent).map(|(_, bytes)| *bytes);
         let schedule = self.ranks[0].execution.schedule();
-        let partial = if schedule.keeps_partial() { self.geometry.partial_bytes() } else { 0 };
+        let partial = self.geometry.partial_bytes(schedule.partials());
         let scratch = self.geometry.scratch_bytes(schedule.scratch_rings()) + partial;
         let waiting = self.ranks.iter().map(|place| place.mailbox.most_waiting).max().unwrap_or(0);
         let (watched, elements) = self.watched.count();
