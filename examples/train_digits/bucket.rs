@@ -47,7 +47,7 @@ impl Number for f32 {
     }
 }
 
-/// A fixed point has 48 binary places after it: a float of at least 2^-24 loses nothing.
+/// A fixed point has 48 binary places after it: a float of at least 2^-24 loses nothing, and a smaller one less than 2^-48.
 const ONE: f64 = (1u64 << 48) as f64;
 /// Eight parts of a batch that are no greater have a sum that can be told.
 const MOST: f32 = 4096.0;
@@ -55,7 +55,7 @@ const MOST: f32 = 4096.0;
 /// In fixed point. Whole numbers have the same sum in any order.
 impl Number for i64 {
     fn from_f32(value: f32) -> Option<Self> {
-        (value.abs() < MOST).then(|| (f64::from(value) * ONE).round_ties_even() as Self)
+        (value.abs() < MOST).then(|| (f64::from(value) * ONE) as Self)
     }
 
     fn to_f32(self) -> f32 {
@@ -195,9 +195,9 @@ impl<E: Number> Flight<E> {
         let Self { layers, sum, posted, bell } = self;
         let waited = Instant::now();
         let memory = match sum {
-            Sum::Host(sum) => Memory::Host(timed(&mut spent.exposed, || sum.wait())?),
+            Sum::Host(sum) => Memory::Host(timed(&mut spent.exposed, || sum.wait().map_err(Error::from))?),
             Sum::Device(sum, mut host) => {
-                let buffer = timed(&mut spent.exposed, || sum.wait())?;
+                let buffer = timed(&mut spent.exposed, || sum.wait().map_err(Error::from))?;
                 timed(&mut spent.copies, || buffer.read(&mut host))?;
                 Memory::Device(buffer, host)
             }

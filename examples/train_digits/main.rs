@@ -18,7 +18,7 @@
 //! depends on the number of ranks in two places: in how a rank's images are added up within its matrix products, and in the
 //! order in which the ranks' sums are added. No order of the sum over ranks mends the first. So `--reproducible` cuts a batch into eight
 //! parts, however many ranks share them, and sums the parts' gradients in fixed point, as whole numbers, for which every order gives the same. That costs
-//! twice the bytes and smaller matrix products; more than eight ranks have nothing to do but to wait.
+//! twice the bytes and smaller matrix products; of more than eight ranks, the rest calculate nothing.
 
 mod arguments;
 mod bucket;
@@ -54,8 +54,10 @@ enum TrainError {
     Candle(#[from] candle_core::Error),
     #[error("{}: {error}", path.display())]
     Write { path: PathBuf, error: std::io::Error },
+    #[error("{}: {error}", path.display())]
+    Save { path: PathBuf, error: candle_core::Error },
     #[error("the curve: {0}")]
-    Curve(String),
+    Curve(#[from] Box<dyn std::error::Error>),
     #[error(
         "in step {step} the loss or a gradient is too large or no number: try a smaller --lr than {rate}"
     )]
@@ -116,12 +118,12 @@ fn train<E: Number>(
 ) -> Result<(), TrainError> {
     let mut training = Training::<E>::new(arguments, comm, device, digits)?;
     let sizes = training.sizes();
-    let mut live = (comm.rank() == 0).then(|| Live::new(arguments, comm.size(), &sizes));
+    let live = (comm.rank() == 0).then(|| Live::new(arguments, comm.size(), &sizes));
     // Not the start of the processes, but what training takes.
     comm.blocking().barrier()?;
     for _ in 0..arguments.epochs {
         training.epoch(|history| live.iter().for_each(|live| live.step(history)))?;
-        live.iter_mut().for_each(|live| live.epoch(&training.history));
+        live.iter().for_each(|live| live.epoch(&training.history));
     }
     live.iter().for_each(Live::end);
     let report = Report::gather(comm, device, training.elapsed, &training.spent)?;
@@ -131,12 +133,11 @@ fn train<E: Number>(
     }
     report.print(&training.history, sizes.2, digest);
     if let Some(path) = &arguments.save {
-        model.save(path)?;
+        model.save(path).map_err(|error| TrainError::Save { path: path.clone(), error })?;
     }
     if let Some(path) = &arguments.curve {
         let title = format!("Handwritten digits on {} ranks, batches of {}", comm.size(), arguments.batch);
-        let svg =
-            curve::draw(&title, &training.history).map_err(|error| TrainError::Curve(error.to_string()))?;
+        let svg = curve::draw(&title, &training.history)?;
         std::fs::write(path, svg).map_err(|error| TrainError::Write { path: path.clone(), error })?;
     }
     Ok(())

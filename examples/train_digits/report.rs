@@ -68,10 +68,10 @@ impl Live {
         self.bar.inc(1);
     }
 
-    pub(crate) fn epoch(&mut self, history: &History) {
+    pub(crate) fn epoch(&self, history: &History) {
         let number = history.epochs.len();
         let Some((learned, held_out)) = history.epochs.last() else { return };
-        if number % self.every > 0 && number < self.epochs {
+        if !number.is_multiple_of(self.every) && number < self.epochs {
             return;
         }
         let percent = |part: f32| format!("{:.1} %", 100.0 * part);

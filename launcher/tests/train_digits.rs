@@ -92,6 +92,9 @@ fn any_number_of_ranks_learns_the_same() {
         assert!(far < 1e-4, "{far}");
     }
     assert!(one.weights != four.weights, "where the order of the sums differs, some bit does");
+    let ragged =
+        [54, 100].map(|batch| train(1, &format!("--epochs 2 --batch {batch} --data {}", images.path())));
+    assert!(ragged[0].weights == ragged[1].weights, "a batch that is not full is a mean over what it has");
     let exactly = [1, 3, 9].map(|ranks| train(ranks, &format!("{arguments} --reproducible")));
     assert!(exactly.iter().all(|other| other.weights == exactly[0].weights));
 }
