@@ -118,12 +118,12 @@ fn train<E: Number>(
 ) -> Result<(), TrainError> {
     let mut training = Training::<E>::new(arguments, comm, device, digits)?;
     let sizes = training.sizes();
-    let live = (comm.rank() == 0).then(|| Live::new(arguments, comm.size(), &sizes));
+    let mut live = (comm.rank() == 0).then(|| Live::new(arguments, comm.size(), &sizes));
     // Not the start of the processes, but what training takes.
     comm.blocking().barrier()?;
     for _ in 0..arguments.epochs {
         training.epoch(|history| live.iter().for_each(|live| live.step(history)))?;
-        live.iter().for_each(|live| live.epoch(&training.history));
+        live.iter_mut().for_each(|live| live.epoch(&training.history));
     }
     live.iter().for_each(Live::end);
     let report = Report::gather(comm, device, training.elapsed, &training.spent)?;

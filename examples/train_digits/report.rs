@@ -19,6 +19,8 @@ const LINES: usize = 12;
 #[derive(Debug)]
 pub(crate) struct Live {
     bar: ProgressBar,
+    /// While the bar stands: what the launcher prints of the ranks' output would tear it.
+    held_back: Vec<String>,
     /// A line is told for every so many epochs.
     every: usize,
     epochs: usize,
@@ -32,11 +34,6 @@ impl Live {
     ) -> Self {
         let kib = |bytes: &usize| format!("{}", bytes.div_ceil(1024));
         let buckets = buckets.iter().map(kib).collect::<Vec<_>>().join(" + ");
-        println!(
-            "{images} images to learn from and {held_out} held out, in batches of {} over {ranks} ranks; gradients in {buckets} KiB",
-            arguments.batch
-        );
-        println!("epoch      loss  recognised    held out  recognised");
         // The launcher's terminal, whose ranks write to pipes; without a launcher the process's own.
         let own = || io::stderr().is_terminal().then(|| "/dev/stderr".into());
         let path = std::env::var_os("WINDLASS_TERMINAL").or_else(own);
@@ -55,7 +52,13 @@ impl Live {
             bar.set_style(style);
         }
         let epochs = arguments.epochs as usize;
-        Self { bar, every: epochs.div_ceil(LINES), epochs }
+        let mut live = Self { bar, held_back: Vec::new(), every: epochs.div_ceil(LINES), epochs };
+        live.tell(format!(
+            "{images} images to learn from and {held_out} held out, in batches of {} over {ranks} ranks; gradients in {buckets} KiB",
+            arguments.batch
+        ));
+        live.tell("epoch      loss  recognised    held out  recognised".to_owned());
+        live
     }
 
     pub(crate) fn step(&self, history: &History) {
@@ -68,27 +71,34 @@ impl Live {
         self.bar.inc(1);
     }
 
-    pub(crate) fn epoch(&self, history: &History) {
+    pub(crate) fn epoch(&mut self, history: &History) {
         let number = history.epochs.len();
         let Some((learned, held_out)) = history.epochs.last() else { return };
         if !number.is_multiple_of(self.every) && number < self.epochs {
             return;
         }
         let percent = |part: f32| format!("{:.1} %", 100.0 * part);
-        self.bar.suspend(|| {
-            println!(
-                "{number:>5}{:>10.4}{:>12}{:>12.4}{:>12}",
-                learned.loss,
-                percent(learned.right),
-                held_out.loss,
-                percent(held_out.right)
-            );
-        });
+        self.tell(format!(
+            "{number:>5}{:>10.4}{:>12}{:>12.4}{:>12}",
+            learned.loss,
+            percent(learned.right),
+            held_out.loss,
+            percent(held_out.right)
+        ));
+    }
+
+    fn tell(&mut self, line: String) {
+        if self.bar.is_hidden() {
+            println!("{line}");
+        } else {
+            self.held_back.push(line);
+        }
     }
 
     /// Takes the bar away.
     pub(crate) fn end(&self) {
         self.bar.finish_and_clear();
+        self.held_back.iter().for_each(|line| println!("{line}"));
     }
 }
 
