@@ -64,7 +64,7 @@ impl Number for i64 {
 }
 
 /// Where this rank's time has gone.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Debug, Default)]
 pub(crate) struct Spent {
     pub(crate) exposed: Duration,
     pub(crate) hidden: Duration,
@@ -72,6 +72,8 @@ pub(crate) struct Spent {
     pub(crate) copies: Duration,
     /// When the all-reduce before ended.
     ended: Option<Instant>,
+    /// When the step's buckets were being posted, which is exposed though another all-reduce is under way.
+    posts: Vec<(Instant, Instant)>,
 }
 
 /// Runs and takes the time.
@@ -175,17 +177,23 @@ impl<E: Number> Bucket<E> {
         let Self { layers, memory } = self;
         let bell = Arc::new(Bell::default());
         let waker = Waker::from(Arc::clone(&bell));
-        let sum = match memory {
-            Memory::Host(buffer) => Sum::Host(timed(&mut spent.exposed, || {
-                Watched::new(comm.all_reduce(buffer, ReduceOp::Sum), &waker)
-            })),
+        if layers.end == LAYERS {
+            spent.posts.clear();
+        }
+        let (begin, sum) = match memory {
+            Memory::Host(buffer) => {
+                (Instant::now(), Sum::Host(Watched::new(comm.all_reduce(buffer, ReduceOp::Sum), &waker)))
+            }
             Memory::Device(mut buffer, host) => {
                 timed(&mut spent.copies, || buffer.write(&host))?;
-                let post = || Watched::new(comm.all_reduce(buffer, ReduceOp::Sum), &waker);
-                Sum::Device(timed(&mut spent.exposed, post), host)
+                let begin = Instant::now();
+                (begin, Sum::Device(Watched::new(comm.all_reduce(buffer, ReduceOp::Sum), &waker), host))
             }
         };
-        Ok(Flight { layers, sum, posted: Instant::now(), bell })
+        let posted = Instant::now();
+        spent.exposed += posted - begin;
+        spent.posts.push((begin, posted));
+        Ok(Flight { layers, sum, posted, bell })
     }
 }
 
@@ -204,7 +212,11 @@ impl<E: Number> Flight<E> {
         };
         let ended = *bell.0.get_or_init(Instant::now);
         let begun = spent.ended.map_or(posted, |before| before.max(posted));
-        spent.hidden += ended.min(waited).saturating_duration_since(begun);
+        let until = ended.min(waited);
+        let while_posting =
+            |&(begin, end): &(Instant, Instant)| end.min(until).saturating_duration_since(begin.max(begun));
+        spent.hidden +=
+            until.saturating_duration_since(begun) - spent.posts.iter().map(while_posting).sum::<Duration>();
         spent.ended = Some(ended);
         Ok(Bucket { layers, memory })
     }

@@ -107,7 +107,7 @@ fn the_shipped_digits_are_learned_to_the_bit_alike() {
 
 #[test]
 fn gradients_that_move_are_the_same_to_the_bit() {
-    let arguments = "--epochs 1 --batch 100 --accelerator simulated";
+    let arguments = "--epochs 2 --batch 100 --accelerator simulated";
     let still = train(4, arguments);
     assert_eq!(still.figure("device memory: "), 0.0, "{}", still.told);
     let moved = train(4, &format!("{arguments} --moves-per-second 200"));
