@@ -3,7 +3,7 @@
 .PHONY: help run build test bench lint install-tools clean
 
 help:
-	@echo "make run            build, run two examples on 4 ranks, and a short bench"
+	@echo "make run            build, run three examples on 4 ranks, and a short bench"
 	@echo "make test           every test: unit, integration, process, documentation, loom"
 	@echo "make bench          all_reduce on 2 ranks, 8 B to 16 MiB"
 	@echo "make lint           format, clippy, documentation, licences"
@@ -24,6 +24,7 @@ build:
 run: build
 	$(RELEASE)/windlass run -n 4 -- $(RELEASE)/examples/histogram
 	$(RELEASE)/windlass run -n 4 -- $(RELEASE)/examples/move_under_fire --seconds 3
+	$(RELEASE)/windlass run -n 4 -- $(RELEASE)/examples/train_digits
 	$(RELEASE)/windlass bench all_reduce -n 2 -b 8 -e 1M -f 8
 
 test:

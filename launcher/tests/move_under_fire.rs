@@ -3,31 +3,16 @@
 
 #[expect(dead_code, reason = "this test keeps no files")]
 mod command;
+mod example;
 
-use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use command::{succeeded, text, windlass};
-
-/// The example, built by this test where only this crate was.
-fn example() -> PathBuf {
-    let folder = Path::new(env!("CARGO_BIN_EXE_windlass")).parent().unwrap();
-    let path = folder.join("examples/move_under_fire");
-    if !path.exists() {
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["build", "--locked", "-p", "windlass-examples", "--example", "move_under_fire"]);
-        if folder.ends_with("release") {
-            cargo.arg("--release");
-        }
-        let folder = folder.parent().unwrap();
-        assert!(cargo.arg("--target-dir").arg(folder).status().unwrap().success());
-    }
-    path
-}
+use example::example;
 
 /// Runs the example on 4 ranks for 2 s; what it says.
 fn under_fire(arguments: &[&str]) -> String {
-    let example = example();
+    let example = example("move_under_fire");
     let mut command = windlass(&["run", "-n", "4", "--output", "plain", "--timeout", "60", "--"]);
     let output = command.arg(example).args(["--seconds", "2"]).args(arguments).output().unwrap();
     succeeded(&output);
@@ -70,7 +55,7 @@ fn what_cannot_be_is_refused() {
         (["--revokes-per-second", "NaN"], "1000"),
         (["--mode", "transparent"], "pinned"),
     ] {
-        let output = Command::new(example()).args(arguments).output().unwrap();
+        let output = Command::new(example("move_under_fire")).args(arguments).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");
         assert!(text(&output.stderr).contains(word), "{arguments:?}: {}", text(&output.stderr));
     }
