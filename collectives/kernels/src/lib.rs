@@ -47,18 +47,23 @@ mod arch;
 mod combine;
 mod data_type;
 mod divisor;
+mod element;
+mod fp8;
 mod half_bits;
 mod kernel;
 mod level;
 mod name;
 mod partial;
+mod recipe;
 mod reduce_op;
 mod vector;
 
 pub use half::{bf16, f16};
+pub use num_complex::Complex;
 
 pub use crate::combine::{Combine, Store};
-pub use crate::data_type::{DataType, Element};
+pub use crate::data_type::DataType;
+pub use crate::element::{Bool, Element, F8E4M3, F8E5M2, F32I32, F64I32, F64I64, I32I32, I64I64};
 pub use crate::level::{Level, level};
 pub use crate::name::UnknownName;
-pub use crate::reduce_op::ReduceOp;
+pub use crate::reduce_op::{ReduceOp, Unsupported};
