@@ -90,6 +90,10 @@ pub enum Problem {
     OtherAccelerator,
     /// Device memory, where the call takes host memory only.
     OnDevice,
+    /// An operator that is not defined on the elements' type.
+    Unsupported(windlass_kernels::Unsupported),
+    /// A scaled sum, where the call would have to write to its input.
+    Scaled,
 }
 
 impl fmt::Display for Problem {
@@ -113,6 +117,10 @@ impl fmt::Display for Problem {
             Self::Finalized => write!(f, "has been finalized; make a new one"),
             Self::OtherAccelerator => {
                 write!(f, "is not the one this rank uses; a rank uses one accelerator")
+            }
+            Self::Unsupported(unsupported) => unsupported.fmt(f),
+            Self::Scaled => {
+                write!(f, "is scaled_sum, which is for all_reduce on host memory; multiply first, then use sum")
             }
             Self::OnDevice => {
                 write!(f, "is device memory, which this call does not take; copy it with read and write")

@@ -61,13 +61,16 @@ impl Divisor {
 /// below 2^24 (in f64 2^53) that is not whole is further than one rounding from every whole number, and a divisor that the
 /// float cannot hold gives 0 anyway.
 macro_rules! divide_in_float {
-    ($($name:ident: $integer:ty, $float:ty, $divisor:ident;)*) => {
+    ($($name:ident: $integer:ty, $whole:ty, $float:ty, $divisor:ident;)*) => {
         impl Divisor { $(
             #[inline(always)]
             pub(crate) fn $name<const N: usize>(self, mut lanes: [$integer; N]) -> [$integer; N] {
                 let divisor = self.$divisor();
                 for lane in &mut lanes {
-                    *lane = (<$float>::from(*lane) / divisor) as $integer;
+                    let quotient = <$float>::from(*lane) / divisor;
+                    // SAFETY: the divisor is at least 2, so the quotient is finite and fits where the dividend did. (A
+                    // conversion that would see to that itself does not vectorise.)
+                    *lane = unsafe { quotient.to_int_unchecked::<$whole>() } as $integer;
                 }
                 lanes
             }
@@ -76,12 +79,12 @@ macro_rules! divide_in_float {
 }
 
 divide_in_float! {
-    divide_u8: u8, f32, as_f32;
-    divide_i8: i8, f32, as_f32;
-    divide_u16: u16, f32, as_f32;
-    divide_i16: i16, f32, as_f32;
-    divide_u32: u32, f64, as_f64;
-    divide_i32: i32, f64, as_f64;
+    divide_u8: u8, i32, f32, as_f32;
+    divide_i8: i8, i32, f32, as_f32;
+    divide_u16: u16, i32, f32, as_f32;
+    divide_i16: i16, i32, f32, as_f32;
+    divide_u32: u32, u32, f64, as_f64;
+    divide_i32: i32, i32, f64, as_f64;
 }
 
 /// The magnitude, which is at most 2^62 here, with the sign of `lane`.

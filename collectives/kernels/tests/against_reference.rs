@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Case, Random, elements, levels, operators, simplest};
+use common::{Case, Random, elements, levels, operators};
 use windlass_kernels::{DataType, Level, ReduceOp, Store};
 
 /// Around every power of two that is some register's, block's or piece's size.
@@ -104,7 +104,7 @@ fn every_misalignment_is_exact() {
                     (3, false, Store::Streaming),
                 ] {
                     for count in if cfg!(miri) { vec![9, 67] } else { vec![1, 9, 67, 521, 1031] } {
-                        for op in [None, Some(simplest(data_type))] {
+                        for op in [None, operators(data_type).next()] {
                             let inputs = if op.is_some() { &inputs[..] } else { &inputs[..1] };
                             let case = Case {
                                 data_type,
@@ -137,7 +137,7 @@ fn a_shared_misalignment_streams_after_a_head() {
                 // One output, so that it always shares its alignment with all.
                 let case = Case {
                     data_type,
-                    op: Some(simplest(data_type)),
+                    op: operators(data_type).next(),
                     level,
                     outputs: 1,
                     count: if cfg!(miri) { 100 } else { 700 },

@@ -53,7 +53,7 @@ macro_rules! kernels {
         /// # Safety
         /// `Kernel`'s contract.
         $(#[$feature])?
-        unsafe fn entry<V: $crate::vector::Vector, O: $crate::vector::Operator<V>>(
+        pub(in crate::arch) unsafe fn entry<V: $crate::vector::Vector, O: $crate::vector::Operator<V>>(
             inputs: &[*const u8],
             outputs: &[*mut u8],
             count: usize,
@@ -112,10 +112,15 @@ pub(crate) fn kernel(level: Level, form: Form, fold: Fold) -> Kernel {
         Level::Avx2 => x86_64::avx2::kernel(form, fold),
         #[cfg(target_arch = "x86_64")]
         Level::Avx512 => x86_64::avx512::kernel(form, fold).or_else(|| x86_64::avx2::kernel(form, fold)),
+        #[cfg(target_arch = "x86_64")]
+        Level::Avx512Fp16 => match x86_64::avx512_fp16::kernel(form, fold) {
+            None => return kernel(Level::Avx512, form, fold),
+            own => own,
+        },
         #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
         Level::Neon => aarch64::neon::kernel(form, fold),
         #[cfg(not(target_arch = "x86_64"))]
-        Level::Avx2 | Level::Avx512 => unreachable!("{level} is never available here"),
+        Level::Avx2 | Level::Avx512 | Level::Avx512Fp16 => unreachable!("{level} is never available here"),
         #[cfg(not(all(target_arch = "aarch64", target_endian = "little")))]
         Level::Neon => unreachable!("{level} is never available here"),
     };

@@ -291,11 +291,6 @@ pub(crate) fn operators(data_type: DataType) -> impl Iterator<Item = ReduceOp> {
     ReduceOp::ALL.iter().copied().filter(move |op| op.supports(data_type))
 }
 
-/// An operator of a type: its sum, where it has one.
-pub(crate) fn simplest(data_type: DataType) -> ReduceOp {
-    operators(data_type).next().expect("every type has an operator")
-}
-
 /// Pseudo-random numbers (xorshift64*): reproducible, and quick in a debug build.
 pub(crate) struct Random(u64);
 

@@ -35,9 +35,12 @@ macro_rules! floats {
         }
         impl Quotient for $float {
             #[inline(always)]
-            fn divide<const N: usize>(lanes: [Self; N], by: Divisor) -> [Self; N] {
+            fn divide<const N: usize>(mut lanes: [Self; N], by: Divisor) -> [Self; N] {
                 let divisor = by.$divisor();
-                lanes.map(|lane| lane / divisor)
+                for lane in &mut lanes {
+                    *lane /= divisor;
+                }
+                lanes
             }
         }
         impl Real for $float {

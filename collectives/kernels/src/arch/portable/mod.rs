@@ -1,5 +1,7 @@
 //! Vectors in plain Rust: arrays, over which the compiler vectorises with whatever the target has.
 
+#![expect(clippy::needless_range_loop, reason = "iterators over arrays are not always inlined, and then not vectorised")]
+
 use crate::divisor::Divisor;
 use crate::partial;
 use crate::vector::{Adds, Bits, Divides, Multiplies, Orders, Register, Scales, Vector};
@@ -28,20 +30,24 @@ super::kernels! {
         F64(Lanes<f64, 4>): Sum Min Max Avg;
     }
     plain {
-        U8(Lanes<u8, 32>): Prod Avg;
-        U16(Lanes<u16, 16>): Prod Avg;
-        U32(Lanes<u32, 8>): Prod Avg;
-        U64(Lanes<u64, 4>): Prod Avg;
-        I8(Lanes<i8, 32>): Avg;
-        I16(Lanes<i16, 16>): Avg;
-        I32(Lanes<i32, 8>): Avg;
-        I64(Lanes<i64, 4>): Avg;
+        U8(Lanes<u8, 32>): Prod;
+        U8(Lanes<u8, 256, 256>): Avg;
+        U16(Lanes<u16, 16>): Prod;
+        U16(Lanes<u16, 128, 256>): Avg;
+        U32(Lanes<u32, 8>): Prod;
+        U32(Lanes<u32, 64, 256>): Avg;
+        U64(Lanes<u64, 4>): Prod;
+        U64(Lanes<u64, 32, 256>): Avg;
+        I8(Lanes<i8, 256, 256>): Avg;
+        I16(Lanes<i16, 128, 256>): Avg;
+        I32(Lanes<i32, 64, 256>): Avg;
+        I64(Lanes<i64, 32, 256>): Avg;
         F16(Lanes<F16, 16>): Prod Scale;
         BF16(Lanes<BF16, 16>): Prod Scale;
         F32(Lanes<f32, 8>): Prod Scale;
         F64(Lanes<f64, 4>): Prod Scale;
-        E4M3(Lanes<E4M3, 32>): Sum Prod Min Max Avg;
-        E5M2(Lanes<E5M2, 32>): Sum Prod Min Max Avg;
+        E4M3(Lanes<E4M3, 256, 256>): Sum Prod Min Max Avg;
+        E5M2(Lanes<E5M2, 256, 256>): Sum Prod Min Max Avg;
         Truth8(Lanes<Truth<u8>, 32>): And Or Xor;
         Truth16(Lanes<Truth<u16>, 16>): And Or Xor;
         Truth32(Lanes<Truth<u32>, 8>): And Or Xor;
@@ -56,49 +62,44 @@ super::kernels! {
     }
 }
 
-/// Two registers' worth of bytes for most CPUs; the size of AVX2's.
+/// Bytes that are handled together. 32 are AVX2's register, and two of most other CPUs. Of what has to be converted, a page's
+/// sixteenth: loops as long as that are not unrolled, and what is not unrolled is vectorised.
 #[derive(Copy, Clone)]
-pub(in crate::arch) struct Bytes([u8; 32]);
+pub(in crate::arch) struct Bytes<const B: usize>([u8; B]);
 
-impl Register for Bytes {
-    const BYTES: usize = 32;
+impl<const B: usize> Register for Bytes<B> {
+    const BYTES: usize = B;
 
     #[inline(always)]
     unsafe fn load(from: *const u8) -> Self {
-        // SAFETY: readable for 32 bytes, as the caller promises; byte arrays need no alignment.
-        Self(unsafe { from.cast::<[u8; 32]>().read() })
+        // SAFETY: readable for B bytes, as the caller promises; byte arrays need no alignment.
+        Self(unsafe { from.cast::<[u8; B]>().read() })
     }
 
     #[inline(always)]
     unsafe fn load_partial(from: *const u8, bytes: usize) -> Self {
-        let first = bytes.min(16);
-        // SAFETY: `first` and the rest are at most 16 bytes each and together the caller's `bytes`.
-        let (low, high) =
-            unsafe { (partial::read(from, first), partial::read(from.add(first), bytes - first)) };
-        let mut all = [0; 32];
-        all[..16].copy_from_slice(&low.to_le_bytes());
-        all[16..].copy_from_slice(&high.to_le_bytes());
+        let mut all = [0; B];
+        for (piece, at) in all.chunks_exact_mut(16).zip((0..bytes).step_by(16)) {
+            // SAFETY: `at` is below the caller's `bytes`, and not more than is left of them is read.
+            let value = unsafe { partial::read(from.add(at), (bytes - at).min(16)) };
+            piece.copy_from_slice(&value.to_le_bytes());
+        }
         Self(all)
     }
 
     #[inline(always)]
     unsafe fn store(self, to: *mut u8) {
-        // SAFETY: writable for 32 bytes, as the caller promises; byte arrays need no alignment.
-        unsafe { to.cast::<[u8; 32]>().write(self.0) }
+        // SAFETY: writable for B bytes, as the caller promises; byte arrays need no alignment.
+        unsafe { to.cast::<[u8; B]>().write(self.0) }
     }
 
     #[inline(always)]
     unsafe fn store_partial(self, to: *mut u8, bytes: usize) {
-        let first = bytes.min(16);
-        let half = |start: usize| {
-            let mut half = [0; 16];
-            half.copy_from_slice(&self.0[start..start + 16]);
-            u128::from_le_bytes(half)
-        };
-        // SAFETY: `first` and the rest are at most 16 bytes each and together the caller's `bytes`.
-        unsafe {
-            partial::write(to, first, half(0));
-            partial::write(to.add(first), bytes - first, half(16));
+        for (piece, at) in self.0.chunks_exact(16).zip((0..bytes).step_by(16)) {
+            let mut value = [0; 16];
+            value.copy_from_slice(piece);
+            // SAFETY: `at` is below the caller's `bytes`, and not more than is left of them is written.
+            unsafe { partial::write(to.add(at), (bytes - at).min(16), u128::from_le_bytes(value)) }
         }
     }
 
@@ -114,7 +115,7 @@ impl Register for Bytes {
 
 /// The elements of one register, widened.
 #[derive(Copy, Clone)]
-pub(in crate::arch) struct Lanes<L: Lane, const N: usize>([L::Number; N]);
+pub(in crate::arch) struct Lanes<L: Lane, const N: usize, const B: usize = 32>([L::Number; N]);
 
 /// An element in memory. Every pattern of its bits is one, and there is no padding.
 pub(in crate::arch) trait Lane: Copy {
@@ -167,24 +168,24 @@ macro_rules! themselves {
 }
 use themselves;
 
-impl<L: Lane, const N: usize> Lanes<L, N> {
+impl<L: Lane, const N: usize, const B: usize> Lanes<L, N, B> {
     #[inline(always)]
     fn each(self, other: Self, f: impl Fn(L::Number, L::Number) -> L::Number) -> Self {
         let mut lanes = self.0;
-        for (lane, other) in lanes.iter_mut().zip(other.0) {
-            *lane = f(*lane, other);
+        for n in 0..N {
+            lanes[n] = f(lanes[n], other.0[n]);
         }
         Self(lanes)
     }
 }
 
-impl<L: Lane, const N: usize> Vector for Lanes<L, N> {
-    type Register = Bytes;
+impl<L: Lane, const N: usize, const B: usize> Vector for Lanes<L, N, B> {
+    type Register = Bytes<B>;
     const ELEMENT_BYTES: usize = size_of::<L>();
 
     #[inline(always)]
-    unsafe fn decode(bits: Bytes) -> Self {
-        const { assert!(size_of::<[L; N]>() == Bytes::BYTES) };
+    unsafe fn decode(bits: Bytes<B>) -> Self {
+        const { assert!(size_of::<[L; N]>() == B) };
         if L::IS_NUMBER {
             // SAFETY: L is its own Number, so the array is of as many bytes, any of which is a value.
             return Self(unsafe { std::mem::transmute_copy(&bits.0) });
@@ -192,21 +193,21 @@ impl<L: Lane, const N: usize> Vector for Lanes<L, N> {
         // SAFETY: as many bytes as the array has, and every bit pattern is a value of a Lane.
         let lanes: [L; N] = unsafe { std::mem::transmute_copy(&bits.0) };
         let mut wide = [lanes[0].widen(); N];
-        for (wide, lane) in wide.iter_mut().zip(lanes) {
-            *wide = lane.widen();
+        for n in 0..N {
+            wide[n] = lanes[n].widen();
         }
         Self(wide)
     }
 
     #[inline(always)]
-    unsafe fn encode(self) -> Bytes {
+    unsafe fn encode(self) -> Bytes<B> {
         if L::IS_NUMBER {
             // SAFETY: L is its own Number, so the array is of as many bytes, and has no padding.
             return Bytes(unsafe { std::mem::transmute_copy(&self.0) });
         }
         let mut lanes = [L::narrow(self.0[0]); N];
-        for (lane, number) in lanes.iter_mut().zip(self.0) {
-            *lane = L::narrow(number);
+        for n in 0..N {
+            lanes[n] = L::narrow(self.0[n]);
         }
         // SAFETY: `decode` has checked that the sizes are equal, and a Lane has no padding.
         Bytes(unsafe { std::mem::transmute_copy(&lanes) })
@@ -216,7 +217,7 @@ impl<L: Lane, const N: usize> Vector for Lanes<L, N> {
 /// A trait of vectors for lanes whose numbers have another.
 macro_rules! lanewise {
     ($($vectors:ident for $numbers:path { $($method:ident => $each:path),* })*) => { $(
-        impl<L: Lane<Number: $numbers>, const N: usize> $vectors for Lanes<L, N> { $(
+        impl<L: Lane<Number: $numbers>, const N: usize, const B: usize> $vectors for Lanes<L, N, B> { $(
             #[inline(always)]
             unsafe fn $method(self, other: Self) -> Self {
                 self.each(other, $each)
@@ -236,14 +237,14 @@ lanewise! {
     }
 }
 
-impl<L: Lane<Number: Quotient>, const N: usize> Divides for Lanes<L, N> {
+impl<L: Lane<Number: Quotient>, const N: usize, const B: usize> Divides for Lanes<L, N, B> {
     #[inline(always)]
     unsafe fn divide(self, by: Divisor) -> Self {
         Self(L::Number::divide(self.0, by))
     }
 }
 
-impl<L: Lane<Number: Real>, const N: usize> Scales for Lanes<L, N> {
+impl<L: Lane<Number: Real>, const N: usize, const B: usize> Scales for Lanes<L, N, B> {
     #[inline(always)]
     unsafe fn splat(number: f64) -> Self {
         Self([L::Number::round(number); N])

@@ -25,20 +25,24 @@ crate::arch::kernels! {
         F64(F64): Sum Min Max Avg;
     }
     plain {
-        U8(Lanes<u8, 32>): Prod Avg;
-        U16(Lanes<u16, 16>): Prod Avg;
-        U32(Lanes<u32, 8>): Prod Avg;
-        U64(Lanes<u64, 4>): Prod Avg;
-        I8(Lanes<i8, 32>): Avg;
-        I16(Lanes<i16, 16>): Avg;
-        I32(Lanes<i32, 8>): Avg;
-        I64(Lanes<i64, 4>): Avg;
+        U8(Lanes<u8, 32>): Prod;
+        U8(Lanes<u8, 256, 256>): Avg;
+        U16(Lanes<u16, 16>): Prod;
+        U16(Lanes<u16, 128, 256>): Avg;
+        U32(Lanes<u32, 8>): Prod;
+        U32(Lanes<u32, 64, 256>): Avg;
+        U64(Lanes<u64, 4>): Prod;
+        U64(Lanes<u64, 32, 256>): Avg;
+        I8(Lanes<i8, 256, 256>): Avg;
+        I16(Lanes<i16, 128, 256>): Avg;
+        I32(Lanes<i32, 64, 256>): Avg;
+        I64(Lanes<i64, 32, 256>): Avg;
         F16(F16): Prod Scale;
         BF16(BF16): Prod Scale;
         F32(F32): Prod Scale;
         F64(F64): Prod Scale;
-        E4M3(Lanes<floats::E4M3, 32>): Sum Prod Min Max Avg;
-        E5M2(Lanes<floats::E5M2, 32>): Sum Prod Min Max Avg;
+        E4M3(Lanes<floats::E4M3, 256, 256>): Sum Prod Min Max Avg;
+        E5M2(Lanes<floats::E5M2, 256, 256>): Sum Prod Min Max Avg;
         Truth8(Lanes<Truth<u8>, 32>): And Or Xor;
         Truth16(Lanes<Truth<u16>, 16>): And Or Xor;
         Truth32(Lanes<Truth<u32>, 8>): And Or Xor;

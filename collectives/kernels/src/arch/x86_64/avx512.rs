@@ -156,7 +156,7 @@ lanewise!(Orders for I64 {
 
 /// 16 elements.
 #[derive(Copy, Clone)]
-struct F32(__m512);
+pub(super) struct F32(pub(super) __m512);
 
 impl Vector for F32 {
     type Register = __m512i;
@@ -255,7 +255,7 @@ impl Scales for F64 {
 
 /// 32 elements: the lower 16 and the upper 16.
 #[derive(Copy, Clone)]
-struct F16(__m512, __m512);
+pub(super) struct F16(__m512, __m512);
 
 impl Vector for F16 {
     type Register = __m512i;
@@ -284,7 +284,7 @@ pairwise!(F16 of F32: Adds { add } Multiplies { mul } Orders { min, max });
 
 /// 32 elements: the even ones and the odd ones, which saves moving any across the register.
 #[derive(Copy, Clone)]
-struct BF16(__m512, __m512);
+pub(super) struct BF16(pub(super) __m512, pub(super) __m512);
 
 impl BF16 {
     /// Rounds to nearest even at bit 16; the lower half is left over. The CPU's own conversion (AVX512_BF16) would
