@@ -120,7 +120,10 @@ impl fmt::Display for Problem {
             }
             Self::Unsupported(unsupported) => unsupported.fmt(f),
             Self::Scaled => {
-                write!(f, "is scaled_sum, which is for all_reduce on host memory; multiply first, then use sum")
+                write!(
+                    f,
+                    "is scaled_sum, which is for all_reduce on host memory; multiply first, then use sum"
+                )
             }
             Self::OnDevice => {
                 write!(f, "is device memory, which this call does not take; copy it with read and write")

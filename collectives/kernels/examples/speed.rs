@@ -111,7 +111,9 @@ fn types(wanted: Level, pointers: &[*mut u8]) {
     print!("{:<24}", format!("level {wanted}"));
     TYPE_SIZES.iter().for_each(|bytes| print!(" {bytes:>9}"));
     println!();
-    for &data_type in DataType::ALL.iter().filter(|t| std::env::args().nth(3).is_none_or(|n| t.name().contains(&n))) {
+    for &data_type in
+        DataType::ALL.iter().filter(|t| std::env::args().nth(3).is_none_or(|n| t.name().contains(&n)))
+    {
         for op in ReduceOp::ALL.iter().filter(|op| op.supports(data_type)) {
             let Some(combine) = Combine::reduce(data_type, *op).with_level(wanted) else { continue };
             print!("{:<24}", format!("{data_type} {op}"));

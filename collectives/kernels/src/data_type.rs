@@ -142,6 +142,9 @@ mod tests {
     #[test]
     fn an_unknown_name_lists_the_names() {
         let error = "float".parse::<DataType>().unwrap_err().to_string();
-        assert!(error.starts_with("unknown data type \"float\"; use one of: u8, i32, i64, f16, bf16"), "{error}");
+        assert!(
+            error.starts_with("unknown data type \"float\"; use one of: u8, i32, i64, f16, bf16"),
+            "{error}"
+        );
     }
 }

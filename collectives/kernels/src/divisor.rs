@@ -137,17 +137,29 @@ mod tests {
             for byte in 0..=255_u8 {
                 let signed = byte.cast_signed();
                 assert_eq!(i128::from(divisor.divide_u8([byte])[0]), exact(byte.into()), "{byte} / {value}");
-                assert_eq!(i128::from(divisor.divide_i8([signed])[0]), exact(signed.into()), "{signed} / {value}");
+                assert_eq!(
+                    i128::from(divisor.divide_i8([signed])[0]),
+                    exact(signed.into()),
+                    "{signed} / {value}"
+                );
             }
             for word in (0..=u16::MAX).step_by(if cfg!(miri) { 1009 } else { 7 }) {
                 let signed = word.cast_signed();
                 assert_eq!(i128::from(divisor.divide_u16([word])[0]), exact(word.into()), "{word} / {value}");
-                assert_eq!(i128::from(divisor.divide_i16([signed])[0]), exact(signed.into()), "{signed} / {value}");
+                assert_eq!(
+                    i128::from(divisor.divide_i16([signed])[0]),
+                    exact(signed.into()),
+                    "{signed} / {value}"
+                );
             }
             for x in wide.map(i64::cast_unsigned) {
                 assert_eq!(i128::from(divisor.divide_u64([x])[0]), exact(x.into()), "{x} / {value}");
                 let narrow = x as u32;
-                assert_eq!(i128::from(divisor.divide_u32([narrow])[0]), exact(narrow.into()), "{narrow} / {value}");
+                assert_eq!(
+                    i128::from(divisor.divide_u32([narrow])[0]),
+                    exact(narrow.into()),
+                    "{narrow} / {value}"
+                );
             }
         }
     }

@@ -21,7 +21,8 @@ pub enum Level {
 
 impl Level {
     /// Every level, on whatever CPU.
-    pub const ALL: &'static [Self] = &[Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Fp16, Self::Neon];
+    pub const ALL: &'static [Self] =
+        &[Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Fp16, Self::Neon];
 
     /// The name that [`Display`](fmt::Display) prints.
     pub const fn name(self) -> &'static str {

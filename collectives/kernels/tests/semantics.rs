@@ -5,7 +5,8 @@ mod common;
 use common::{Case, Random, elements, is_nan, levels, narrow, operators, widen};
 use proptest::prelude::*;
 use windlass_kernels::{
-    Bool, Combine, Complex, DataType, Element, F8E4M3, F8E5M2, F64I32, I32I32, Level, ReduceOp, Store, bf16, f16,
+    Bool, Combine, Complex, DataType, Element, F8E4M3, F8E5M2, F64I32, I32I32, Level, ReduceOp, Store, bf16,
+    f16,
 };
 
 /// Folds slices, as many as there are, into one output.
@@ -182,7 +183,8 @@ fn of_equal_pairs_the_lowest_place_wins_and_any_nan_before_all() {
                 assert!(result.value.is_nan() && result.index == 3, "{result:?}");
             }
         }
-        let result = fold(level, ReduceOp::MaxLoc, 1, &[&[I32I32::new(i32::MIN, 1); 5], &[I32I32::new(-1, 9); 5]]);
+        let result =
+            fold(level, ReduceOp::MaxLoc, 1, &[&[I32I32::new(i32::MIN, 1); 5], &[I32I32::new(-1, 9); 5]]);
         assert_eq!(result, [I32I32::new(-1, 9); 5]);
     }
 }
@@ -294,7 +296,8 @@ fn eight_bit_overflow_is_nan_in_e4m3_and_infinite_in_e5m2() {
 fn scaling_multiplies_in_the_type_of_the_calculation_and_rounds_once() {
     let mut random = Random::new(5);
     let numbers = elements(DataType::F32, 300, &mut random);
-    let numbers: Vec<f32> = numbers.chunks_exact(4).map(|b| f32::from_ne_bytes(b.try_into().unwrap())).collect();
+    let numbers: Vec<f32> =
+        numbers.chunks_exact(4).map(|b| f32::from_ne_bytes(b.try_into().unwrap())).collect();
     for factor in [0.1_f64, -3.0, 0.0, 1e300] {
         for level in levels() {
             /// `$scaled` of each of the numbers, as the type, against the kernel's.
@@ -418,7 +421,10 @@ fn operators_are_defined_on_what_the_table_says() {
         for op in operators(data_type) {
             for level in levels() {
                 let combine = Combine::reduce(data_type, op).with_level(level).unwrap();
-                assert_eq!((combine.data_type(), combine.op(), combine.level()), (data_type, Some(op), level));
+                assert_eq!(
+                    (combine.data_type(), combine.op(), combine.level()),
+                    (data_type, Some(op), level)
+                );
             }
         }
     }

@@ -136,7 +136,9 @@ fn push(entry: Entry, data_type: DataType, op: ReduceOp, divisor: usize, bytes: 
             bytes.extend([double, f64::from(part) * -double].map(|x| (x + 0.0).to_ne_bytes()).concat());
         }
         DataType::F32I32 => bytes.extend([single.to_ne_bytes(), (rank as i32).to_ne_bytes()].concat()),
-        DataType::I32I32 => bytes.extend([(whole as i32).to_ne_bytes(), (rank as i32).to_ne_bytes()].concat()),
+        DataType::I32I32 => {
+            bytes.extend([(whole as i32).to_ne_bytes(), (rank as i32).to_ne_bytes()].concat())
+        }
         DataType::F64I32 => {
             bytes.extend(double.to_ne_bytes());
             bytes.extend([(rank as i32).to_ne_bytes(), [0; 4]].concat());
@@ -200,7 +202,7 @@ fn input(rank: usize, ranks: usize, at: usize, data_type: DataType, op: ReduceOp
         ReduceOp::BitAnd | ReduceOp::BitOr | ReduceOp::BitXor => random % 256,
         // Both results are frequent, whatever the number of ranks; a truth value is 0 or 1.
         ReduceOp::LogicalAnd | ReduceOp::LogicalOr | ReduceOp::LogicalXor => {
-            let seldom = at % 3 == 0 && at % ranks == rank;
+            let seldom = at.is_multiple_of(3) && at % ranks == rank;
             let true_here = match op {
                 ReduceOp::LogicalAnd => !seldom,
                 ReduceOp::LogicalOr => seldom,
@@ -265,7 +267,8 @@ mod tests {
     fn reductions_are_exact_in_every_type() {
         for &data_type in DataType::ALL {
             for ranks in [1, 2, 5, 64, 100] {
-                let of = |op| move |at| (0..ranks).map(move |r| input(r, ranks, at, data_type, op)).sum::<i64>();
+                let of =
+                    |op| move |at| (0..ranks).map(move |r| input(r, ranks, at, data_type, op)).sum::<i64>();
                 let exact = exact(data_type);
                 assert!((0..PERIOD).all(|at| of(ReduceOp::Sum)(at) as usize <= exact), "{data_type} {ranks}");
                 assert!((0..PERIOD).all(|at| of(ReduceOp::ScaledSum)(at) as usize * 2 <= exact));
@@ -284,10 +287,15 @@ mod tests {
             for &op in ReduceOp::ALL.iter().filter(|op| op.supports(data_type)) {
                 let op = meant(data_type, op);
                 for ranks in [2, 3, 8] {
-                    let entries =
-                        |at| (0..ranks).map(move |rank| Entry { number: input(rank, ranks, at, data_type, op), rank });
+                    let entries = |at| {
+                        (0..ranks)
+                            .map(move |rank| Entry { number: input(rank, ranks, at, data_type, op), rank })
+                    };
                     let all: Vec<_> = (0..PERIOD).map(|at| reduce(entries(at), op)).collect();
-                    assert!(all.iter().any(|entry| *entry != all[0]) || op == ReduceOp::Avg, "{data_type} {op}");
+                    assert!(
+                        all.iter().any(|entry| *entry != all[0]) || op == ReduceOp::Avg,
+                        "{data_type} {op}"
+                    );
                     for left_out in 0..ranks {
                         let without = |at| reduce(entries(at).filter(|entry| entry.rank != left_out), op);
                         let shows = (0..PERIOD).any(|at| without(at) != all[at]);

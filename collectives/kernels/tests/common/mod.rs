@@ -72,7 +72,9 @@ fn fold_truth(values: &[bool], op: ReduceOp) -> bool {
     match op {
         ReduceOp::Sum | ReduceOp::Max | ReduceOp::BitOr | ReduceOp::LogicalOr => values.contains(&true),
         ReduceOp::Prod | ReduceOp::Min | ReduceOp::BitAnd | ReduceOp::LogicalAnd => !values.contains(&false),
-        ReduceOp::BitXor | ReduceOp::LogicalXor => values.iter().fold(false, |parity, &value| parity != value),
+        ReduceOp::BitXor | ReduceOp::LogicalXor => {
+            values.iter().fold(false, |parity, &value| parity != value)
+        }
         _ => panic!("no reference for {op}"),
     }
 }

@@ -5,7 +5,13 @@ use crate::divisor::Divisor;
 
 /// A number of bits that is also an element.
 pub(in crate::arch) trait Word:
-    Copy + Eq + From<bool> + Default + std::ops::BitAnd<Output = Self> + std::ops::BitOr<Output = Self> + std::ops::BitXor<Output = Self>
+    Copy
+    + Eq
+    + From<bool>
+    + Default
+    + std::ops::BitAnd<Output = Self>
+    + std::ops::BitOr<Output = Self>
+    + std::ops::BitXor<Output = Self>
 {
 }
 

@@ -1,6 +1,9 @@
 //! Vectors in plain Rust: arrays, over which the compiler vectorises with whatever the target has.
 
-#![expect(clippy::needless_range_loop, reason = "iterators over arrays are not always inlined, and then not vectorised")]
+#![expect(
+    clippy::needless_range_loop,
+    reason = "iterators over arrays are not always inlined, and then not vectorised"
+)]
 
 use crate::divisor::Divisor;
 use crate::partial;

@@ -38,13 +38,7 @@ pub(in crate::arch) fn kernel(form: Form, fold: Fold) -> Option<Kernel> {
 ///
 /// # Safety
 /// `Kernel`'s contract.
-unsafe fn sum_of_f16(
-    inputs: &[*const u8],
-    outputs: &[*mut u8],
-    count: usize,
-    parameter: u64,
-    store: Store,
-) {
+unsafe fn sum_of_f16(inputs: &[*const u8], outputs: &[*mut u8], count: usize, parameter: u64, store: Store) {
     // SAFETY: the contract is passed on; the CPU has this level and so the one below.
     unsafe {
         if inputs.len() == 2 {
@@ -112,7 +106,8 @@ impl Vector for BF16 {
         const SUBNORMAL: i32 = 0x20;
         // SAFETY: arithmetic on registers; the caller promises the level.
         unsafe {
-            let (even, odd) = (_mm512_fpclass_ps_mask::<SUBNORMAL>(self.0), _mm512_fpclass_ps_mask::<SUBNORMAL>(self.1));
+            let (even, odd) =
+                (_mm512_fpclass_ps_mask::<SUBNORMAL>(self.0), _mm512_fpclass_ps_mask::<SUBNORMAL>(self.1));
             if even | odd != 0 {
                 return avx512::BF16(self.0, self.1).encode();
             }
