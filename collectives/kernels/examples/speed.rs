@@ -1,7 +1,7 @@
 //! What the kernels cost on this machine, next to memcpy: nanoseconds per call, and GB/s of memory read and written.
 //!
-//! `cargo run --release -p windlass-kernels --example speed [level [types]]`; with `types`, every type and operator, as
-//! its share of the speed, in bytes, of a sum of `f32`.
+//! `cargo run --release -p windlass-kernels --example speed [level [types [NAME]]]`; with `types`, every type (whose name
+//! has NAME in it) and operator, as its share of the speed, in bytes, of a sum of `f32`.
 
 use std::hint::black_box;
 use std::time::Instant;
