@@ -35,7 +35,7 @@ pub(crate) struct ExplainArguments {
     /// Also tell where the choice changes from BYTES to here [without: from 8 bytes to 1G].
     #[arg(short = 'e', long = "end", value_name = "BYTES", value_parser = bytes)]
     end: Option<u64>,
-    /// u8, i32, i64, f16, bf16, f32 or f64.
+    /// The elements' type, such as f32, bf16, e4m3 or i64.
     #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = name::<DataType>)]
     dtype: DataType,
     /// The transport [default: WINDLASS_TRANSPORT, else auto].

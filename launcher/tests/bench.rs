@@ -93,17 +93,39 @@ fn more_ranks_than_cores_and_every_type_and_operator() {
             &[collective, "-n", "3", "-b", "1000", "-e", "100000", "-f", "10"],
         );
     }
-    for dtype in ["u8", "i32", "i64", "f16", "bf16", "f32", "f64"] {
-        rows(dtype, &["all_reduce", "-n", "2", "-b", "8", "-e", "64K", "-f", "64", "--dtype", dtype]);
+    // Every type, and between them every operator.
+    for (dtype, op) in [
+        ("u8", "sum"),
+        ("i8", "avg"),
+        ("i16", "min"),
+        ("u16", "bxor"),
+        ("i32", "prod"),
+        ("u32", "band"),
+        ("i64", "lxor"),
+        ("u64", "bor"),
+        ("f16", "sum"),
+        ("bf16", "avg"),
+        ("bf16", "max"),
+        ("f32", "scaled_sum"),
+        ("f64", "prod"),
+        ("e4m3", "max"),
+        ("e5m2", "avg"),
+        ("bool", "land"),
+        ("bool", "lor"),
+        ("complex64", "prod"),
+        ("complex128", "scaled_sum"),
+        ("f32i32", "minloc"),
+        ("f64i32", "maxloc"),
+        ("i32i32", "minloc"),
+        ("f64i64", "maxloc"),
+        ("i64i64", "minloc"),
+    ] {
+        let arguments =
+            ["all_reduce", "-n", "3", "-b", "8", "-e", "64K", "-f", "64", "--dtype", dtype, "--op", op];
+        let rows = rows(&format!("{op}-{dtype}"), &arguments);
+        assert_eq!((&rows[0]["dtype"], &rows[0]["op"]), (&dtype.into(), &op.into()));
     }
-    for op in ["sum", "prod", "min", "max", "avg"] {
-        for dtype in ["bf16", "i32"] {
-            rows(
-                &format!("{op}-{dtype}"),
-                &["all_reduce", "-n", "2", "-e", "32K", "-f", "64", "--op", op, "--dtype", dtype],
-            );
-        }
-    }
+    rows("moved-pairs", &["all_gather", "-n", "2", "-e", "4K", "-f", "64", "--dtype", "f64i32"]);
 }
 
 #[test]
@@ -157,6 +179,8 @@ fn what_is_wrong_is_said_before_anything_runs() {
         (&["all_redcue"], "reduce_scatter"),
         (&["recv"], "send"),
         (&["all_reduce", "--dtype", "f23"], "bf16"),
+        (&["all_reduce", "--dtype", "complex64", "--op", "max"], "use one of: sum, prod, avg, scaled_sum"),
+        (&["reduce_scatter", "--op", "scaled_sum"], "scaled_sum is for all_reduce"),
         (&["all_reduce", "--op", "mean"], "avg"),
         (&["all_reduce", "-i", "0"], "number"),
         (&["all_reduce", "-n", "0"], "--ranks"),

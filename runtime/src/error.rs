@@ -92,6 +92,10 @@ pub enum Problem {
     OnDevice,
     /// An average, of which a scan's ranks would each divide by another number.
     NotOfPrefixes,
+    /// An operator that is not defined on the elements' type.
+    Unsupported(windlass_kernels::Unsupported),
+    /// A scaled sum, where the call would have to write to its input.
+    Scaled,
 }
 
 impl fmt::Display for Problem {
@@ -120,6 +124,13 @@ impl fmt::Display for Problem {
                 write!(
                     f,
                     "is avg, which a scan does not have; scan the sums and divide by the number of ranks"
+                )
+            }
+            Self::Unsupported(unsupported) => unsupported.fmt(f),
+            Self::Scaled => {
+                write!(
+                    f,
+                    "is scaled_sum, which is for all_reduce on host memory; multiply first, then use sum"
                 )
             }
             Self::OnDevice => {

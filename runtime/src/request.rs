@@ -4,6 +4,7 @@ use windlass_collectives::{Call, Collective, Extent, Layout, hash_of_lengths};
 use windlass_kernels::{DataType, ReduceOp};
 use windlass_transports::message::COLLECTIVE_TAG;
 
+use crate::engine::bind::scale;
 use crate::error::{Error, Problem};
 use crate::group::Group;
 use crate::operation::Kind;
@@ -22,6 +23,8 @@ pub struct RawRequest {
     pub data_type: DataType,
     /// The operator, where the collective reduces.
     pub op: ReduceOp,
+    /// What [`ReduceOp::ScaledSum`] multiplies this rank's operand by; ranks may differ.
+    pub scalar: f64,
     /// Elements, see above.
     pub count: usize,
     /// The root, or the peer of a send or recv.
@@ -47,6 +50,7 @@ impl RawRequest {
             collective,
             data_type,
             op: ReduceOp::Sum,
+            scalar: 1.0,
             count,
             root: 0,
             tag: 0,
@@ -169,6 +173,11 @@ impl RawRequest {
         let (Some(input), Some(output)) = (bytes(input), bytes(output)) else {
             return wrong("the buffer", Problem::TooLarge { count: input.max(output) as u64 });
         };
+        if self.collective.reduces()
+            && let Err(unsupported) = self.op.on(self.data_type)
+        {
+            return wrong("the operator", Problem::Unsupported(unsupported));
+        }
         if self.collective.rooted() && self.root >= group.ranks {
             let argument = if self.collective.is_point_to_point() { "the peer" } else { "the root" };
             return wrong(
@@ -220,7 +229,7 @@ impl RawRequest {
             },
         };
         // Kernels load and store unaligned; a misaligned address is refused because it is a mistake elsewhere.
-        let alignment = if size == 2 { 2 } else { size.min(8) };
+        let alignment = self.data_type.alignment();
         Ok(Checked { call, input, output, alignment, in_place })
     }
 
@@ -316,7 +325,11 @@ impl Group {
         if request.collective.is_point_to_point() {
             return self.start_transfer(self.transfer_of(request, true)?).map(Kind::Transfer);
         }
-        self.post(request).map(Kind::Collective)
+        match self.scaled(request)? {
+            None => self.post(request),
+            Some(request) => self.post(&request),
+        }
+        .map(Kind::Collective)
     }
 
     /// Runs a request to its end.
@@ -327,7 +340,31 @@ impl Group {
             let ticket = self.start_transfer(self.transfer_of(request, false)?)?;
             return self.finish_transfer(ticket);
         }
-        self.run(request)
+        match self.scaled(request)? {
+            None => self.run(request),
+            Some(request) => self.run(&request),
+        }
+    }
+
+    /// Of a scaled sum, the same on what this rank has scaled: then it is in the output, which is reduced in place.
+    #[inline]
+    fn scaled(&self, request: &RawRequest) -> Result<Option<RawRequest>, Error> {
+        if request.op != ReduceOp::ScaledSum || !request.collective.reduces() {
+            return Ok(None);
+        }
+        let checked = request.check(self)?;
+        request.check_memory(&checked)?;
+        let on_device = |address: *const u8| crate::device::address::decode(address.cast_mut()).is_some();
+        if request.collective != Collective::AllReduce
+            || on_device(request.input)
+            || on_device(request.output)
+        {
+            let operation = request.collective.name();
+            let problem = Problem::Scaled;
+            return Err(Error::InvalidArgument { operation, argument: "the operator", problem });
+        }
+        scale(request);
+        Ok(Some(RawRequest { input: request.output.cast_const(), ..*request }))
     }
 
     fn transfer_of(&self, request: &RawRequest, asynchronous: bool) -> Result<transfer::Request, Error> {

@@ -1,6 +1,7 @@
 //! What the kernels cost on this machine, next to memcpy: nanoseconds per call, and GB/s of memory read and written.
 //!
-//! `cargo run --release -p windlass-kernels --example speed [level]`
+//! `cargo run --release -p windlass-kernels --example speed [level [types [NAME]]]`; with `types`, every type (whose name
+//! has NAME in it) and operator, as its share of the speed, in bytes, of a sum of `f32`.
 
 use std::hint::black_box;
 use std::time::Instant;
@@ -21,6 +22,9 @@ fn aligned(buffer: &mut [u8]) -> *mut u8 {
     let start = buffer.as_ptr().align_offset(4096);
     buffer[start..].as_mut_ptr()
 }
+
+/// The sizes of `types`: about L1, L2, and beyond the caches.
+const TYPE_SIZES: &[usize] = &[8 << 10, 32 << 10, 256 << 10, 16 << 20];
 
 /// The median time of one call, in nanoseconds.
 #[allow(clippy::disallowed_methods, reason = "the floor reads no clock, but a benchmark of it must")]
@@ -53,6 +57,9 @@ fn main() {
     let mut buffers: Vec<Vec<u8>> = (0..8).map(|_| vec![0_u8; longest + 4096]).collect();
     let pointers: Vec<*mut u8> = buffers.iter_mut().map(|buffer| aligned(buffer)).collect();
 
+    if std::env::args().nth(2).is_some_and(|mode| mode == "types") {
+        return types(wanted, &pointers);
+    }
     println!("{:<24} {:>9} {:>12} {:>8}", format!("level {wanted}"), "bytes", "ns/call", "GB/s");
     for &bytes in SIZES {
         // SAFETY: two different buffers of at least `bytes` bytes each.
@@ -82,6 +89,38 @@ fn main() {
                 });
                 print(&format!("({k},{m}) {data_type} {what}"), bytes, (k + m) * bytes, ns);
             }
+        }
+    }
+}
+
+/// Every type and operator, 2 inputs and 1 output, interleaved with `f32`'s sum.
+fn types(wanted: Level, pointers: &[*mut u8]) {
+    let time = |combine: Combine, bytes: usize| {
+        let inputs = [pointers[0].cast_const(), pointers[1].cast_const()];
+        let outputs = [pointers[4]];
+        let store = if bytes < STREAMING_BYTES { Store::Cached } else { Store::Streaming };
+        let count = bytes / combine.data_type().size_bytes();
+        // SAFETY: inputs and outputs are different buffers of at least `bytes` bytes each.
+        median_ns(bytes, || unsafe {
+            combine.run(black_box(&inputs), black_box(&outputs), black_box(count), 3, store);
+        })
+    };
+    let Some(floats) = Combine::reduce(DataType::F32, ReduceOp::Sum).with_level(wanted) else {
+        return println!("this CPU has no {wanted}");
+    };
+    print!("{:<24}", format!("level {wanted}"));
+    TYPE_SIZES.iter().for_each(|bytes| print!(" {bytes:>9}"));
+    println!();
+    for &data_type in
+        DataType::ALL.iter().filter(|t| std::env::args().nth(3).is_none_or(|n| t.name().contains(&n)))
+    {
+        for op in ReduceOp::ALL.iter().filter(|op| op.supports(data_type)) {
+            let Some(combine) = Combine::reduce(data_type, *op).with_level(wanted) else { continue };
+            print!("{:<24}", format!("{data_type} {op}"));
+            for &bytes in TYPE_SIZES {
+                print!(" {:>9.2}", time(floats, bytes) / time(combine, bytes));
+            }
+            println!();
         }
     }
 }

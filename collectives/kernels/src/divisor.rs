@@ -23,27 +23,6 @@ impl Divisor {
         self.0 as f64
     }
 
-    /// Divides in f32, which vectorises. It is exact: a quotient of a dividend below 2^24 that is not whole is
-    /// further than one rounding from every whole number, and a divisor that f32 cannot hold gives 0 anyway.
-    #[inline(always)]
-    pub(crate) fn divide_u8<const N: usize>(self, mut lanes: [u8; N]) -> [u8; N] {
-        let divisor = self.as_f32();
-        for lane in &mut lanes {
-            *lane = (f32::from(*lane) / divisor) as u8;
-        }
-        lanes
-    }
-
-    /// Divides in f64, which vectorises, truncating toward zero; exact as `divide_u8` is, below 2^53.
-    #[inline(always)]
-    pub(crate) fn divide_i32<const N: usize>(self, mut lanes: [i32; N]) -> [i32; N] {
-        let divisor = self.as_f64();
-        for lane in &mut lanes {
-            *lane = (f64::from(*lane) / divisor) as i32;
-        }
-        lanes
-    }
-
     /// Divides magnitudes, truncating toward zero. Powers of two, the usual sizes of a job, are shifts; the rest
     /// is a division instruction per element, since no instruction set divides vectors of i64.
     #[inline(always)]
@@ -60,6 +39,52 @@ impl Divisor {
         }
         lanes
     }
+
+    /// As `divide_i64`.
+    #[inline(always)]
+    pub(crate) fn divide_u64<const N: usize>(self, mut lanes: [u64; N]) -> [u64; N] {
+        if self.0.is_power_of_two() {
+            let shift = self.0.trailing_zeros();
+            for lane in &mut lanes {
+                *lane >>= shift;
+            }
+        } else {
+            for lane in &mut lanes {
+                *lane /= self.0;
+            }
+        }
+        lanes
+    }
+}
+
+/// Division in a float of so many bits of mantissa, which vectorises, truncating toward zero. It is exact: a quotient of a dividend
+/// below 2^24 (in f64 2^53) that is not whole is further than one rounding from every whole number, and a divisor that the
+/// float cannot hold gives 0 anyway.
+macro_rules! divide_in_float {
+    ($($name:ident: $integer:ty, $whole:ty, $float:ty, $divisor:ident;)*) => {
+        impl Divisor { $(
+            #[inline(always)]
+            pub(crate) fn $name<const N: usize>(self, mut lanes: [$integer; N]) -> [$integer; N] {
+                let divisor = self.$divisor();
+                for lane in &mut lanes {
+                    let quotient = <$float>::from(*lane) / divisor;
+                    // SAFETY: the divisor is at least 2, so the quotient is finite and fits where the dividend did. (A
+                    // conversion that would see to that itself does not vectorise.)
+                    *lane = unsafe { quotient.to_int_unchecked::<$whole>() } as $integer;
+                }
+                lanes
+            }
+        )* }
+    };
+}
+
+divide_in_float! {
+    divide_u8: u8, i32, f32, as_f32;
+    divide_i8: i8, i32, f32, as_f32;
+    divide_u16: u16, i32, f32, as_f32;
+    divide_i16: i16, i32, f32, as_f32;
+    divide_u32: u32, u32, f64, as_f64;
+    divide_i32: i32, i32, f64, as_f64;
 }
 
 /// The magnitude, which is at most 2^62 here, with the sign of `lane`.
@@ -110,7 +135,31 @@ mod tests {
                 "{value}"
             );
             for byte in 0..=255_u8 {
+                let signed = byte.cast_signed();
                 assert_eq!(i128::from(divisor.divide_u8([byte])[0]), exact(byte.into()), "{byte} / {value}");
+                assert_eq!(
+                    i128::from(divisor.divide_i8([signed])[0]),
+                    exact(signed.into()),
+                    "{signed} / {value}"
+                );
+            }
+            for word in (0..=u16::MAX).step_by(if cfg!(miri) { 1009 } else { 7 }) {
+                let signed = word.cast_signed();
+                assert_eq!(i128::from(divisor.divide_u16([word])[0]), exact(word.into()), "{word} / {value}");
+                assert_eq!(
+                    i128::from(divisor.divide_i16([signed])[0]),
+                    exact(signed.into()),
+                    "{signed} / {value}"
+                );
+            }
+            for x in wide.map(i64::cast_unsigned) {
+                assert_eq!(i128::from(divisor.divide_u64([x])[0]), exact(x.into()), "{x} / {value}");
+                let narrow = x as u32;
+                assert_eq!(
+                    i128::from(divisor.divide_u32([narrow])[0]),
+                    exact(narrow.into()),
+                    "{narrow} / {value}"
+                );
             }
         }
     }

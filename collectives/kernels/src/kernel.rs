@@ -11,16 +11,15 @@
 #![expect(clippy::needless_range_loop, reason = "iterators over arrays are not always inlined, see above")]
 
 use crate::Store;
-use crate::divisor::Divisor;
 use crate::vector::{Operator, Register, Vector};
 
-/// A kernel with its vector, operator and instruction set compiled in: inputs, outputs, count, divisor, store.
+/// A kernel with its vector, operator and instruction set compiled in: inputs, outputs, count, parameter, store.
 ///
 /// The safety contract is [`Combine::run`](crate::Combine::run)'s; besides, `inputs` is not empty and the CPU has
 /// the kernel's level.
 pub(crate) type Kernel = unsafe fn(&[*const u8], &[*mut u8], usize, u64, Store);
 
-/// [`partial`], compiled for an instruction set: inputs, outputs, offset, bytes, divisor.
+/// [`partial`], compiled for an instruction set: inputs, outputs, offset, bytes, parameter.
 pub(crate) type Partial = unsafe fn(&[*const u8], &[*mut u8], usize, usize, u64);
 
 /// Registers in a block. Four loads in flight per input hide the latency of the adds, and four registers of
@@ -33,23 +32,23 @@ const UNROLL: usize = 4;
 /// # Safety
 /// `Kernel`'s contract; `bytes` is the operation's size, less than `V::Register::BYTES`.
 #[inline(always)]
-pub(crate) unsafe fn tiny<V: Vector, O: Operator>(
+pub(crate) unsafe fn tiny<V: Vector, O: Operator<V>>(
     inputs: &[*const u8],
     outputs: &[*mut u8],
     bytes: usize,
-    divisor: u64,
+    parameter: u64,
     partial_any: Partial,
 ) {
     // SAFETY: the caller's promise; `bytes` is not 0 in the arms that ask.
     unsafe {
         match (bytes, inputs) {
-            (8, &[a, b]) => partial::<V, O>(&[a, b], outputs, 0, 8, divisor),
-            (4, &[a, b]) => partial::<V, O>(&[a, b], outputs, 0, 4, divisor),
-            (8, _) => partial::<V, O>(inputs, outputs, 0, 8, divisor),
-            (4, _) => partial::<V, O>(inputs, outputs, 0, 4, divisor),
-            (16, _) => partial::<V, O>(inputs, outputs, 0, 16, divisor),
+            (8, &[a, b]) => partial::<V, O>(&[a, b], outputs, 0, 8, parameter),
+            (4, &[a, b]) => partial::<V, O>(&[a, b], outputs, 0, 4, parameter),
+            (8, _) => partial::<V, O>(inputs, outputs, 0, 8, parameter),
+            (4, _) => partial::<V, O>(inputs, outputs, 0, 4, parameter),
+            (16, _) => partial::<V, O>(inputs, outputs, 0, 16, parameter),
             (0, _) => {}
-            _ => partial_any(inputs, outputs, 0, bytes, divisor),
+            _ => partial_any(inputs, outputs, 0, bytes, parameter),
         }
     }
 }
@@ -59,12 +58,12 @@ pub(crate) unsafe fn tiny<V: Vector, O: Operator>(
 /// # Safety
 /// `Kernel`'s contract for the bytes `at .. at + bytes`; `0 < bytes < V::Register::BYTES`.
 #[inline(always)]
-pub(crate) unsafe fn partial<V: Vector, O: Operator>(
+pub(crate) unsafe fn partial<V: Vector, O: Operator<V>>(
     inputs: &[*const u8],
     outputs: &[*mut u8],
     at: usize,
     bytes: usize,
-    divisor: u64,
+    parameter: u64,
 ) {
     let [first, rest @ ..] = inputs else { return };
     // SAFETY: the range is within every input and output, and the CPU has V's level: the caller's promise.
@@ -73,9 +72,34 @@ pub(crate) unsafe fn partial<V: Vector, O: Operator>(
         for input in rest {
             accumulator = O::fold(accumulator, V::decode(V::Register::load_partial(input.add(at), bytes)));
         }
-        let result = finish::<V, O>(accumulator, divisor).encode();
+        let result = O::finish(accumulator, parameter).encode();
         for output in outputs {
             result.store_partial(output.add(at), bytes);
+        }
+    }
+}
+
+/// Folds any number of elements, a register at a time: for what is seldom asked for, or calculates so long that neither
+/// the loads' latency nor the way past the caches matters. It compiles to a tenth of [`bulk`].
+///
+/// # Safety
+/// `Kernel`'s contract; `bytes` is the operation's size.
+#[inline(always)]
+pub(crate) unsafe fn plain<V: Vector, O: Operator<V>>(
+    inputs: &[*const u8],
+    outputs: &[*mut u8],
+    bytes: usize,
+    parameter: u64,
+) {
+    let mut at = 0;
+    // SAFETY: every step's range lies within the operation's bytes, as the caller promises them.
+    unsafe {
+        while bytes - at >= V::Register::BYTES {
+            step::<V, O, 1, false>(inputs, outputs, at, parameter);
+            at += V::Register::BYTES;
+        }
+        if at < bytes {
+            partial::<V, O>(inputs, outputs, at, bytes - at, parameter);
         }
     }
 }
@@ -85,11 +109,11 @@ pub(crate) unsafe fn partial<V: Vector, O: Operator>(
 /// # Safety
 /// `Kernel`'s contract; `bytes` is the operation's size, at least `V::Register::BYTES`.
 #[inline(always)]
-pub(crate) unsafe fn bulk<V: Vector, O: Operator>(
+pub(crate) unsafe fn bulk<V: Vector, O: Operator<V>>(
     inputs: &[*const u8],
     outputs: &[*mut u8],
     bytes: usize,
-    divisor: u64,
+    parameter: u64,
     store: Store,
     partial: Partial,
 ) {
@@ -102,9 +126,9 @@ pub(crate) unsafe fn bulk<V: Vector, O: Operator>(
         // the fence orders the streamed stores before the caller can tell anyone. The rest is the caller's promise.
         unsafe {
             if head > 0 {
-                partial(inputs, outputs, 0, head, divisor);
+                partial(inputs, outputs, 0, head, parameter);
             }
-            at = blocks::<V, O, true>(inputs, outputs, head, bytes, divisor);
+            at = blocks::<V, O, true>(inputs, outputs, head, bytes, parameter);
             V::Register::fence();
         }
     }
@@ -113,16 +137,16 @@ pub(crate) unsafe fn bulk<V: Vector, O: Operator>(
         // Two inputs are the step of most algorithms. With the pointers in registers a block in L1 takes two thirds
         // of the time (measured, f32, 4 KiB); other shapes do not pay for their share of the program's size.
         at = match (inputs, outputs) {
-            (&[a, b], &[c]) => blocks::<V, O, false>(&[a, b], &[c], at, bytes, divisor),
-            (&[a, b], &[c, d]) => blocks::<V, O, false>(&[a, b], &[c, d], at, bytes, divisor),
-            _ => blocks::<V, O, false>(inputs, outputs, at, bytes, divisor),
+            (&[a, b], &[c]) => blocks::<V, O, false>(&[a, b], &[c], at, bytes, parameter),
+            (&[a, b], &[c, d]) => blocks::<V, O, false>(&[a, b], &[c, d], at, bytes, parameter),
+            _ => blocks::<V, O, false>(inputs, outputs, at, bytes, parameter),
         };
         while bytes - at >= V::Register::BYTES {
-            step::<V, O, 1, false>(inputs, outputs, at, divisor);
+            step::<V, O, 1, false>(inputs, outputs, at, parameter);
             at += V::Register::BYTES;
         }
         if at < bytes {
-            partial(inputs, outputs, at, bytes - at, divisor);
+            partial(inputs, outputs, at, bytes - at, parameter);
         }
     }
 }
@@ -141,17 +165,17 @@ fn streaming_head<V: Vector>(outputs: &[*mut u8]) -> Option<usize> {
 /// # Safety
 /// `Kernel`'s contract; `at <= bytes`; when streaming, every output plus `at` is aligned to the register.
 #[inline(always)]
-unsafe fn blocks<V: Vector, O: Operator, const STREAM: bool>(
+unsafe fn blocks<V: Vector, O: Operator<V>, const STREAM: bool>(
     inputs: &[*const u8],
     outputs: &[*mut u8],
     mut at: usize,
     bytes: usize,
-    divisor: u64,
+    parameter: u64,
 ) -> usize {
     let block = V::Register::BYTES * UNROLL;
     while bytes - at >= block {
         // SAFETY: the block ends within the operation; blocks are multiples of the register, so alignment stays.
-        unsafe { step::<V, O, UNROLL, STREAM>(inputs, outputs, at, divisor) };
+        unsafe { step::<V, O, UNROLL, STREAM>(inputs, outputs, at, parameter) };
         at += block;
     }
     at
@@ -162,11 +186,11 @@ unsafe fn blocks<V: Vector, O: Operator, const STREAM: bool>(
 /// # Safety
 /// As `blocks`, for the bytes `at .. at + N * V::Register::BYTES`.
 #[inline(always)]
-unsafe fn step<V: Vector, O: Operator, const N: usize, const STREAM: bool>(
+unsafe fn step<V: Vector, O: Operator<V>, const N: usize, const STREAM: bool>(
     inputs: &[*const u8],
     outputs: &[*mut u8],
     at: usize,
-    divisor: u64,
+    parameter: u64,
 ) {
     let [first, rest @ ..] = inputs else { return };
     // SAFETY: register n of every pointer lies within the range that the caller promises, aligned if streaming;
@@ -179,9 +203,9 @@ unsafe fn step<V: Vector, O: Operator, const N: usize, const STREAM: bool>(
                 accumulators[n] = O::fold(accumulators[n], values[n]);
             }
         }
-        let mut results = [finish::<V, O>(accumulators[0], divisor).encode(); N];
+        let mut results = [O::finish(accumulators[0], parameter).encode(); N];
         for n in 1..N {
-            results[n] = finish::<V, O>(accumulators[n], divisor).encode();
+            results[n] = O::finish(accumulators[n], parameter).encode();
         }
         for output in outputs {
             let to = output.add(at);
@@ -206,18 +230,5 @@ unsafe fn read<V: Vector, const N: usize>(from: *const u8) -> [V; N] {
             vectors[n] = V::decode(V::Register::load(from.add(n * V::Register::BYTES)));
         }
         vectors
-    }
-}
-
-/// What is left to do when all inputs are folded.
-///
-/// # Safety
-/// The CPU has V's level.
-#[inline(always)]
-unsafe fn finish<V: Vector, O: Operator>(accumulator: V, divisor: u64) -> V {
-    match Divisor::new(divisor) {
-        // SAFETY: the caller promises V's level, which is all the method asks.
-        Some(divisor) if O::DIVIDES => unsafe { accumulator.divide(divisor) },
-        _ => accumulator,
     }
 }

@@ -13,13 +13,16 @@ pub enum Level {
     Avx2,
     /// x86-64 with AVX-512 F, BW, DQ and VL.
     Avx512,
+    /// x86-64 with AVX-512 FP16 and BF16 besides.
+    Avx512Fp16,
     /// AArch64 with Advanced SIMD.
     Neon,
 }
 
 impl Level {
     /// Every level, on whatever CPU.
-    pub const ALL: &'static [Self] = &[Self::Portable, Self::Avx2, Self::Avx512, Self::Neon];
+    pub const ALL: &'static [Self] =
+        &[Self::Portable, Self::Avx2, Self::Avx512, Self::Avx512Fp16, Self::Neon];
 
     /// The name that [`Display`](fmt::Display) prints.
     pub const fn name(self) -> &'static str {
@@ -27,6 +30,7 @@ impl Level {
             Self::Portable => "portable",
             Self::Avx2 => "avx2",
             Self::Avx512 => "avx512",
+            Self::Avx512Fp16 => "avx512-fp16",
             Self::Neon => "neon",
         }
     }
@@ -41,17 +45,25 @@ impl Level {
             Self::Avx2 => is_x86_feature_detected!("avx2") && is_x86_feature_detected!("f16c"),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => {
-                is_x86_feature_detected!("avx512f")
+                // What gains nothing from the wider registers is AVX2's.
+                Self::Avx2.is_available()
+                    && is_x86_feature_detected!("avx512f")
                     && is_x86_feature_detected!("avx512bw")
                     && is_x86_feature_detected!("avx512dq")
                     && is_x86_feature_detected!("avx512vl")
+            }
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Fp16 => {
+                Self::Avx512.is_available()
+                    && is_x86_feature_detected!("avx512fp16")
+                    && is_x86_feature_detected!("avx512bf16")
             }
             #[cfg(all(target_arch = "aarch64", target_endian = "little"))]
             Self::Neon => std::arch::is_aarch64_feature_detected!("neon"),
             #[cfg(not(all(target_arch = "aarch64", target_endian = "little")))]
             Self::Neon => false,
             #[cfg(not(target_arch = "x86_64"))]
-            Self::Avx2 | Self::Avx512 => false,
+            Self::Avx2 | Self::Avx512 | Self::Avx512Fp16 => false,
         }
     }
 }
@@ -66,7 +78,7 @@ impl fmt::Display for Level {
 pub fn level() -> Level {
     static BEST: OnceLock<Level> = OnceLock::new();
     *BEST.get_or_init(|| {
-        [Level::Avx512, Level::Avx2, Level::Neon]
+        [Level::Avx512Fp16, Level::Avx512, Level::Avx2, Level::Neon]
             .into_iter()
             .find(|level| level.is_available())
             .unwrap_or(Level::Portable)

@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Case, Random, elements, levels};
+use common::{Case, Random, elements, levels, operators};
 use windlass_kernels::{DataType, Level, ReduceOp, Store};
 
 /// Around every power of two that is some register's, block's or piece's size.
@@ -17,7 +17,7 @@ const OUTPUTS: &[usize] = if cfg!(miri) { &[0, 1, 2] } else { &[0, 1, 2, 3, 5] }
 /// Every shape of one operation. The expected result is calculated once per number of inputs; misalignment, place
 /// and store vary with the shape, and all of them are met at every count.
 fn check(data_type: DataType, op: Option<ReduceOp>) {
-    let mut random = Random::new(u64::from(data_type.code()) * 8 + op.map_or(7, |op| op.code().into()));
+    let mut random = Random::new(u64::from(data_type.code()) * 16 + op.map_or(15, |op| op.code().into()));
     let longest = COUNTS.iter().copied().max().expect("there are counts");
     let inputs_max = INPUTS.iter().copied().max().expect("there are numbers of inputs");
     let all: Vec<_> = (0..inputs_max).map(|_| elements(data_type, longest, &mut random)).collect();
@@ -57,7 +57,7 @@ macro_rules! every_operator {
         #[test]
         fn $name() {
             check(DataType::$data_type, None);
-            for &op in ReduceOp::ALL {
+            for op in operators(DataType::$data_type) {
                 check(DataType::$data_type, Some(op));
             }
         }
@@ -72,6 +72,21 @@ every_operator! {
     bf16_is_exact: BF16;
     f32_is_exact: F32;
     f64_is_exact: F64;
+    i8_is_exact: I8;
+    i16_is_exact: I16;
+    u16_is_exact: U16;
+    u32_is_exact: U32;
+    u64_is_exact: U64;
+    e4m3_is_exact: E4M3;
+    e5m2_is_exact: E5M2;
+    bool_is_exact: Bool;
+    complex64_is_exact: Complex64;
+    complex128_is_exact: Complex128;
+    f32i32_is_exact: F32I32;
+    f64i32_is_exact: F64I32;
+    i32i32_is_exact: I32I32;
+    f64i64_is_exact: F64I64;
+    i64i64_is_exact: I64I64;
 }
 
 /// All misalignments, in and out of place, cached and streaming, at sizes that have a head, blocks and a tail.
@@ -89,7 +104,7 @@ fn every_misalignment_is_exact() {
                     (3, false, Store::Streaming),
                 ] {
                     for count in if cfg!(miri) { vec![9, 67] } else { vec![1, 9, 67, 521, 1031] } {
-                        for op in [None, Some(ReduceOp::Sum)] {
+                        for op in [None, operators(data_type).next()] {
                             let inputs = if op.is_some() { &inputs[..] } else { &inputs[..1] };
                             let case = Case {
                                 data_type,
@@ -122,7 +137,7 @@ fn a_shared_misalignment_streams_after_a_head() {
                 // One output, so that it always shares its alignment with all.
                 let case = Case {
                     data_type,
-                    op: Some(ReduceOp::Sum),
+                    op: operators(data_type).next(),
                     level,
                     outputs: 1,
                     count: if cfg!(miri) { 100 } else { 700 },
@@ -147,7 +162,7 @@ fn a_planted_fault_is_caught() {
         for level in levels() {
             let case = Case {
                 data_type,
-                op: Some(ReduceOp::Min),
+                op: operators(data_type).last(),
                 level,
                 outputs: 1,
                 count: 129,

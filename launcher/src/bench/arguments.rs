@@ -55,10 +55,11 @@ pub(crate) struct BenchArguments {
     /// Timed operations at each size [default: as many as half a second holds, at least 8].
     #[arg(short = 'i', long = "iterations", value_name = "N", value_parser = positive)]
     pub(crate) iterations: Option<usize>,
-    /// u8, i32, i64, f16, bf16, f32 or f64.
+    /// i8 to i64, u8 to u64, e4m3, e5m2, f16, bf16, f32, f64, bool, complex64, complex128, or a value and its place: f32i32,
+    /// f64i32, i32i32, f64i64, i64i64.
     #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = name::<DataType>)]
     pub(crate) dtype: DataType,
-    /// sum, prod, min, max or avg.
+    /// sum, prod, min, max, avg, scaled_sum, band, bor, bxor, land, lor, lxor, minloc or maxloc.
     #[arg(long, value_name = "OP", default_value = "sum", value_parser = name::<ReduceOp>)]
     pub(crate) op: ReduceOp,
     /// The transport [default: WINDLASS_TRANSPORT, else auto].
@@ -152,6 +153,16 @@ impl BenchArguments {
 
     /// What does not go together.
     pub(crate) fn check(&self) -> Result<(), String> {
+        if let Benched::Collective(collective) = self.collective
+            && collective.reduces()
+        {
+            self.op.on(self.dtype).map_err(|error| error.to_string())?;
+            if self.op == ReduceOp::ScaledSum
+                && (collective != Collective::AllReduce || self.memory == MemoryKind::Device)
+            {
+                return Err("scaled_sum is for all_reduce of --memory registered or heap".to_owned());
+            }
+        }
         let send = self.collective == Benched::Collective(Collective::Send);
         if send && self.ranks < 2 {
             return Err("send is between ranks 0 and 1: use -n 2 or more".to_owned());

@@ -221,6 +221,7 @@ impl Lane {
         let result = output.map(|length| Bytes::new(communicator, &work.place, length)).transpose()?;
         let mut request = RawRequest::new(work.collective, work.data_type, count);
         request.op = work.op;
+        request.scalar = Patterns::scalar(shared.rank);
         if work.collective.is_point_to_point() {
             request.root = 1 - (shared.rank as u32).min(1);
         }

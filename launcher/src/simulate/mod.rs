@@ -84,7 +84,7 @@ pub(crate) struct SimulateArguments {
     /// All ranks map each other's memory: the algorithms of shared memory serve, too.
     #[arg(long)]
     mapped: bool,
-    /// u8, i32, i64, f16, bf16, f32 or f64.
+    /// The elements' type, such as f32, bf16, e4m3 or i64.
     #[arg(long, value_name = "TYPE", default_value = "f32", value_parser = name::<DataType>)]
     dtype: DataType,
     /// Draw time against ranks.

@@ -3,13 +3,25 @@
 use std::rc::Rc;
 
 use windlass_collectives::{Action, Blocks, Geometry, Operands, Piece, Role, Span, Take, Task};
-use windlass_kernels::Store;
+use windlass_kernels::{Combine, Store};
 
 use crate::fault;
 use crate::group::Group;
+use crate::request::RawRequest;
 
 use super::plan::Plan;
 use super::{Active, Stream};
+
+/// Multiplies a checked request's operand by its scalar, into its result. That precedes the schedule: peers read only what is
+/// scaled already, and need not know the scalar.
+pub(crate) fn scale(request: &RawRequest) {
+    // A checked request is of a type that can be scaled.
+    let Ok(combine) = Combine::scale(request.data_type) else { return };
+    let (inputs, outputs) = ([request.input], [request.output]);
+    // SAFETY: the request was checked: an all_reduce, whose operand and result are of `count` elements of host memory, the same
+    // or apart; whoever made it promises that they are valid and nobody else's until the operation ends.
+    unsafe { combine.run(&inputs, &outputs, request.count, request.scalar.to_bits(), Store::Cached) }
+}
 
 impl Stream {
     /// Executes a Copy, Reduce or Gather for the task's chunks. False when an accelerator has yet to do it.

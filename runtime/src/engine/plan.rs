@@ -93,7 +93,12 @@ impl Plan {
             registered,
             staged,
             geometry: geometry.clone(),
-            reduce: Combine::reduce(call.data_type, call.op),
+            // What does not reduce may be of a type that has no sum.
+            reduce: if call.collective.reduces() {
+                Combine::reduce(call.data_type, call.op)
+            } else {
+                Combine::copy(DataType::U8)
+            },
             copy: Combine::copy(DataType::U8),
             streaming: geometry.layout.bytes() >= STREAMING_BYTES,
             first_blocks: first_blocks(call, &geometry, group.rank),

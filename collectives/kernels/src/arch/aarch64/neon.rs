@@ -2,26 +2,27 @@
 //!
 //! Every AArch64 target of Rust has the instruction set switched on, so that the compiler vectorises the portable
 //! kernels with it too. What gains nothing over them, and what has no stable intrinsics (conversions of f16), is
-//! theirs: i64 and f16.
+//! theirs.
 
 use std::arch::aarch64::*;
 use std::mem::transmute;
 
-use crate::arch::portable;
 use crate::divisor::Divisor;
 use crate::partial;
-use crate::vector::{Register, Vector};
+use crate::vector::{Adds, Divides, Multiplies, Orders, Register, Vector};
 
 crate::arch::kernels! {
     #[target_feature(enable = "neon")]
-    {
-        U8 => U8,
-        I32 => I32,
-        I64 => portable::Lanes<i64, 4>,
-        F16 => portable::Lanes<portable::F16, 16>,
-        BF16 => BF16,
-        F32 => F32,
-        F64 => F64,
+    unrolled {
+        U8(U8): Sum Min Max;
+        U32(I32): Sum;
+        I32(I32): Min Max;
+        BF16(BF16): Sum Min Max Avg;
+        F32(F32): Sum Min Max Avg;
+        F64(F64): Sum Min Max Avg;
+    }
+    plain {
+        BF16(BF16): Prod;
     }
 }
 
@@ -64,8 +65,8 @@ impl Register for uint8x16_t {
 
 /// A `Vector` whose elements are one register, with its operations as expressions over the registers `$a` and `$b`.
 macro_rules! vectors {
-    ($($(#[$doc:meta])* $name:ident($register:ty), $bytes:literal, divide($x:ident, $by:ident) => $quotient:expr,
-        { $($method:ident($a:ident, $b:ident) => $result:expr;)* })*) => { $(
+    ($($(#[$doc:meta])* $name:ident($register:ty), $bytes:literal,
+        { $($vectors:ident { $($method:ident($a:ident, $b:ident) => $result:expr;)* })* })*) => { $(
         $(#[$doc])*
         #[derive(Copy, Clone)]
         struct $name($register);
@@ -86,59 +87,69 @@ macro_rules! vectors {
                 // SAFETY: a register of the same size; every bit pattern is a value.
                 unsafe { transmute::<$register, uint8x16_t>(self.0) }
             }
-
-            $(
-                #[inline(always)]
-                unsafe fn $method(self, other: Self) -> Self {
-                    let (Self($a), Self($b)) = (self, other);
-                    // SAFETY: arithmetic on registers; the caller promises the level.
-                    Self(unsafe { $result })
-                }
-            )*
-
-            #[inline(always)]
-            unsafe fn divide(self, $by: Divisor) -> Self {
-                let Self($x) = self;
-                // SAFETY: arithmetic on registers, or arrays of a register's size; the caller promises the level.
-                Self(unsafe { $quotient })
-            }
         }
+
+        $(impl $vectors for $name { $(
+            #[inline(always)]
+            unsafe fn $method(self, other: Self) -> Self {
+                let (Self($a), Self($b)) = (self, other);
+                // SAFETY: arithmetic on registers; the caller promises the level.
+                Self(unsafe { $result })
+            }
+        )* })*
     )* };
 }
 
 vectors! {
     /// 16 elements.
-    U8(uint8x16_t), 1, divide(x, by) => {
-        transmute::<[u8; 16], uint8x16_t>(by.divide_u8(transmute::<uint8x16_t, [u8; 16]>(x)))
-    }, {
-        add(a, b) => vaddq_u8(a, b);
-        mul(a, b) => vmulq_u8(a, b);
-        min(a, b) => vminq_u8(a, b);
-        max(a, b) => vmaxq_u8(a, b);
+    U8(uint8x16_t), 1, {
+        Adds { add(a, b) => vaddq_u8(a, b); }
+        Orders {
+            min(a, b) => vminq_u8(a, b);
+            max(a, b) => vmaxq_u8(a, b);
+        }
     }
     /// 4 elements.
-    I32(int32x4_t), 4, divide(x, by) => {
-        transmute::<[i32; 4], int32x4_t>(by.divide_i32(transmute::<int32x4_t, [i32; 4]>(x)))
-    }, {
-        add(a, b) => vaddq_s32(a, b);
-        mul(a, b) => vmulq_s32(a, b);
-        min(a, b) => vminq_s32(a, b);
-        max(a, b) => vmaxq_s32(a, b);
+    I32(int32x4_t), 4, {
+        Adds { add(a, b) => vaddq_s32(a, b); }
+        Orders {
+            min(a, b) => vminq_s32(a, b);
+            max(a, b) => vmaxq_s32(a, b);
+        }
     }
     // The architecture's minimum and maximum give NaN for a NaN and hold -0.0 below +0.0: exactly what is specified.
     /// 4 elements.
-    F32(float32x4_t), 4, divide(x, by) => vdivq_f32(x, vdupq_n_f32(by.as_f32())), {
-        add(a, b) => vaddq_f32(a, b);
-        mul(a, b) => vmulq_f32(a, b);
-        min(a, b) => vminq_f32(a, b);
-        max(a, b) => vmaxq_f32(a, b);
+    F32(float32x4_t), 4, {
+        Adds { add(a, b) => vaddq_f32(a, b); }
+        Multiplies { mul(a, b) => vmulq_f32(a, b); }
+        Orders {
+            min(a, b) => vminq_f32(a, b);
+            max(a, b) => vmaxq_f32(a, b);
+        }
     }
     /// 2 elements.
-    F64(float64x2_t), 8, divide(x, by) => vdivq_f64(x, vdupq_n_f64(by.as_f64())), {
-        add(a, b) => vaddq_f64(a, b);
-        mul(a, b) => vmulq_f64(a, b);
-        min(a, b) => vminq_f64(a, b);
-        max(a, b) => vmaxq_f64(a, b);
+    F64(float64x2_t), 8, {
+        Adds { add(a, b) => vaddq_f64(a, b); }
+        Orders {
+            min(a, b) => vminq_f64(a, b);
+            max(a, b) => vmaxq_f64(a, b);
+        }
+    }
+}
+
+impl Divides for F32 {
+    #[inline(always)]
+    unsafe fn divide(self, by: Divisor) -> Self {
+        // SAFETY: arithmetic on registers; the caller promises the level.
+        Self(unsafe { vdivq_f32(self.0, vdupq_n_f32(by.as_f32())) })
+    }
+}
+
+impl Divides for F64 {
+    #[inline(always)]
+    unsafe fn divide(self, by: Divisor) -> Self {
+        // SAFETY: arithmetic on registers; the caller promises the level.
+        Self(unsafe { vdivq_f64(self.0, vdupq_n_f64(by.as_f64())) })
     }
 }
 
@@ -165,13 +176,29 @@ impl BF16 {
 }
 
 macro_rules! pairwise {
-    ($($method:ident),*) => { $(
-        #[inline(always)]
-        unsafe fn $method(self, other: Self) -> Self {
-            // SAFETY: arithmetic on registers; the caller promises the level.
-            unsafe { Self(F32(self.0).$method(F32(other.0)).0, F32(self.1).$method(F32(other.1)).0) }
-        }
-    )* };
+    ($($vectors:ident { $($method:ident),* })*) => {
+        $(impl $vectors for BF16 { $(
+            #[inline(always)]
+            unsafe fn $method(self, other: Self) -> Self {
+                // SAFETY: arithmetic on registers; the caller promises the level.
+                unsafe { Self(F32(self.0).$method(F32(other.0)).0, F32(self.1).$method(F32(other.1)).0) }
+            }
+        )* })*
+    };
+}
+
+pairwise! {
+    Adds { add }
+    Multiplies { mul }
+    Orders { min, max }
+}
+
+impl Divides for BF16 {
+    #[inline(always)]
+    unsafe fn divide(self, by: Divisor) -> Self {
+        // SAFETY: arithmetic on registers; the caller promises the level.
+        unsafe { Self(F32(self.0).divide(by).0, F32(self.1).divide(by).0) }
+    }
 }
 
 impl Vector for BF16 {
@@ -196,13 +223,5 @@ impl Vector for BF16 {
             let odd = vandq_u32(Self::round(self.1), vdupq_n_u32(0xffff_0000));
             vreinterpretq_u8_u32(vorrq_u32(even, odd))
         }
-    }
-
-    pairwise!(add, mul, min, max);
-
-    #[inline(always)]
-    unsafe fn divide(self, by: Divisor) -> Self {
-        // SAFETY: arithmetic on registers; the caller promises the level.
-        unsafe { Self(F32(self.0).divide(by).0, F32(self.1).divide(by).0) }
     }
 }

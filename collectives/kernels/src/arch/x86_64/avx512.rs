@@ -1,22 +1,32 @@
 //! AVX-512 (F, BW, DQ, VL): registers of 64 bytes, a cache line.
 
 use std::arch::x86_64::*;
-use std::mem::transmute;
 
-use super::{lanewise, load_short, pairwise, store_short};
+use super::{integers, lanewise, load_short, pairwise, store_short};
 use crate::divisor::Divisor;
-use crate::vector::{Register, Vector};
+use crate::vector::{Adds, Bits, Divides, Multiplies, Orders, Register, Scales, Vector};
 
 crate::arch::kernels! {
     #[target_feature(enable = "avx512f,avx512bw,avx512dq,avx512vl")]
-    {
-        U8 => U8,
-        I32 => I32,
-        I64 => I64,
-        F16 => F16,
-        BF16 => BF16,
-        F32 => F32,
-        F64 => F64,
+    unrolled {
+        U8(U8): Sum Min Max And Or Xor;
+        U16(U16): Sum Min Max;
+        U32(U32): Sum Min Max;
+        U64(U64): Sum Min Max;
+        I8(I8): Min Max;
+        I16(I16): Min Max;
+        I32(I32): Min Max;
+        I64(I64): Min Max;
+        F16(F16): Sum Min Max Avg;
+        BF16(BF16): Sum Min Max Avg;
+        F32(F32): Sum Min Max Avg;
+        F64(F64): Sum Min Max Avg;
+    }
+    plain {
+        F16(F16): Prod Scale;
+        BF16(BF16): Prod Scale;
+        F32(F32): Prod Scale;
+        F64(F64): Prod Scale;
     }
 }
 
@@ -82,112 +92,71 @@ fn mask(bytes: usize) -> u64 {
     u64::MAX >> (64 - bytes)
 }
 
-/// 64 elements.
-#[derive(Copy, Clone)]
-struct U8(__m512i);
-
-impl Vector for U8 {
-    type Register = __m512i;
-    const ELEMENT_BYTES: usize = 1;
-
-    #[inline(always)]
-    unsafe fn decode(bits: __m512i) -> Self {
-        Self(bits)
-    }
-
-    #[inline(always)]
-    unsafe fn encode(self) -> __m512i {
-        self.0
-    }
-
-    lanewise! {
-        add(a, b) => _mm512_add_epi8(a, b);
-        min(a, b) => _mm512_min_epu8(a, b);
-        max(a, b) => _mm512_max_epu8(a, b);
-        // There are products of 16 bits only: of the even bytes in place, of the odd ones shifted down.
-        mul(a, b) => {
-            let even = _mm512_mullo_epi16(a, b);
-            let odd = _mm512_mullo_epi16(_mm512_srli_epi16(a, 8), _mm512_srli_epi16(b, 8));
-            _mm512_mask_blend_epi8(0xaaaa_aaaa_aaaa_aaaa, even, _mm512_slli_epi16(odd, 8))
-        };
-    }
-
-    #[inline(always)]
-    unsafe fn divide(self, by: Divisor) -> Self {
-        // SAFETY: a register is as large as the array, and every bit pattern is a value of both.
-        Self(unsafe { transmute::<[u8; 64], __m512i>(by.divide_u8(transmute::<__m512i, [u8; 64]>(self.0))) })
-    }
+integers! {
+    __m512i:
+    /// 64 elements.
+    U8: 1;
+    /// 32 elements.
+    U16: 2;
+    /// 16 elements.
+    U32: 4;
+    /// 8 elements.
+    U64: 8;
+    /// As `U8`.
+    I8: 1;
+    /// As `U16`.
+    I16: 2;
+    /// As `U32`.
+    I32: 4;
+    /// As `U64`.
+    I64: 8;
 }
+
+lanewise!(Adds for U8 { add(a, b) => _mm512_add_epi8(a, b); });
+lanewise!(Adds for U16 { add(a, b) => _mm512_add_epi16(a, b); });
+lanewise!(Adds for U32 { add(a, b) => _mm512_add_epi32(a, b); });
+lanewise!(Adds for U64 { add(a, b) => _mm512_add_epi64(a, b); });
+lanewise!(Bits for U8 {
+    and(a, b) => _mm512_and_si512(a, b);
+    or(a, b) => _mm512_or_si512(a, b);
+    xor(a, b) => _mm512_xor_si512(a, b);
+});
+lanewise!(Orders for U8 {
+    min(a, b) => _mm512_min_epu8(a, b);
+    max(a, b) => _mm512_max_epu8(a, b);
+});
+lanewise!(Orders for I8 {
+    min(a, b) => _mm512_min_epi8(a, b);
+    max(a, b) => _mm512_max_epi8(a, b);
+});
+lanewise!(Orders for U16 {
+    min(a, b) => _mm512_min_epu16(a, b);
+    max(a, b) => _mm512_max_epu16(a, b);
+});
+lanewise!(Orders for I16 {
+    min(a, b) => _mm512_min_epi16(a, b);
+    max(a, b) => _mm512_max_epi16(a, b);
+});
+lanewise!(Orders for U32 {
+    min(a, b) => _mm512_min_epu32(a, b);
+    max(a, b) => _mm512_max_epu32(a, b);
+});
+lanewise!(Orders for I32 {
+    min(a, b) => _mm512_min_epi32(a, b);
+    max(a, b) => _mm512_max_epi32(a, b);
+});
+lanewise!(Orders for U64 {
+    min(a, b) => _mm512_min_epu64(a, b);
+    max(a, b) => _mm512_max_epu64(a, b);
+});
+lanewise!(Orders for I64 {
+    min(a, b) => _mm512_min_epi64(a, b);
+    max(a, b) => _mm512_max_epi64(a, b);
+});
 
 /// 16 elements.
 #[derive(Copy, Clone)]
-struct I32(__m512i);
-
-impl Vector for I32 {
-    type Register = __m512i;
-    const ELEMENT_BYTES: usize = 4;
-
-    #[inline(always)]
-    unsafe fn decode(bits: __m512i) -> Self {
-        Self(bits)
-    }
-
-    #[inline(always)]
-    unsafe fn encode(self) -> __m512i {
-        self.0
-    }
-
-    lanewise! {
-        add(a, b) => _mm512_add_epi32(a, b);
-        mul(a, b) => _mm512_mullo_epi32(a, b);
-        min(a, b) => _mm512_min_epi32(a, b);
-        max(a, b) => _mm512_max_epi32(a, b);
-    }
-
-    #[inline(always)]
-    unsafe fn divide(self, by: Divisor) -> Self {
-        // SAFETY: a register is as large as the array, and every bit pattern is a value of both.
-        Self(unsafe {
-            transmute::<[i32; 16], __m512i>(by.divide_i32(transmute::<__m512i, [i32; 16]>(self.0)))
-        })
-    }
-}
-
-/// 8 elements.
-#[derive(Copy, Clone)]
-struct I64(__m512i);
-
-impl Vector for I64 {
-    type Register = __m512i;
-    const ELEMENT_BYTES: usize = 8;
-
-    #[inline(always)]
-    unsafe fn decode(bits: __m512i) -> Self {
-        Self(bits)
-    }
-
-    #[inline(always)]
-    unsafe fn encode(self) -> __m512i {
-        self.0
-    }
-
-    lanewise! {
-        add(a, b) => _mm512_add_epi64(a, b);
-        mul(a, b) => _mm512_mullo_epi64(a, b);
-        min(a, b) => _mm512_min_epi64(a, b);
-        max(a, b) => _mm512_max_epi64(a, b);
-    }
-
-    #[inline(always)]
-    unsafe fn divide(self, by: Divisor) -> Self {
-        // SAFETY: a register is as large as the array, and every bit pattern is a value of both.
-        Self(unsafe { transmute::<[i64; 8], __m512i>(by.divide_i64(transmute::<__m512i, [i64; 8]>(self.0))) })
-    }
-}
-
-/// 16 elements.
-#[derive(Copy, Clone)]
-struct F32(__m512);
+pub(super) struct F32(pub(super) __m512);
 
 impl Vector for F32 {
     type Register = __m512i;
@@ -204,24 +173,34 @@ impl Vector for F32 {
         // SAFETY: the same bits in a register of the same size; the caller promises the level.
         unsafe { _mm512_castps_si512(self.0) }
     }
+}
 
-    // Minimum and maximum yield their second operand when the two are equal or not ordered; why taking both orders
-    // and `or` or `and` of the two gives signed zeros and NaNs their place is told in `portable`.
-    lanewise! {
-        add(a, b) => _mm512_add_ps(a, b);
-        mul(a, b) => _mm512_mul_ps(a, b);
-        min(a, b) => _mm512_or_ps(_mm512_min_ps(a, b), _mm512_min_ps(b, a));
-        max(a, b) => {
-            let larger = _mm512_and_ps(_mm512_max_ps(a, b), _mm512_max_ps(b, a));
-            let unordered = _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q);
-            _mm512_mask_blend_ps(unordered, larger, _mm512_set1_ps(f32::NAN))
-        };
-    }
+lanewise!(Adds for F32 { add(a, b) => _mm512_add_ps(a, b); });
+lanewise!(Multiplies for F32 { mul(a, b) => _mm512_mul_ps(a, b); });
+// Minimum and maximum yield their second operand when the two are equal or not ordered; why taking both orders
+// and `or` or `and` of the two gives signed zeros and NaNs their place is told in `portable`.
+lanewise!(Orders for F32 {
+    min(a, b) => _mm512_or_ps(_mm512_min_ps(a, b), _mm512_min_ps(b, a));
+    max(a, b) => {
+        let larger = _mm512_and_ps(_mm512_max_ps(a, b), _mm512_max_ps(b, a));
+        let unordered = _mm512_cmp_ps_mask(a, b, _CMP_UNORD_Q);
+        _mm512_mask_blend_ps(unordered, larger, _mm512_set1_ps(f32::NAN))
+    };
+});
 
+impl Divides for F32 {
     #[inline(always)]
     unsafe fn divide(self, by: Divisor) -> Self {
         // SAFETY: arithmetic on registers; the caller promises the level.
         Self(unsafe { _mm512_div_ps(self.0, _mm512_set1_ps(by.as_f32())) })
+    }
+}
+
+impl Scales for F32 {
+    #[inline(always)]
+    unsafe fn splat(number: f64) -> Self {
+        // SAFETY: a register of one number; the caller promises the level.
+        Self(unsafe { _mm512_set1_ps(number as f32) })
     }
 }
 
@@ -244,19 +223,21 @@ impl Vector for F64 {
         // SAFETY: the same bits in a register of the same size; the caller promises the level.
         unsafe { _mm512_castpd_si512(self.0) }
     }
+}
 
-    // As F32's.
-    lanewise! {
-        add(a, b) => _mm512_add_pd(a, b);
-        mul(a, b) => _mm512_mul_pd(a, b);
-        min(a, b) => _mm512_or_pd(_mm512_min_pd(a, b), _mm512_min_pd(b, a));
-        max(a, b) => {
-            let larger = _mm512_and_pd(_mm512_max_pd(a, b), _mm512_max_pd(b, a));
-            let unordered = _mm512_cmp_pd_mask(a, b, _CMP_UNORD_Q);
-            _mm512_mask_blend_pd(unordered, larger, _mm512_set1_pd(f64::NAN))
-        };
-    }
+lanewise!(Adds for F64 { add(a, b) => _mm512_add_pd(a, b); });
+lanewise!(Multiplies for F64 { mul(a, b) => _mm512_mul_pd(a, b); });
+// As F32's.
+lanewise!(Orders for F64 {
+    min(a, b) => _mm512_or_pd(_mm512_min_pd(a, b), _mm512_min_pd(b, a));
+    max(a, b) => {
+        let larger = _mm512_and_pd(_mm512_max_pd(a, b), _mm512_max_pd(b, a));
+        let unordered = _mm512_cmp_pd_mask(a, b, _CMP_UNORD_Q);
+        _mm512_mask_blend_pd(unordered, larger, _mm512_set1_pd(f64::NAN))
+    };
+});
 
+impl Divides for F64 {
     #[inline(always)]
     unsafe fn divide(self, by: Divisor) -> Self {
         // SAFETY: arithmetic on registers; the caller promises the level.
@@ -264,9 +245,17 @@ impl Vector for F64 {
     }
 }
 
+impl Scales for F64 {
+    #[inline(always)]
+    unsafe fn splat(number: f64) -> Self {
+        // SAFETY: a register of one number; the caller promises the level.
+        Self(unsafe { _mm512_set1_pd(number) })
+    }
+}
+
 /// 32 elements: the lower 16 and the upper 16.
 #[derive(Copy, Clone)]
-struct F16(__m512, __m512);
+pub(super) struct F16(__m512, __m512);
 
 impl Vector for F16 {
     type Register = __m512i;
@@ -289,19 +278,13 @@ impl Vector for F16 {
             _mm512_inserti64x4(_mm512_castsi256_si512(lower), upper, 1)
         }
     }
-
-    pairwise!(F32: add, mul, min, max);
-
-    #[inline(always)]
-    unsafe fn divide(self, by: Divisor) -> Self {
-        // SAFETY: arithmetic on registers; the caller promises the level.
-        unsafe { Self(F32(self.0).divide(by).0, F32(self.1).divide(by).0) }
-    }
 }
+
+pairwise!(F16 of F32: Adds { add } Multiplies { mul } Orders { min, max });
 
 /// 32 elements: the even ones and the odd ones, which saves moving any across the register.
 #[derive(Copy, Clone)]
-struct BF16(__m512, __m512);
+pub(super) struct BF16(pub(super) __m512, pub(super) __m512);
 
 impl BF16 {
     /// Rounds to nearest even at bit 16; the lower half is left over. The CPU's own conversion (AVX512_BF16) would
@@ -344,12 +327,6 @@ impl Vector for BF16 {
             _mm512_mask_blend_epi16(0xaaaa_aaaa, even, Self::round(self.1))
         }
     }
-
-    pairwise!(F32: add, mul, min, max);
-
-    #[inline(always)]
-    unsafe fn divide(self, by: Divisor) -> Self {
-        // SAFETY: arithmetic on registers; the caller promises the level.
-        unsafe { Self(F32(self.0).divide(by).0, F32(self.1).divide(by).0) }
-    }
 }
+
+pairwise!(BF16 of F32: Adds { add } Multiplies { mul } Orders { min, max });
