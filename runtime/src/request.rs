@@ -169,7 +169,10 @@ impl RawRequest {
         let (input, output) =
             self.sizes(group.rank, group.ranks).map_err(|(argument, problem)| error(argument, problem))?;
         let bytes = |count: usize| count.checked_mul(size).filter(|b| isize::try_from(*b).is_ok());
-        let elements = (input, output);
+        // Nothing is before the first rank.
+        let untouched = self.collective == Collective::ExScan && group.rank == 0;
+        let elements = (input, if untouched { 0 } else { output });
+        let (input, output) = elements;
         let (Some(input), Some(output)) = (bytes(input), bytes(output)) else {
             return wrong("the buffer", Problem::TooLarge { count: input.max(output) as u64 });
         };

@@ -40,6 +40,12 @@ fn copy(from: Role, to: Role) -> Step {
     Step::new(Action::Copy { whose: None, from: whole(from), to: whole(to) })
 }
 
+/// What an operator makes of one operand: a logical one makes 1 of all that is not 0.
+fn one(from: Role, to: Role) -> Step {
+    let inputs = Operands::Mine(whole(from));
+    Step::new(Action::Reduce { inputs, outputs: Operands::Mine(whole(to)), last: false })
+}
+
 fn sum(first: Role, second: Role, to: Role, last: bool) -> Step {
     let inputs = Operands::Pair(whole(first), whole(second));
     Step::new(Action::Reduce { inputs, outputs: Operands::Mine(whole(to)), last })
@@ -58,7 +64,8 @@ pub(crate) fn len(s: &Schedule) -> u32 {
         },
         Collective::Scan => 1 + u32::from(!first) + u32::from(!last),
         _ => match (first, last) {
-            (true, _) | (_, true) => 1,
+            (_, true) => 1,
+            (true, _) => 2,
             _ => 4,
         },
     }
@@ -96,7 +103,7 @@ fn reduce(s: &Schedule, index: u32) -> Step {
 /// An operator that divides serves no scan, so no sum need be the last.
 fn scan(s: &Schedule, index: u32) -> Step {
     match (index, place(s)) {
-        (0, 0) => copy(Role::Input, Role::Output),
+        (0, 0) => one(Role::Input, Role::Output),
         (0, _) => recv(before(s), RECEIVED).after(1, Rule::Reuse),
         (1, 1..) => sum(RECEIVED, Role::Input, Role::Output, false).after(0, Rule::Same),
         _ => send(next(s), Role::Output).after(index - 1, Rule::Same),
@@ -105,7 +112,8 @@ fn scan(s: &Schedule, index: u32) -> Step {
 
 fn exscan(s: &Schedule, index: u32) -> Step {
     match index {
-        0 if place(s) == 0 => send(next(s), Role::Input),
+        0 if place(s) == 0 => one(Role::Input, SUM).after(1, Rule::Reuse),
+        1 if place(s) == 0 => send(next(s), SUM).after(0, Rule::Same),
         // In place, the result overwrites the operand, which nobody needs any more.
         0 if place(s) == s.ranks - 1 => recv(before(s), Role::Output),
         0 => recv(before(s), RECEIVED).after(3, Rule::Reuse),

@@ -180,7 +180,7 @@ const fn bits(n: u32) -> u32 {
     u32::BITS - n.leading_zeros()
 }
 
-/// A copy; then the rounds, of a send where there is a rank above, and of a receive and its sum where there is one below. An exclusive
+/// What makes a sum of the operand; then the rounds, of a send where there is a rank above, and of a receive and its sum where there is one below. An exclusive
 /// scan ends with a message to the next rank, which makes it one of all before that.
 fn scan_len(s: &Schedule) -> u32 {
     let shift = u32::from(s.collective == Collective::ExScan);
@@ -200,7 +200,9 @@ fn scan(s: &Schedule, index: u32) -> Step {
     }
     let (sends, recvs) = reach(s);
     if index == 0 {
-        return Step::new(Action::Copy { whose: None, from: whole(Role::Input), to: whole(sum) });
+        // A logical operator makes 1 of all that is not 0, also of a single operand.
+        let (inputs, outputs) = (Operands::Mine(whole(Role::Input)), Operands::Mine(whole(sum)));
+        return Step::new(Action::Reduce { inputs, outputs, last: false });
     }
     // As long as it does both, a round is three steps; then it sends or receives only.
     let both = sends.min(recvs);

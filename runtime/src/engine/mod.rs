@@ -583,6 +583,7 @@ pub(crate) fn schedules(
     rank: u32,
     ranks: u32,
 ) -> Option<(Schedule, Schedule)> {
-    let of = |staged| Schedule::new(call.collective, algorithm, rank, ranks, call.root, staged).ok();
+    let root = if call.collective.rooted() { call.root } else { 0 };
+    let of = |staged| Schedule::new(call.collective, algorithm, rank, ranks, root, staged).ok();
     Some((of(false)?, of(true)?))
 }

@@ -368,6 +368,11 @@ impl<'a> World<'a> {
             Action::Reduce { inputs: Operands::Pair(a, b), outputs: Operands::Mine(to), .. } => {
                 ((a, Some(b), to), range(a).map(|bytes| bytes as f64 * model.reduce_byte_ns))
             }
+            Action::Reduce { inputs: Operands::Mine(from), outputs: Operands::Mine(to), .. }
+                if range(from).is_some() =>
+            {
+                ((from, None, to), range(from).map(|bytes| bytes as f64 * model.reduce_byte_ns))
+            }
             action => return self.combine_mapped(rank, task.step, &action, chunk),
         };
         self.watched.combine(rank, (work.0, work.1), work.2, chunk);

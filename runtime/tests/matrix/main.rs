@@ -1,0 +1,227 @@
+//! Every collective × type × operator × transport × kind of memory × 1…9 ranks, against a reference that shares nothing with what is tested.
+//!
+//! Counts, roots, and whether a call is in place, change from case to case. The tests print how many cases there were.
+
+#![expect(clippy::unwrap_used, reason = "a test that fails should panic")]
+
+mod reference;
+
+use std::sync::Arc;
+
+use reference::{Case, mix};
+use windlass::accelerator::simulated::{Options, SimulatedAccelerator};
+use windlass::{
+    Algorithm, Buffer, Collective, Communicator, Config, DataType, Device, DeviceBuffer, Extent, Memory,
+    RawRequest, ReduceOp, TransportChoice,
+};
+
+const COUNTS: [usize; 8] = [0, 1, 3, 16, 65, 130, 257, 1500];
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum Kind {
+    Registered,
+    Heap,
+    /// Even ranks registered, odd ones heap.
+    Mixed,
+    Device,
+}
+
+/// Memory for one operand or result, aligned for every type.
+enum Bytes {
+    Registered(Buffer<u8>),
+    Heap(Vec<u128>, usize),
+    Device(DeviceBuffer<u8>),
+}
+
+impl Bytes {
+    fn new(comm: &Communicator, device: Option<&Device>, kind: Kind, content: &[u8]) -> Self {
+        let registered = kind == Kind::Registered || kind == Kind::Mixed && comm.rank().is_multiple_of(2);
+        if kind == Kind::Device {
+            let mut buffer = device.unwrap().alloc(content.len()).unwrap();
+            buffer.write(content).unwrap();
+            return Self::Device(buffer);
+        }
+        if registered {
+            let mut buffer = comm.alloc(content.len()).unwrap();
+            buffer.copy_from_slice(content);
+            return Self::Registered(buffer);
+        }
+        let mut words = vec![0u128; content.len().div_ceil(size_of::<u128>())];
+        // SAFETY: the words hold at least as many bytes.
+        unsafe {
+            std::ptr::copy_nonoverlapping(content.as_ptr(), words.as_mut_ptr().cast(), content.len());
+        }
+        Self::Heap(words, content.len())
+    }
+
+    fn address(&mut self) -> *mut u8 {
+        match self {
+            Self::Registered(buffer) => buffer.as_mut_ptr(),
+            Self::Heap(words, _) => words.as_mut_ptr().cast(),
+            Self::Device(buffer) => buffer.span().address(),
+        }
+    }
+
+    fn content(&mut self) -> Vec<u8> {
+        match self {
+            Self::Registered(buffer) => buffer.to_vec(),
+            // SAFETY: the words hold at least so many bytes.
+            Self::Heap(words, length) => unsafe {
+                std::slice::from_raw_parts(words.as_ptr().cast(), *length).to_vec()
+            },
+            Self::Device(buffer) => {
+                let mut bytes = vec![0; buffer.len()];
+                buffer.read(&mut bytes).unwrap();
+                bytes
+            }
+        }
+    }
+}
+
+/// Runs a case on this rank.
+fn run(comm: &Communicator, device: Option<&Device>, kind: Kind, case: &Case, in_place: bool) {
+    let rank = comm.rank();
+    let size = case.data_type.size_bytes();
+    let (input_count, output_count) = case.sizes(rank);
+    let mut operand = Vec::new();
+    (0..input_count).for_each(|index| case.operand(rank, index, &mut operand));
+    // What must be overwritten, or must not.
+    let before: Vec<u8> = (0..output_count * size).map(|at| mix(at as u64) as u8 & 1).collect();
+    let (input_lengths, output_lengths) = case.lengths(rank);
+    let mut request = RawRequest::new(case.collective, case.data_type, case.own(rank));
+    (request.op, request.root) = (case.op, case.root);
+    if case.collective.is_uneven() {
+        (request.input_lengths, request.output_lengths) =
+            (&raw const *input_lengths, &raw const *output_lengths);
+    }
+    let expected = case.result(rank);
+    let offset = |lengths: &[usize]| lengths.iter().take(rank as usize).sum::<usize>() * size;
+    let (result, initial) = if in_place {
+        // The smaller of the two lies in the larger one, where its block is.
+        let (length, at, result_at) = match (case.collective.input(), case.collective.output()) {
+            (Extent::Block, Extent::Nothing) => (operand.len(), 0, 0),
+            (Extent::Block, _) if output_count > 0 => (before.len(), offset(&output_lengths), 0),
+            (_, Extent::Block) if input_count > 0 => (operand.len(), 0, offset(&input_lengths)),
+            _ => (operand.len().max(before.len()), 0, 0),
+        };
+        let mut content = before.clone();
+        content.resize(length.max(at + operand.len()), 0);
+        content[at..at + operand.len()].copy_from_slice(&operand);
+        let mut memory = Bytes::new(comm, device, kind, &content);
+        let base = memory.address();
+        (request.input, request.output) = (base.wrapping_add(at), base.wrapping_add(result_at));
+        // SAFETY: the memory is as long as the collective needs and is not touched during the call.
+        unsafe {
+            comm.blocking().perform(&request).unwrap_or_else(|error| panic!("{case:?} {kind:?}: {error}"))
+        };
+        let content_after = memory.content();
+        let end = result_at + output_count * size;
+        (content_after[result_at..end].to_vec(), content[result_at..end].to_vec())
+    } else {
+        let mut input = Bytes::new(comm, device, kind, &operand);
+        let mut output = Bytes::new(comm, device, kind, &before);
+        (request.input, request.output) = (input.address(), output.address());
+        // SAFETY: as above.
+        unsafe {
+            comm.blocking().perform(&request).unwrap_or_else(|error| panic!("{case:?} {kind:?}: {error}"))
+        };
+        assert_eq!(input.content(), operand, "{case:?} {kind:?}: the operand is left alone");
+        (output.content(), before)
+    };
+    // Where a rank has no result, what was there stays.
+    let expected = expected.unwrap_or(initial);
+    assert!(
+        result == expected,
+        "{case:?} {kind:?}{} on rank {rank}: {:?} and not {:?}",
+        if in_place { " in place" } else { "" },
+        &result[..result.len().min(48)],
+        &expected[..expected.len().min(48)]
+    );
+}
+
+/// What a collective is tried with: every type, and every operator that is defined on it.
+fn kinds_of_elements(collective: Collective) -> Vec<(DataType, ReduceOp)> {
+    let types = DataType::ALL.iter().copied();
+    if !collective.reduces() {
+        return types.map(|data_type| (data_type, ReduceOp::Sum)).collect();
+    }
+    let scan = matches!(collective, Collective::Scan | Collective::ExScan);
+    let pairs = types.flat_map(|data_type| ReduceOp::ALL.iter().map(move |op| (data_type, *op)));
+    pairs
+        // A scaled sum is a sum of what was scaled before; an average is none of a scan's.
+        .filter(|(data_type, op)| op.supports(*data_type) && *op != ReduceOp::ScaledSum)
+        .filter(|(_, op)| !(scan && *op == ReduceOp::Avg))
+        .collect()
+}
+
+/// All cases of a world of so many ranks; how many they were.
+fn world(transport: TransportChoice, algorithm: Option<Algorithm>, ranks: u32, kinds: &[Kind]) -> u64 {
+    let mut config = Config::default();
+    (config.transport, config.algorithm) = (transport, algorithm);
+    // Small chunks, so that modest counts have several.
+    (config.model.chunk_bytes, config.model.stage_chunk_bytes) = (2048, 4096);
+    config.timeout = std::time::Duration::from_secs(60);
+    let counted = windlass::threads_with(ranks, &config, |comm| {
+        let on_device = kinds.contains(&Kind::Device);
+        let device =
+            on_device.then(|| comm.attach(Arc::new(SimulatedAccelerator::new(Options::default()))).unwrap());
+        let mut cases = 0u64;
+        for &collective in
+            Collective::ALL.iter().filter(|c| !c.is_point_to_point() && **c != Collective::Barrier)
+        {
+            for (data_type, op) in kinds_of_elements(collective) {
+                for &kind in kinds {
+                    cases += 1;
+                    let chance = mix(cases);
+                    let case = Case {
+                        collective,
+                        data_type,
+                        op,
+                        ranks,
+                        root: (chance % u64::from(ranks)) as u32,
+                        count: COUNTS[(chance >> 20) as usize % COUNTS.len()],
+                        salt: cases,
+                    };
+                    let in_place = chance >> 40 & 1 == 1 && collective.may_be_in_place();
+                    run(&comm, device.as_ref(), kind, &case, in_place);
+                }
+            }
+        }
+        cases
+    });
+    counted.unwrap()[0]
+}
+
+fn sweep(name: &str, transport: TransportChoice, kinds: &[Kind], ranks: std::ops::RangeInclusive<u32>) {
+    let cases: u64 = ranks.clone().map(|ranks| world(transport, None, ranks, kinds)).sum();
+    println!("matrix over {name}: {cases} cases on {ranks:?} ranks, all right");
+    assert!(cases > 1000);
+}
+
+const HOST: [Kind; 3] = [Kind::Registered, Kind::Heap, Kind::Mixed];
+
+#[test]
+fn over_shared_memory() {
+    sweep("shared memory", TransportChoice::Shm, &HOST, 1..=9);
+}
+
+#[test]
+fn over_tcp() {
+    sweep("tcp", TransportChoice::Tcp, &HOST[..2], 1..=9);
+}
+
+#[test]
+fn on_device_memory() {
+    sweep("shared memory, on the device", TransportChoice::Shm, &[Kind::Device], 1..=4);
+}
+
+#[test]
+fn by_every_algorithm() {
+    let mut cases = 0;
+    for &algorithm in Algorithm::ALL {
+        let transport =
+            if algorithm.needs_mapped_peers() { TransportChoice::Shm } else { TransportChoice::Tcp };
+        cases += world(transport, Some(algorithm), 3, &HOST[..2]);
+    }
+    println!("matrix by every algorithm: {cases} cases on 3 ranks, all right");
+}
