@@ -19,7 +19,7 @@ fn seed(target: &str, name: &str, bytes: &[u8]) {
 }
 
 fn frame(kind: Kind, id: u8, size: u8, detail: Detail) -> Vec<u8> {
-    let header = Header { kind, message: message(id, size), detail };
+    let header = Header { kind, ack: 0, message: message(id, size), detail };
     let mut bytes = header.encode().to_vec();
     bytes.resize(bytes.len() + header.payload(), id);
     bytes

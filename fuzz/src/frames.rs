@@ -42,7 +42,7 @@ pub fn run(bytes: &[u8]) {
                     Kind::Data => Detail::Piece(usize::from(detail)),
                     _ => Detail::Credits { bytes: u32::from(detail & 63), messages: u32::from(detail >> 6) },
                 };
-                let header = Header { kind, message, detail };
+                let header = Header { kind, ack: 0, message, detail };
                 if !desk.hear(&header.encode()) || !desk.hear(&vec![id; header.payload()]) {
                     return;
                 }

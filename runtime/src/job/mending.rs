@@ -1,0 +1,209 @@
+//! Streams that break while both ranks live: the scheduler's machines, joined to the transport and the membership.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use windlass_transports::LostCause;
+
+use super::Job;
+use super::delivery::peer_cause;
+use crate::error::{PeerCause, report};
+use crate::group::lock;
+use crate::metrics;
+use crate::scheduler::{Connection, ConnectionAction, Hopeless};
+
+/// How often a rank's streams were opened anew, and what left once more.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Reconnects {
+    /// Streams opened anew.
+    pub streams: u64,
+    /// Frames that left once more.
+    pub chunks: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
+/// A job's streams, as far as they have ever broken.
+#[derive(Debug, Default)]
+pub(crate) struct Mending {
+    connections: Mutex<Connections>,
+    /// How many are being opened; looked at without the lock.
+    under_way: AtomicU32,
+    counts: [AtomicU64; 3],
+}
+
+#[derive(Debug, Default)]
+struct Connections {
+    /// Times are counted from here.
+    epoch: Option<Instant>,
+    machines: BTreeMap<u32, (Connection, LostCause)>,
+}
+
+impl Job {
+    /// How often streams were opened anew.
+    pub(crate) fn reconnects(&self) -> Reconnects {
+        let [streams, chunks, bytes] =
+            [0, 1, 2].map(|count: usize| self.mending.counts[count].load(Ordering::Relaxed));
+        Reconnects { streams, chunks, bytes }
+    }
+
+    pub(super) fn broken(&self, peer: u32, cause: &LostCause) {
+        let known_dead = self.knows_dead() && lock(&self.dead).contains_key(&peer);
+        self.drive_connections(|now, machines| {
+            let new = || (Connection::new(self.config.reconnect), cause.clone());
+            let (machine, last) = machines.entry(peer).or_insert_with(new);
+            *last = cause.clone();
+            if known_dead {
+                machine.handle_died();
+            }
+            machine.handle_broken(now);
+        });
+    }
+
+    pub(super) fn reopened(&self, peer: u32, chunks: u64, bytes: u64, progressed: bool) {
+        let mut after = LostCause::Closed;
+        self.drive_connections(|_, machines| {
+            if let Some((machine, cause)) = machines.get_mut(&peer) {
+                after = cause.clone();
+                machine.handle_stands(progressed);
+            }
+        });
+        let counted = [1, chunks, bytes];
+        for (count, by) in self.mending.counts.iter().zip(counted) {
+            count.fetch_add(by, Ordering::Relaxed);
+        }
+        if let Some(board) = &self.board {
+            metrics::count_reconnect(board, self.rank as usize, counted);
+        }
+        let times = self.reconnects().streams;
+        // A network that breaks streams all the time must not fill the disk, too.
+        if !self.is_simulated() && times.is_power_of_two() {
+            report(format_args!(
+                "rank {}: the stream to rank {peer} broke ({after}) and stands again; {bytes} bytes are sent once more. Streams of this \
+                 rank were opened anew {times} time(s)",
+                self.rank
+            ));
+        }
+    }
+
+    /// A peer's death is known: its streams are not opened any more.
+    pub(super) fn peer_died(&self, peer: u32) {
+        self.drive_connections(|_, machines| {
+            if let Some((machine, _)) = machines.get_mut(&peer) {
+                machine.handle_died();
+            }
+        });
+    }
+
+    /// Lets time pass for streams that are being opened. Whether any is.
+    pub(super) fn mend(&self) -> bool {
+        if self.mending.under_way.load(Ordering::Relaxed) == 0 {
+            return false;
+        }
+        let heard: BTreeMap<u32, bool> = {
+            let Some(messages) = &self.messages else { return false };
+            let peers: Vec<u32> = lock(&self.mending.connections).machines.keys().copied().collect();
+            let messages = lock(messages);
+            peers.into_iter().map(|peer| (peer, messages.is_heard(peer))).collect()
+        };
+        self.drive_connections(|now, machines| {
+            for (peer, (machine, _)) in machines {
+                machine.handle_time(now, heard.get(peer).copied().unwrap_or(true));
+            }
+        })
+    }
+
+    /// Gives the machines an input, and does what they say. Whether they said anything.
+    fn drive_connections(
+        &self,
+        input: impl FnOnce(Duration, &mut BTreeMap<u32, (Connection, LostCause)>),
+    ) -> bool {
+        let now = self.now();
+        let mut said = Vec::new();
+        {
+            let mut connections = lock(&self.mending.connections);
+            let epoch = *connections.epoch.get_or_insert(now);
+            input(now.saturating_duration_since(epoch), &mut connections.machines);
+            let mut under_way = 0;
+            for (peer, (machine, cause)) in &mut connections.machines {
+                said.extend(machine.poll_action().map(|action| (*peer, action, cause.clone())));
+                under_way += u32::from(machine.is_mending());
+            }
+            self.mending.under_way.store(under_way, Ordering::Relaxed);
+        }
+        for (peer, action, cause) in &said {
+            self.perform(*peer, *action, cause);
+        }
+        !said.is_empty()
+    }
+
+    fn perform(&self, peer: u32, action: ConnectionAction, cause: &LostCause) {
+        let Some(messages) = &self.messages else { return };
+        let ConnectionAction::GiveUp(why) = action else { return lock(messages).reopen(peer) };
+        match why {
+            Hopeless::Exhausted { attempts, after } => {
+                let errno = match cause {
+                    LostCause::System { errno, .. } => *errno,
+                    _ => rustix::io::Errno::CONNRESET.raw_os_error(),
+                };
+                let within_ms = after.as_millis() as u64;
+                self.lost(peer, PeerCause::NotReopened { errno, attempts, within_ms });
+            }
+            Hopeless::Off => self.lost(peer, peer_cause(cause)),
+            // Who heard of it has noted why.
+            Hopeless::Dead => {}
+        }
+        lock(messages).give_up(peer);
+    }
+
+    /// The first of these whose stream could not be opened anew.
+    pub(super) fn cut_off(&self, members: &[u32]) -> Option<(u32, PeerCause)> {
+        if !self.knows_dead() {
+            return None;
+        }
+        let dead = lock(&self.dead);
+        let cut = |rank: &u32| match dead.get(rank) {
+            Some((cause @ PeerCause::NotReopened { .. }, _)) => Some((*rank, cause.clone())),
+            _ => None,
+        };
+        members.iter().find_map(cut)
+    }
+
+    /// What a rank that stops polling still owes its peers.
+    pub(crate) fn acknowledge(&self) {
+        if let Some(messages) = &self.messages {
+            lock(messages).acknowledge();
+        }
+    }
+
+    /// What to wait on for streams that break while nobody polls, and whether to look soon in any case.
+    pub(super) fn watched(&self) -> (Vec<OwnedFd>, bool) {
+        let Some(messages) = &self.messages else { return (Vec::new(), false) };
+        let messages = lock(messages);
+        let disturbed = self.mending.under_way.load(Ordering::Relaxed) > 0 || messages.is_disturbed();
+        let polled = messages.descriptor().filter(|_| disturbed);
+        let watched = messages.guard().into_iter().chain(polled);
+        (watched.filter_map(|descriptor| descriptor.try_clone_to_owned().ok()).collect(), disturbed)
+    }
+
+    /// Polls for the sake of streams that broke, or are being opened.
+    pub(crate) fn tend_streams(&self) {
+        let mut nobodys = Vec::new();
+        // A poll looks at sockets of which nothing is expected only now and then.
+        for _ in 0..32 {
+            self.poll_messages(None, &mut nobodys);
+        }
+    }
+
+    /// The same where nothing moves by itself. Whether there was anything to do.
+    pub(crate) fn tend_simulated_streams(&self) -> bool {
+        let Some(messages) = &self.messages else { return false };
+        if !lock(messages).is_disturbed() && self.mending.under_way.load(Ordering::Relaxed) == 0 {
+            return false;
+        }
+        self.poll_messages(None, &mut Vec::new())
+    }
+}
