@@ -113,7 +113,7 @@ pub enum Event {
         chunks: u64,
         /// Their bytes.
         bytes: u64,
-        /// Anything had passed since it was last opened anew.
+        /// Anything had passed since it was last opened anew, or nothing waited to.
         progressed: bool,
     },
     /// A peer cannot be reached any more. Operations posted to it complete no more; their memory is not
@@ -188,7 +188,7 @@ pub trait Transport: Send + fmt::Debug {
         true
     }
 
-    /// Whether a stream is being opened, or what it had lost is on its way: somebody must poll, although nobody may wait for a message.
+    /// Whether a stream is being opened, or carries what it had lost, or an acknowledgement waits: somebody must poll, although nobody may wait for a message.
     fn is_disturbed(&self) -> bool {
         false
     }

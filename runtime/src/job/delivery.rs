@@ -33,8 +33,11 @@ impl Job {
         let Ok(mut messages) = messages.try_lock() else { return false };
         let before = mine.len();
         let mut moved = messages.poll(mine);
+        // Under the transport's lock, so that breaks are heard of in their order.
+        let told = self.tend(&mut **messages, &mut mine[before..]);
+        moved |= self.mend(&mut **messages);
         drop(messages);
-        moved |= self.mend();
+        told.iter().for_each(|reopened| self.report_reopened(reopened));
         if mine.len() == before {
             return moved;
         }
@@ -52,12 +55,8 @@ impl Job {
             }
             match mine.swap_remove(index) {
                 Event::Lost { peer, cause } => self.lost(peer, peer_cause(&cause)),
-                Event::Broken { peer, cause } => self.broken(peer, &cause),
-                Event::Reopened { peer, chunks, bytes, progressed } => {
-                    self.reopened(peer, chunks, bytes, progressed);
-                }
-                // The receiver has found the mismatch and tells all members by the rendezvous.
-                Event::Refused { .. } => {}
+                // The receiver has found the mismatch and tells all members by the rendezvous; streams have been tended.
+                Event::Refused { .. } | Event::Broken { .. } | Event::Reopened { .. } => {}
                 event => {
                     let (Event::Sent(t) | Event::Received(t) | Event::Mismatch { token: t, .. }) = &event
                     else {

@@ -1,12 +1,13 @@
 //! Streams that break while both ranks live: the scheduler's machines, joined to the transport and the membership.
 
 use std::collections::BTreeMap;
-use std::os::fd::OwnedFd;
-use std::sync::Mutex;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use windlass_transports::LostCause;
+use rustix::event::{EventfdFlags, eventfd};
+use windlass_transports::{Event, LostCause, Transport};
 
 use super::Job;
 use super::delivery::peer_cause;
@@ -26,20 +27,34 @@ pub struct Reconnects {
     pub bytes: u64,
 }
 
-/// A job's streams, as far as they have ever broken.
+/// A job's streams, as far as they have ever broken. Whoever touches them holds the transport's lock first.
 #[derive(Debug, Default)]
 pub(crate) struct Mending {
     connections: Mutex<Connections>,
     /// How many are being opened; looked at without the lock.
     under_way: AtomicU32,
     counts: [AtomicU64; 3],
+    /// Wakes the thread that looks after streams while nobody polls.
+    wake: OnceLock<OwnedFd>,
 }
 
 #[derive(Debug, Default)]
 struct Connections {
     /// Times are counted from here.
     epoch: Option<Instant>,
-    machines: BTreeMap<u32, (Connection, LostCause)>,
+    machines: Machines,
+}
+
+/// By peer, with the last reason for a break.
+type Machines = BTreeMap<u32, (Connection, LostCause)>;
+
+/// A stream that stands again.
+#[derive(Debug)]
+pub(super) struct Reopened {
+    peer: u32,
+    after: LostCause,
+    chunks: u64,
+    bytes: u64,
 }
 
 impl Job {
@@ -50,9 +65,25 @@ impl Job {
         Reconnects { streams, chunks, bytes }
     }
 
-    pub(super) fn broken(&self, peer: u32, cause: &LostCause) {
+    /// Hears what a poll said of streams, in order. Says which stand again.
+    pub(super) fn tend(&self, transport: &mut dyn Transport, events: &mut [Event]) -> Vec<Reopened> {
+        let mut again = Vec::new();
+        for event in events {
+            match event {
+                Event::Broken { peer, cause } => self.broken(transport, *peer, cause),
+                Event::Reopened { peer, chunks, bytes, progressed } => {
+                    let after = self.reopened(transport, *peer, *progressed);
+                    again.push(Reopened { peer: *peer, after, chunks: *chunks, bytes: *bytes });
+                }
+                _ => {}
+            }
+        }
+        again
+    }
+
+    fn broken(&self, transport: &mut dyn Transport, peer: u32, cause: &LostCause) {
         let known_dead = self.knows_dead() && lock(&self.dead).contains_key(&peer);
-        self.drive_connections(|now, machines| {
+        self.drive_connections(transport, |now, machines| {
             let new = || (Connection::new(self.config.reconnect), cause.clone());
             let (machine, last) = machines.entry(peer).or_insert_with(new);
             *last = cause.clone();
@@ -61,17 +92,30 @@ impl Job {
             }
             machine.handle_broken(now);
         });
+        // Who polled may not poll again.
+        self.wake_tender();
     }
 
-    pub(super) fn reopened(&self, peer: u32, chunks: u64, bytes: u64, progressed: bool) {
+    fn wake_tender(&self) {
+        if let Some(wake) = self.mending.wake.get() {
+            let _ = rustix::io::write(wake, &1u64.to_ne_bytes());
+        }
+    }
+
+    fn reopened(&self, transport: &mut dyn Transport, peer: u32, progressed: bool) -> LostCause {
         let mut after = LostCause::Closed;
-        self.drive_connections(|_, machines| {
+        self.drive_connections(transport, |_, machines| {
             if let Some((machine, cause)) = machines.get_mut(&peer) {
                 after = cause.clone();
                 machine.handle_stands(progressed);
             }
         });
-        let counted = [1, chunks, bytes];
+        after
+    }
+
+    pub(super) fn report_reopened(&self, reopened: &Reopened) {
+        let Reopened { peer, after, chunks, bytes } = reopened;
+        let counted = [1, *chunks, *bytes];
         for (count, by) in self.mending.counts.iter().zip(counted) {
             count.fetch_add(by, Ordering::Relaxed);
         }
@@ -89,9 +133,11 @@ impl Job {
         }
     }
 
-    /// A peer's death is known: its streams are not opened any more.
+    /// A peer's death is known: its stream is not opened any more.
     pub(super) fn peer_died(&self, peer: u32) {
-        self.drive_connections(|_, machines| {
+        let Some(messages) = &self.messages else { return };
+        let mut messages = lock(messages);
+        self.drive_connections(&mut **messages, |_, machines| {
             if let Some((machine, _)) = machines.get_mut(&peer) {
                 machine.handle_died();
             }
@@ -99,19 +145,15 @@ impl Job {
     }
 
     /// Lets time pass for streams that are being opened. Whether any is.
-    pub(super) fn mend(&self) -> bool {
+    pub(super) fn mend(&self, transport: &mut dyn Transport) -> bool {
         if self.mending.under_way.load(Ordering::Relaxed) == 0 {
             return false;
         }
-        let heard: BTreeMap<u32, bool> = {
-            let Some(messages) = &self.messages else { return false };
-            let peers: Vec<u32> = lock(&self.mending.connections).machines.keys().copied().collect();
-            let messages = lock(messages);
-            peers.into_iter().map(|peer| (peer, messages.is_heard(peer))).collect()
-        };
-        self.drive_connections(|now, machines| {
+        let peers: Vec<u32> = lock(&self.mending.connections).machines.keys().copied().collect();
+        let unheard: Vec<u32> = peers.into_iter().filter(|peer| !transport.is_heard(*peer)).collect();
+        self.drive_connections(transport, |now, machines| {
             for (peer, (machine, _)) in machines {
-                machine.handle_time(now, heard.get(peer).copied().unwrap_or(true));
+                machine.handle_time(now, !unheard.contains(peer));
             }
         })
     }
@@ -119,30 +161,27 @@ impl Job {
     /// Gives the machines an input, and does what they say. Whether they said anything.
     fn drive_connections(
         &self,
-        input: impl FnOnce(Duration, &mut BTreeMap<u32, (Connection, LostCause)>),
+        transport: &mut dyn Transport,
+        input: impl FnOnce(Duration, &mut Machines),
     ) -> bool {
         let now = self.now();
-        let mut said = Vec::new();
-        {
-            let mut connections = lock(&self.mending.connections);
-            let epoch = *connections.epoch.get_or_insert(now);
-            input(now.saturating_duration_since(epoch), &mut connections.machines);
-            let mut under_way = 0;
-            for (peer, (machine, cause)) in &mut connections.machines {
-                said.extend(machine.poll_action().map(|action| (*peer, action, cause.clone())));
-                under_way += u32::from(machine.is_mending());
+        let mut connections = lock(&self.mending.connections);
+        let epoch = *connections.epoch.get_or_insert(now);
+        input(now.saturating_duration_since(epoch), &mut connections.machines);
+        let (mut under_way, mut acted) = (0, false);
+        for (peer, (machine, cause)) in &mut connections.machines {
+            if let Some(action) = machine.poll_action() {
+                acted = true;
+                self.perform(transport, *peer, action, cause);
             }
-            self.mending.under_way.store(under_way, Ordering::Relaxed);
+            under_way += u32::from(machine.is_mending());
         }
-        for (peer, action, cause) in &said {
-            self.perform(*peer, *action, cause);
-        }
-        !said.is_empty()
+        self.mending.under_way.store(under_way, Ordering::Relaxed);
+        acted
     }
 
-    fn perform(&self, peer: u32, action: ConnectionAction, cause: &LostCause) {
-        let Some(messages) = &self.messages else { return };
-        let ConnectionAction::GiveUp(why) = action else { return lock(messages).reopen(peer) };
+    fn perform(&self, transport: &mut dyn Transport, peer: u32, action: ConnectionAction, cause: &LostCause) {
+        let ConnectionAction::GiveUp(why) = action else { return transport.reopen(peer) };
         match why {
             Hopeless::Exhausted { attempts, after } => {
                 let errno = match cause {
@@ -156,7 +195,7 @@ impl Job {
             // Who heard of it has noted why.
             Hopeless::Dead => {}
         }
-        lock(messages).give_up(peer);
+        transport.give_up(peer);
     }
 
     /// The first of these whose stream could not be opened anew.
@@ -174,8 +213,10 @@ impl Job {
 
     /// What a rank that stops polling still owes its peers.
     pub(crate) fn acknowledge(&self) {
-        if let Some(messages) = &self.messages {
-            lock(messages).acknowledge();
+        if let Some(messages) = &self.messages
+            && !lock(messages).acknowledge()
+        {
+            self.wake_tender();
         }
     }
 
@@ -185,12 +226,22 @@ impl Job {
         let messages = lock(messages);
         let disturbed = self.mending.under_way.load(Ordering::Relaxed) > 0 || messages.is_disturbed();
         let polled = messages.descriptor().filter(|_| disturbed);
-        let watched = messages.guard().into_iter().chain(polled);
+        let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
+        if self.mending.wake.get().is_none()
+            && let Ok(wake) = eventfd(0, flags)
+        {
+            let _ = self.mending.wake.set(wake);
+        }
+        let wake = self.mending.wake.get().map(AsFd::as_fd);
+        let watched = messages.guard().into_iter().chain(polled).chain(wake);
         (watched.filter_map(|descriptor| descriptor.try_clone_to_owned().ok()).collect(), disturbed)
     }
 
     /// Polls for the sake of streams that broke, or are being opened.
     pub(crate) fn tend_streams(&self) {
+        if let Some(wake) = self.mending.wake.get() {
+            let _ = rustix::io::read(wake, &mut [0u8; 8]);
+        }
         let mut nobodys = Vec::new();
         // A poll looks at sockets of which nothing is expected only now and then.
         for _ in 0..32 {

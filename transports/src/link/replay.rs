@@ -5,7 +5,7 @@
 //! break both ends exchange their [`Position`]s, and the sender writes again, from the very byte, what the other has not got. The bytes are
 //! the same, so it does not matter that the receiver has acted on the first part of a frame already.
 //!
-//! Small messages are copied when they leave, within a bound, and their send ends at once. All others are kept where they lie, and their
+//! Small messages are copied when they leave, and their send ends at once. All others are kept where they lie, and their
 //! send ends with the acknowledgement, which their receiver does not hold back.
 
 use std::collections::VecDeque;
@@ -23,7 +23,7 @@ use crate::ledger::{Fault, Generation, Ledger, Receipt};
 const FRAMES: usize = 1024;
 /// Messages up to this size are copied when they leave. Larger ones are acknowledged at once.
 pub(super) const COPIED: usize = 64 << 10;
-/// Bytes that may be copied. Beyond, a small message waits for its acknowledgement like a large one.
+/// When so many bytes are copied, nothing more leaves until some are acknowledged, as a receiver does far earlier.
 const MOST_COPIED: usize = 1 << 20;
 /// A receiver acknowledges after so many frames or bytes, if nothing that it sends has told it before.
 const ACK_FRAMES: u32 = 64;
@@ -45,7 +45,7 @@ pub struct Resumed {
     pub frames: u64,
     /// Bytes.
     pub bytes: u64,
-    /// Anything had passed, in either direction, since it was last resumed.
+    /// Anything had passed, in either direction, since it was last resumed, or nothing waited to.
     pub progressed: bool,
 }
 
@@ -106,7 +106,7 @@ impl Replay {
 
     /// How many frames may begin to leave.
     pub(super) fn room(&self) -> usize {
-        FRAMES - self.ledger.under_way() as usize
+        if self.copied < MOST_COPIED { FRAMES - self.ledger.under_way() as usize } else { 0 }
     }
 
     /// Whether a send waits for its acknowledgement.
@@ -125,9 +125,8 @@ impl Replay {
     }
 
     fn keep(&mut self, mut frame: Frame, buffers: &mut Buffers, events: &mut Vec<Event>) {
-        let bytes = frame.payload_bytes();
         self.copied += frame.copied_bytes();
-        if frame.is_whole_message() && bytes <= COPIED && self.copied + bytes <= MOST_COPIED {
+        if frame.is_whole_message() && frame.payload_bytes() <= COPIED {
             self.copied += frame.own(buffers);
             events.extend(frame.take_token().map(Event::Sent));
         }
@@ -268,7 +267,8 @@ impl Replay {
         // What had been told may not have arrived; the positions have told it.
         self.told = ours.frames;
         (self.owed, self.unacknowledged) = (None, 0);
-        let progressed = self.resumed_at.replace((ours, theirs)) != Some((ours, theirs));
+        let passed = self.resumed_at.replace((ours, theirs)) != Some((ours, theirs));
+        let progressed = passed || self.kept.is_empty();
         let bytes = self.kept.iter().map(|frame| frame.len() as u64).sum::<u64>() - skip as u64;
         Ok(Resumed { frames: self.kept.len() as u64, bytes, progressed })
     }

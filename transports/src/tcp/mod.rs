@@ -606,7 +606,10 @@ impl Transport for Tcp {
     }
 
     fn is_disturbed(&self) -> bool {
-        let disturbed = |peer: &Peer| peer.standing == Standing::Opening || peer.link.writes_again();
+        let disturbed = |peer: &Peer| {
+            peer.standing == Standing::Opening
+                || peer.socket.is_some() && (peer.link.writes_again() || peer.link.owes())
+        };
         self.peers.iter().enumerate().any(|(rank, peer)| rank != self.rank as usize && disturbed(peer))
     }
 
