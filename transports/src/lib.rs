@@ -193,7 +193,7 @@ pub trait Transport: Send + fmt::Debug {
         false
     }
 
-    /// A descriptor that is readable when a stream has broken or a peer calls, and otherwise not.
+    /// A descriptor that is readable when a peer calls, and otherwise not.
     fn guard(&self) -> Option<BorrowedFd<'_>> {
         None
     }

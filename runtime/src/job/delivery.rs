@@ -34,10 +34,10 @@ impl Job {
         let before = mine.len();
         let mut moved = messages.poll(mine);
         // Under the transport's lock, so that breaks are heard of in their order.
-        let told = self.tend(&mut **messages, &mut mine[before..]);
+        let heard = self.tend(&mut **messages, &mine[before..]);
         moved |= self.mend(&mut **messages);
         drop(messages);
-        told.iter().for_each(|reopened| self.report_reopened(reopened));
+        self.pass_on(&heard);
         if mine.len() == before {
             return moved;
         }

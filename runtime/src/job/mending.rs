@@ -11,6 +11,7 @@ use windlass_transports::{Event, LostCause, Transport};
 
 use super::Job;
 use super::delivery::peer_cause;
+use crate::bootstrap::protocol::ToServer;
 use crate::error::{PeerCause, report};
 use crate::group::lock;
 use crate::metrics;
@@ -48,9 +49,17 @@ struct Connections {
 /// By peer, with the last reason for a break.
 type Machines = BTreeMap<u32, (Connection, LostCause)>;
 
+/// What a poll said of streams, and others do not know yet.
+#[derive(Debug)]
+pub(super) struct Heard {
+    again: Vec<Reopened>,
+    /// Whose calls are awaited.
+    uncalled: Vec<u32>,
+}
+
 /// A stream that stands again.
 #[derive(Debug)]
-pub(super) struct Reopened {
+struct Reopened {
     peer: u32,
     after: LostCause,
     chunks: u64,
@@ -65,12 +74,15 @@ impl Job {
         Reconnects { streams, chunks, bytes }
     }
 
-    /// Hears what a poll said of streams, in order. Says which stand again.
-    pub(super) fn tend(&self, transport: &mut dyn Transport, events: &mut [Event]) -> Vec<Reopened> {
-        let mut again = Vec::new();
+    /// Hears what a poll said of streams, in order. Says what others are to be told.
+    pub(super) fn tend(&self, transport: &mut dyn Transport, events: &[Event]) -> Heard {
+        let (mut again, mut uncalled) = (Vec::new(), Vec::new());
         for event in events {
             match event {
-                Event::Broken { peer, cause } => self.broken(transport, *peer, cause),
+                Event::Broken { peer, cause } => {
+                    self.broken(transport, *peer, cause);
+                    uncalled.extend((*peer > self.rank).then_some(*peer));
+                }
                 Event::Reopened { peer, chunks, bytes, progressed } => {
                     let after = self.reopened(transport, *peer, *progressed);
                     again.push(Reopened { peer: *peer, after, chunks: *chunks, bytes: *bytes });
@@ -78,7 +90,14 @@ impl Job {
                 _ => {}
             }
         }
-        again
+        Heard { again, uncalled }
+    }
+
+    /// Tells of it, once no lock is held.
+    pub(super) fn pass_on(&self, heard: &Heard) {
+        heard.again.iter().for_each(|reopened| self.report_reopened(reopened));
+        // The higher rank dials, and may be busy with something else than messages.
+        heard.uncalled.iter().for_each(|peer| self.tell(&ToServer::Broken { to: *peer }));
     }
 
     fn broken(&self, transport: &mut dyn Transport, peer: u32, cause: &LostCause) {
@@ -113,7 +132,7 @@ impl Job {
         after
     }
 
-    pub(super) fn report_reopened(&self, reopened: &Reopened) {
+    fn report_reopened(&self, reopened: &Reopened) {
         let Reopened { peer, after, chunks, bytes } = reopened;
         let counted = [1, *chunks, *bytes];
         for (count, by) in self.mending.counts.iter().zip(counted) {

@@ -90,6 +90,7 @@ impl Job {
                     None => self.hear_early(&mut early, from, message, descriptor),
                 }
             }
+            (ToRank::Broken { .. }, _) => self.tend_streams(),
             (ToRank::Lost { rank, cause }, _) => {
                 let mut dead = lock(&self.dead);
                 // That it vanished is what one sees without having been told: worth less than what one was told.
