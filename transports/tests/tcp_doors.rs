@@ -125,6 +125,8 @@ fn the_descriptor_wakes_a_waiter() {
                 );
             }
         }
+        // Who stops polling says what it owes: the sender of a large message waits for it.
+        assert!(tcp.acknowledge());
         (tcp, events)
     };
     let ended = std::thread::scope(|scope| {

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use rustix::event::{EventfdFlags, eventfd};
 use windlass_transports::{Event, LostCause, Transport};
@@ -103,7 +103,7 @@ impl Job {
     fn broken(&self, transport: &mut dyn Transport, peer: u32, cause: &LostCause) {
         let known_dead = self.knows_dead() && lock(&self.dead).contains_key(&peer);
         self.drive_connections(transport, |now, machines| {
-            let new = || (Connection::new(self.config.reconnect), cause.clone());
+            let new = || (Connection::new(self.config.reconnect.as_nanos() as u64), cause.clone());
             let (machine, last) = machines.entry(peer).or_insert_with(new);
             *last = cause.clone();
             if known_dead {
@@ -181,12 +181,12 @@ impl Job {
     fn drive_connections(
         &self,
         transport: &mut dyn Transport,
-        input: impl FnOnce(Duration, &mut Machines),
+        input: impl FnOnce(u64, &mut Machines),
     ) -> bool {
         let now = self.now();
         let mut connections = lock(&self.mending.connections);
         let epoch = *connections.epoch.get_or_insert(now);
-        input(now.saturating_duration_since(epoch), &mut connections.machines);
+        input(now.saturating_duration_since(epoch).as_nanos() as u64, &mut connections.machines);
         let (mut under_way, mut acted) = (0, false);
         for (peer, (machine, cause)) in &mut connections.machines {
             if let Some(action) = machine.poll_action() {
@@ -202,12 +202,12 @@ impl Job {
     fn perform(&self, transport: &mut dyn Transport, peer: u32, action: ConnectionAction, cause: &LostCause) {
         let ConnectionAction::GiveUp(why) = action else { return transport.reopen(peer) };
         match why {
-            Hopeless::Exhausted { attempts, after } => {
+            Hopeless::Exhausted { attempts, after_ns } => {
                 let errno = match cause {
                     LostCause::System { errno, .. } => *errno,
                     _ => rustix::io::Errno::CONNRESET.raw_os_error(),
                 };
-                let within_ms = after.as_millis() as u64;
+                let within_ms = after_ns / 1_000_000;
                 self.lost(peer, PeerCause::NotReopened { errno, attempts, within_ms });
             }
             Hopeless::Off => self.lost(peer, peer_cause(cause)),

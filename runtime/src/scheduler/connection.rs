@@ -4,16 +4,14 @@
 //! try: attempts with growing rests, for a bounded time from the break on. An end that waits to be called, or whose call was heard, waits for
 //! a peer that is late; that is the business of the operations' deadlines, and of who hears of deaths.
 
-use std::time::Duration;
-
 use super::table::connection::{Effect, Event, State, TABLE};
 use super::table::find;
 
 /// Attempts within one bound. The rests grow, so that a bound of minutes has fewer.
 const MOST_ATTEMPTS: u32 = 1000;
 /// The first rest; each is twice the one before, up to the longest.
-const FIRST_REST: Duration = Duration::from_millis(1);
-const LONGEST_REST: Duration = Duration::from_millis(250);
+const FIRST_REST_NS: u64 = 1_000_000;
+const LONGEST_REST_NS: u64 = 250_000_000;
 
 /// Why a stream is not opened any more.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -27,7 +25,7 @@ pub enum Hopeless {
         /// So often,
         attempts: u32,
         /// for so long.
-        after: Duration,
+        after_ns: u64,
     },
 }
 
@@ -48,34 +46,34 @@ pub enum ConnectionAction {
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct Connection {
     state: State,
-    within: Duration,
+    within_ns: u64,
     dead: bool,
     /// The first break since anything has passed.
-    since: Option<Duration>,
+    since_ns: Option<u64>,
     attempts: u32,
-    rested: Duration,
+    rested_ns: u64,
     action: Option<ConnectionAction>,
 }
 
 impl Connection {
-    /// A stream that stands, and is opened anew `within` this time from a break on.
-    pub const fn new(within: Duration) -> Self {
+    /// A stream that stands, and is opened anew within this time from a break on; zero: not at all.
+    pub const fn new(within_ns: u64) -> Self {
         Self {
             state: State::Open,
-            within,
+            within_ns,
             dead: false,
-            since: None,
+            since_ns: None,
             attempts: 0,
-            rested: Duration::ZERO,
+            rested_ns: 0,
             action: None,
         }
     }
 
     /// It broke, or could not be opened. Times are counted from any beginning.
-    pub fn handle_broken(&mut self, now: Duration) {
-        let since = *self.since.get_or_insert(now);
-        self.rested = now + LONGEST_REST.min(FIRST_REST * (1 << self.attempts.min(8)));
-        match self.hopeless(now - since) {
+    pub fn handle_broken(&mut self, now_ns: u64) {
+        let since = *self.since_ns.get_or_insert(now_ns);
+        self.rested_ns = now_ns + LONGEST_REST_NS.min(FIRST_REST_NS << self.attempts.min(8));
+        match self.hopeless(now_ns.saturating_sub(since)) {
             Some(why) => self.turn(Event::Hopeless, Some(why)),
             None => self.turn(Event::Broke, None),
         }
@@ -84,7 +82,7 @@ impl Connection {
     /// It stands again. `progressed`: something has passed since it last did.
     pub fn handle_stands(&mut self, progressed: bool) {
         if progressed {
-            (self.since, self.attempts) = (None, 0);
+            (self.since_ns, self.attempts) = (None, 0);
         }
         self.turn(Event::Stands, None);
     }
@@ -96,14 +94,14 @@ impl Connection {
     }
 
     /// Time has passed. `heard`: the peer knows that the stream is being opened.
-    pub fn handle_time(&mut self, now: Duration, heard: bool) {
-        let after = self.since.map_or(Duration::ZERO, |since| now.saturating_sub(since));
+    pub fn handle_time(&mut self, now_ns: u64, heard: bool) {
+        let after_ns = self.since_ns.map_or(0, |since| now_ns.saturating_sub(since));
         match self.state {
-            State::Calling if !heard && after >= self.within => {
-                let why = Hopeless::Exhausted { attempts: self.attempts, after };
+            State::Calling if !heard && after_ns >= self.within_ns => {
+                let why = Hopeless::Exhausted { attempts: self.attempts, after_ns };
                 self.turn(Event::Hopeless, Some(why));
             }
-            State::Resting if now >= self.rested => self.turn(Event::Rested, None),
+            State::Resting if now_ns >= self.rested_ns => self.turn(Event::Rested, None),
             _ => {}
         }
     }
@@ -118,15 +116,15 @@ impl Connection {
         matches!(self.state, State::Calling | State::Resting)
     }
 
-    fn hopeless(&self, after: Duration) -> Option<Hopeless> {
+    fn hopeless(&self, after_ns: u64) -> Option<Hopeless> {
         if self.dead {
             return Some(Hopeless::Dead);
         }
-        if self.within.is_zero() {
+        if self.within_ns == 0 {
             return Some(Hopeless::Off);
         }
-        let spent = after >= self.within || self.attempts >= MOST_ATTEMPTS;
-        spent.then_some(Hopeless::Exhausted { attempts: self.attempts, after })
+        let spent = after_ns >= self.within_ns || self.attempts >= MOST_ATTEMPTS;
+        spent.then_some(Hopeless::Exhausted { attempts: self.attempts, after_ns })
     }
 
     fn turn(&mut self, event: Event, why: Option<Hopeless>) {

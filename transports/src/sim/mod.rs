@@ -254,7 +254,7 @@ impl State {
         let ways = [(one, other), (other, one)];
         let connection = ways.iter().map(|way| self.pipes.entry(*way).or_default().sends).max();
         for way in ways {
-            let State { pipes, random, .. } = self;
+            let Self { pipes, random, .. } = self;
             let pipe = pipes.entry(way).or_default();
             let size = |packet: &Packet| if let Packet::Bytes(_, bytes) = packet { bytes.len() } else { 0 };
             let mut left = random.within(0..pipe.travelling.len() as u64 + 1);
