@@ -124,9 +124,9 @@ fn a_rank_that_calls_nothing_answers() {
         if comm.rank() == 0 {
             let shut = |stream: &OwnedFd| rustix::net::shutdown(stream, rustix::net::Shutdown::Both);
             streams().iter().for_each(|stream| shut(stream).unwrap_or_default());
-            let mut memory = [7i64];
+            let memory = [7i64];
             let begin = Instant::now();
-            comm.blocking().send(&mut memory[..], 1, 3).unwrap();
+            comm.blocking().send(&memory[..], 1, 3).unwrap();
             assert!(begin.elapsed() < Duration::from_secs(1), "{:?}", begin.elapsed());
             while comm.reconnects().streams == 0 {
                 assert!(begin.elapsed() < Duration::from_secs(2), "nobody answers");
