@@ -7,6 +7,8 @@ use std::path::Path;
 use windlass::{Config, ModelFile};
 use windlass_fuzz::{LIMITS, message};
 use windlass_memory::accelerator::{Exported, Region};
+use windlass_transports::ledger::Generation;
+use windlass_transports::link::Position;
 use windlass_transports::link::wire::{Detail, Header, Kind};
 use windlass_transports::shm::Board;
 use windlass_transports::shm::board::Shape;
@@ -19,7 +21,7 @@ fn seed(target: &str, name: &str, bytes: &[u8]) {
 }
 
 fn frame(kind: Kind, id: u8, size: u8, detail: Detail) -> Vec<u8> {
-    let header = Header { kind, message: message(id, size), detail };
+    let header = Header { kind, ack: 0, message: message(id, size), detail };
     let mut bytes = header.encode().to_vec();
     bytes.resize(bytes.len() + header.payload(), id);
     bytes
@@ -38,6 +40,8 @@ fn streams() {
         7,
         &[frame(Kind::Data, 2, 7, Detail::Piece(60)), frame(Kind::Data, 2, 7, Detail::Piece(40))],
     );
+    let piece = |of, detail| frame(Kind::Data, 2, of, Detail::Piece(detail));
+    with("abandoned", 64, &[piece(7, 60), frame(Kind::Abandon, 2, 7, none), piece(7, 100)]);
     with("cleared", 64, &[frame(Kind::Clear, 3, 5, none), frame(Kind::Rescind, 3, 5, none)]);
     with("announced", 64, &[frame(Kind::Announce, 5, 5, none), frame(Kind::Retract, 5, 5, none)]);
     with("stalled", 64, &[frame(Kind::Stalled, 0, 0, none), frame(Kind::Resumed, 0, 0, none)]);
@@ -70,7 +74,9 @@ fn steps() {
 fn main() {
     streams();
     steps();
-    seed("greeting", "one", &Greeting { job: 1 << 100, rank: 3, limits: LIMITS }.encode());
+    let (generation, position) = (Generation(2), Position { frames: 7, bytes: 70 });
+    let greeting = Greeting { job: 1 << 100, rank: 3, limits: LIMITS, generation, position };
+    seed("greeting", "one", &greeting.encode());
     let exported = Exported { region: Region::new(1, 2), generation: 3, offset: 4160, bytes: 1 << 20 };
     seed("exported", "one", &exported.to_wire());
     seed("exported", "none", &Exported { bytes: 0, ..exported }.to_wire());

@@ -82,7 +82,9 @@ impl Desk {
                 Event::Received(token) => (token, End::Done, Some(false)),
                 Event::Mismatch { token, .. } => (token, End::Mismatch, None),
                 Event::Refused { .. } => return None,
-                Event::Lost { .. } => panic!("a link does not decide that a peer is lost"),
+                Event::Lost { .. } | Event::Broken { .. } | Event::Reopened { .. } => {
+                    panic!("a link does not decide what becomes of its peer")
+                }
             };
             let live = self.live.remove(&token.0).expect("events name live operations, once");
             assert!(

@@ -1,12 +1,11 @@
 //! Four bytes a step: what, identity, size, detail. What is a post, a withdrawal, some output, or a frame of the peer.
 
-use windlass_transports::link::Withdrawal;
 use windlass_transports::link::wire::{Detail, Header, Kind};
 
 use crate::desk::{Desk, message};
 
 /// By its number on the wire, less one.
-const KINDS: [Kind; 13] = [
+const KINDS: [Kind; 15] = [
     Kind::Eager,
     Kind::Announce,
     Kind::Clear,
@@ -20,6 +19,8 @@ const KINDS: [Kind; 13] = [
     Kind::RefuseClear,
     Kind::Stalled,
     Kind::Resumed,
+    Kind::Abandon,
+    Kind::Ack,
 ];
 
 /// A peer that says what it likes, in order or not.
@@ -27,14 +28,10 @@ pub fn run(bytes: &[u8]) {
     let mut desk = Desk::new(1);
     for &[what, id, size, detail] in bytes.as_chunks().0 {
         let message = message(id, size);
-        match what % 20 {
+        match what % 22 {
             0 | 1 => desk.post(true, id, &message, 7),
             2 | 3 => desk.post(false, id, &message, 0),
-            4 | 5 => {
-                if let Some((_, Withdrawal::Broken)) = desk.withdraw(detail) {
-                    return;
-                }
-            }
+            4 | 5 => drop(desk.withdraw(detail)),
             6 => drop(desk.say(usize::from(detail) * 4)),
             kind => {
                 let kind = KINDS[usize::from(kind) - 7];
@@ -42,7 +39,7 @@ pub fn run(bytes: &[u8]) {
                     Kind::Data => Detail::Piece(usize::from(detail)),
                     _ => Detail::Credits { bytes: u32::from(detail & 63), messages: u32::from(detail >> 6) },
                 };
-                let header = Header { kind, message, detail };
+                let header = Header { kind, ack: 0, message, detail };
                 if !desk.hear(&header.encode()) || !desk.hear(&vec![id; header.payload()]) {
                     return;
                 }

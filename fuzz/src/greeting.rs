@@ -1,4 +1,4 @@
-//! 48 bytes.
+//! 64 bytes.
 
 use windlass_transports::tcp::greeting::{GREETING_BYTES, Greeting};
 

@@ -2,7 +2,6 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use windlass_transports::link::Withdrawal;
 use windlass_transports::message::{COLLECTIVE_TAG, Message, MessageId};
 
 use crate::desk::{Desk, End, SIZES};
@@ -127,10 +126,7 @@ pub fn run(bytes: &[u8]) {
             2 | 3 => pair.post(name, false, variant > 240),
             4 => {
                 let at = usize::from(variant & 1);
-                if let Some((live, withdrawal)) = pair.desks[at].withdraw(name) {
-                    if withdrawal == Withdrawal::Broken {
-                        return;
-                    }
+                if let Some((live, _)) = pair.desks[at].withdraw(name) {
                     pair.courses.entry(live.name).or_default().withdrawn = true;
                 }
             }

@@ -86,6 +86,11 @@ impl Communicator {
         self.group.rank
     }
 
+    /// How often streams of this rank broke and were opened anew, and what was sent once more.
+    pub fn reconnects(&self) -> crate::Reconnects {
+        self.group.job.reconnects()
+    }
+
     /// The number of ranks.
     pub fn size(&self) -> u32 {
         self.group.ranks

@@ -64,6 +64,8 @@ pub struct Config {
     pub timeout: Duration,
     /// How long a rank waits for the others to join. `WINDLASS_JOIN_TIMEOUT`.
     pub join_timeout: Duration,
+    /// How long a rank tries to open a broken stream to a living peer anew; zero: not at all, the peer has failed then. `WINDLASS_RECONNECT`.
+    pub reconnect: Duration,
     /// After how long a waiting operation is reported on stderr; zero never. `WINDLASS_REPORT_AFTER`.
     pub report_after: Duration,
     /// The constants of the cost model: a file written by `windlass tune`. `WINDLASS_MODEL`.
@@ -78,6 +80,7 @@ impl Default for Config {
             algorithm: None,
             timeout: Duration::from_secs(30 * 60),
             join_timeout: Duration::from_secs(300),
+            reconnect: Duration::from_secs(10),
             report_after: Duration::from_secs(10),
             model: Model::default(),
             origins: Vec::new(),
@@ -146,6 +149,13 @@ const SETTINGS: &[Setting] = &[
         shared: false,
         apply: |c, v| seconds(v).map(|d| c.join_timeout = d),
         show: |c| c.join_timeout.as_secs_f64().to_string(),
+    },
+    Setting {
+        key: "reconnect",
+        variable: "WINDLASS_RECONNECT",
+        shared: true,
+        apply: |c, v| seconds(v).map(|d| c.reconnect = d),
+        show: |c| c.reconnect.as_secs_f64().to_string(),
     },
     Setting {
         key: "report_after",

@@ -27,6 +27,15 @@ pub enum PeerCause {
     Vanished,
     /// Its data connection broke; the operating system's error number.
     Unreachable(i32),
+    /// Its data connection broke and could not be opened anew, although its process may live.
+    NotReopened {
+        /// The last attempt's error number.
+        errno: i32,
+        /// How often it was tried.
+        attempts: u32,
+        /// For how long, in milliseconds.
+        within_ms: u64,
+    },
 }
 
 impl fmt::Display for PeerCause {
@@ -39,6 +48,12 @@ impl fmt::Display for PeerCause {
             Self::Unreachable(errno) => {
                 write!(f, "cannot be reached: {}", std::io::Error::from_raw_os_error(*errno))
             }
+            Self::NotReopened { errno, attempts, within_ms } => write!(
+                f,
+                "cannot be reached: its stream broke and was not opened anew by {attempts} attempts in {within_ms} ms \
+                 (WINDLASS_RECONNECT), the last of which failed with: {}",
+                std::io::Error::from_raw_os_error(*errno)
+            ),
         }
     }
 }

@@ -2,7 +2,10 @@
 
 mod delivery;
 mod early;
+pub(crate) mod mending;
 mod news;
+
+pub use mending::Reconnects;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -57,6 +60,7 @@ pub(crate) struct Job {
     /// Who has ended, how, and since when it is known.
     dead: Mutex<BTreeMap<u32, (PeerCause, Instant)>>,
     dead_count: AtomicU32,
+    pub(crate) mending: mending::Mending,
     groups: Mutex<Vec<Option<Weak<Group>>>>,
     boards: Mutex<BTreeMap<u32, Arc<Board>>>,
     /// Failures of communicators that this rank has no part in yet.
@@ -164,6 +168,7 @@ impl Job {
             peers: RwLock::new(vec![Vec::new(); identity.ranks as usize]),
             dead: Mutex::default(),
             dead_count: AtomicU32::new(0),
+            mending: mending::Mending::default(),
             groups: Mutex::default(),
             boards: Mutex::default(),
             early: Mutex::default(),
@@ -318,7 +323,8 @@ impl Job {
     /// Who is to blame when one of `waiting_on` has ended: among `members`, whoever crashed first, since who crashes takes others along;
     /// otherwise the one waited for.
     pub(crate) fn culprit(&self, waiting_on: &[u32], members: &[u32]) -> Option<(u32, PeerCause)> {
-        let waited = self.dead_among(waiting_on)?;
+        // A member that cannot be reached any more lives, perhaps, and waits for this rank: nobody else ends its wait.
+        let waited = self.dead_among(waiting_on).or_else(|| self.cut_off(members))?;
         let dead = lock(&self.dead);
         let crashed = members.iter().filter_map(|r| dead.get(r).map(|(cause, since)| (*r, cause, *since)));
         let first =

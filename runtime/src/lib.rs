@@ -44,8 +44,11 @@ pub use communicator::{Blocking, Communicator, Tag, init};
 pub use config::{Config, ModelFile, Origin, TransportChoice};
 pub use device::{Device, DeviceBuffer, Movements};
 pub use error::{AbortReason, Error, Failed, JoinError, PeerCause, Problem, Refusal};
+pub use job::Reconnects;
 pub use memory::{Buffer, Memory, MemoryMut, Span};
 pub use operation::Operation;
+#[doc(hidden)]
+pub use registry::Planted;
 pub use registry::{Fault, SimulationOptions, Traffic, Wire};
 pub use request::RawRequest;
 pub use scope::{Borrowed, Scope};

@@ -40,8 +40,23 @@ struct Block {
     cells: [[Cell; CLASSES]; COLLECTIVES],
 }
 
-/// The bytes of a rank's notes on the job's board.
-pub(crate) const NOTE_BYTES: u64 = (BLOCKS * size_of::<Block>()) as u64;
+/// Streams opened anew, frames sent once more, and their bytes.
+type Streams = [AtomicU64; 3];
+
+/// The bytes of a rank's notes on the job's board: its communicators' blocks, then what it counts of its streams.
+pub(crate) const NOTE_BYTES: u64 = (BLOCKS * size_of::<Block>() + size_of::<Streams>()) as u64;
+
+fn streams(board: &Board, rank: usize) -> &Streams {
+    // SAFETY: the notes hold so much behind the blocks (NOTE_BYTES), zeroed, of atomics, and the board keeps them mapped.
+    unsafe { board.notes(rank).cast::<Block>().add(BLOCKS).cast::<Streams>().as_ref() }
+}
+
+/// A stream of `rank` was opened anew.
+pub(crate) fn count_reconnect(board: &Board, rank: usize, counted: [u64; 3]) {
+    for (counter, by) in streams(board, rank).iter().zip(counted) {
+        counter.fetch_add(by, Ordering::Relaxed);
+    }
+}
 
 fn class_of(bytes: u64) -> usize {
     if bytes <= 64 {
@@ -237,6 +252,12 @@ pub(crate) fn render(board: &Board) -> String {
             job.add(&sum, *collective, class, None);
         }
     }
+    for rank in 0..ranks {
+        let counts = streams(board, rank).each_ref().map(|counter| counter.load(Ordering::Relaxed));
+        per_rank.add_streams(counts, Some(&rank.to_string()));
+        job.streams.iter_mut().zip(counts).for_each(|(sum, count)| *sum += count);
+    }
+    job.add_streams(job.streams, None);
     job.render("windlass_", "of the whole job") + &per_rank.render("windlass_rank_", "of one rank")
 }
 
@@ -289,6 +310,9 @@ struct Families {
     bytes: Vec<prometheus::proto::Metric>,
     errors: Vec<prometheus::proto::Metric>,
     latency: Vec<prometheus::proto::Metric>,
+    reconnects: [Vec<prometheus::proto::Metric>; 3],
+    /// Of all ranks.
+    streams: [u64; 3],
 }
 
 impl Families {
@@ -336,9 +360,30 @@ impl Families {
         self.latency.push(metric);
     }
 
+    fn add_streams(&mut self, counts: [u64; 3], rank: Option<&str>) {
+        for (metrics, count) in self.reconnects.iter_mut().zip(counts) {
+            let mut counter = prometheus::proto::Counter::default();
+            counter.set_value(count as f64);
+            let mut metric = prometheus::proto::Metric::default();
+            metric.set_counter(counter);
+            let label = rank.map(|rank| {
+                let mut pair = prometheus::proto::LabelPair::default();
+                pair.set_name("rank".to_owned());
+                pair.set_value(rank.to_owned());
+                pair
+            });
+            metric.set_label(label.into_iter().collect());
+            metrics.push(metric);
+        }
+    }
+
     fn render(self, prefix: &str, whose: &str) -> String {
         use prometheus::proto::MetricType as T;
+        let [reconnects, chunks, replayed] = self.reconnects;
         let families = [
+            ("reconnects_total", "Broken streams that were opened anew", T::COUNTER, reconnects),
+            ("replayed_chunks_total", "Frames that left once more after a break", T::COUNTER, chunks),
+            ("replayed_bytes_total", "Bytes that left once more after a break", T::COUNTER, replayed),
             ("operations_total", "Collective operations that have ended", T::COUNTER, self.operations),
             ("bytes_total", "Bytes of the vectors of operations that have ended", T::COUNTER, self.bytes),
             ("errors_total", "Operations that failed", T::COUNTER, self.errors),
@@ -408,6 +453,7 @@ mod tests {
             (0..times).for_each(|i| recorder.record(&series, recorder.begin(i, &series)));
         }
         Recorder::new(Some(&board), 1, 0).record_error(&series);
+        (0..2).for_each(|rank| count_reconnect(&board, rank, [1, 5, 700]));
         let text = render(&board);
         for line in [
             "windlass_rank_operations_total{collective=\"all_reduce\",size_class=\"4096\",rank=\"0\"} 4",
@@ -415,6 +461,9 @@ mod tests {
             "windlass_rank_bytes_total{collective=\"all_reduce\",size_class=\"4096\",rank=\"1\"} 2048",
             "windlass_rank_errors_total{collective=\"all_reduce\",size_class=\"4096\",rank=\"1\"} 1",
             "# TYPE windlass_operation_seconds histogram",
+            "windlass_rank_reconnects_total{rank=\"1\"} 1",
+            "windlass_replayed_chunks_total 10",
+            "windlass_replayed_bytes_total 1400",
             // The first of each communicator's is timed, and stands for sixteen.
             "windlass_operation_seconds_count{collective=\"all_reduce\",size_class=\"4096\"} 48",
         ] {

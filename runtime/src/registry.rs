@@ -11,6 +11,8 @@ use crate::clock::Clock;
 use crate::config::{Config, TransportChoice};
 use crate::error::JoinError;
 
+#[doc(hidden)]
+pub use windlass_transports::link::Planted;
 pub(crate) use windlass_transports::sim::Network;
 pub use windlass_transports::sim::{Fault, Options as SimulationOptions, Traffic, Wire};
 

@@ -6,12 +6,14 @@
 //! | module | one idea |
 //! |---|---|
 //! | [`message`] | a message's identity on the wire |
+//! | [`ledger`] | what is done again after a break, by the receiver's watermark |
 //! | [`link`] | matching, eager credits and rendezvous between two ranks, without I/O |
 //! | [`tcp`] | links over TCP streams |
 //! | [`sim`] | links over a simulated network with virtual time |
 //! | [`shm`] | links over lanes in shared memory, and the boards through which mapped peers signal |
 
 pub mod conformance;
+pub mod ledger;
 pub mod link;
 pub mod message;
 pub mod shm;
@@ -33,6 +35,8 @@ pub struct Capabilities {
     pub maps_peers: bool,
     /// Messages up to this size leave without waiting for the receiver, while credits last.
     pub eager_bytes: usize,
+    /// What carries messages can break while both ranks live, and be opened anew: [`Event::Broken`] and [`Transport::reopen`].
+    pub streams_break: bool,
     /// Completions may be waited for on a descriptor; otherwise on the job's doorbell.
     pub has_descriptor: bool,
 }
@@ -72,7 +76,7 @@ impl fmt::Display for LostCause {
 /// What has happened.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Event {
-    /// A posted send is complete: its memory may be reused. The peer may not have it yet.
+    /// A posted send is complete: its memory may be reused. The peer has it, or will have it unless one of both is lost.
     Sent(Token),
     /// A posted receive is complete: its memory holds the message.
     Received(Token),
@@ -93,6 +97,24 @@ pub enum Event {
         peer: Rank,
         /// What the receiver expected.
         theirs: Message,
+    },
+    /// The stream to a peer broke, or could not be opened. What was posted waits; [`Transport::reopen`] or [`Transport::give_up`] decides.
+    Broken {
+        /// Which.
+        peer: Rank,
+        /// Why.
+        cause: LostCause,
+    },
+    /// The stream to a peer stands again. What the peer has not got leaves once more, and nothing else does.
+    Reopened {
+        /// Which.
+        peer: Rank,
+        /// Frames that leave once more.
+        chunks: u64,
+        /// Their bytes.
+        bytes: u64,
+        /// Anything had passed since it was last opened anew, or nothing waited to.
+        progressed: bool,
     },
     /// A peer cannot be reached any more. Operations posted to it complete no more; their memory is not
     /// touched after this event.
@@ -135,13 +157,46 @@ pub trait Transport: Send + fmt::Debug {
     unsafe fn post_recv(&mut self, peer: Rank, message: &Message, memory: *mut u8, token: Token);
 
     /// Forgets a posted operation: after the return its memory is not touched again, and no event names
-    /// it. A half-sent message makes the link to that peer unusable, and it is lost then.
+    /// it. Of a half-sent message, what has begun to leave may leave from a copy; the peer may receive the message whole, or wait as if it had not been sent.
+    /// The identity of a withdrawn send is not used again.
     /// A large message that comes for a withdrawn receive is thrown away, unless a receive of the same identity has been posted before it comes.
     fn withdraw(&mut self, token: Token);
+
+    /// Opens a [broken](Event::Broken) stream anew: ends with [`Event::Reopened`] or [`Event::Broken`]. It may last until the peer does its part.
+    fn reopen(&mut self, _peer: Rank) {}
+
+    /// Whether a peer whose stream is being opened is known to have heard of it; then it is late, not gone. The end that waits to be
+    /// called knows nothing else.
+    fn is_heard(&self, _peer: Rank) -> bool {
+        true
+    }
+
+    /// Opens a broken stream no more: the peer is [lost](Event::Lost).
+    fn give_up(&mut self, _peer: Rank) {}
+
+    /// Breaks the stream to a peer under its protocol, as a network would. For tests.
+    #[doc(hidden)]
+    fn sever(&mut self, _peer: Rank) {}
 
     /// Makes progress and appends what has happened to `events`. Never blocks. Returns whether anything moved, also
     /// when it completed nothing.
     fn poll(&mut self, events: &mut Vec<Event>) -> bool;
+
+    /// Sends the acknowledgements that peers wait for, unless something that leaves soon carries them. Whoever stops polling calls it first.
+    /// False if a peer does not take them now.
+    fn acknowledge(&mut self) -> bool {
+        true
+    }
+
+    /// Whether a stream is being opened, or carries what it had lost, or an acknowledgement waits: somebody must poll, although nobody may wait for a message.
+    fn is_disturbed(&self) -> bool {
+        false
+    }
+
+    /// A descriptor that is readable when a peer calls, and otherwise not.
+    fn guard(&self) -> Option<BorrowedFd<'_>> {
+        None
+    }
 
     /// A descriptor that is readable when [`poll`](Transport::poll) has something to do, if there is one.
     fn descriptor(&self) -> Option<BorrowedFd<'_>>;

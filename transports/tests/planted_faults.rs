@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use windlass_transports::conformance::{CASES, run_case};
-use windlass_transports::link::Limits;
+use windlass_transports::link::{Limits, Planted};
 use windlass_transports::sim::{Network, Options};
 use windlass_transports::{Capabilities, Event, Message, Rank, Token, Transport};
 
@@ -22,6 +22,9 @@ enum Fault {
     SwallowsRefusals,
     DropsEveryHundredth,
     ReportsEarly,
+    LeavesBroken,
+    TrustsCompletions,
+    ForgetsWhatItHas,
 }
 
 /// A transport with a fault.
@@ -96,7 +99,7 @@ impl Transport for Faulty {
             Event::Sent(token) | Event::Received(token) => !self.told.contains(token),
             Event::Lost { .. } => self.fault != Fault::SwallowsLosses,
             Event::Refused { .. } => self.fault != Fault::SwallowsRefusals,
-            Event::Mismatch { .. } => true,
+            Event::Mismatch { .. } | Event::Broken { .. } | Event::Reopened { .. } => true,
         });
         for event in fresh {
             let twice = match event {
@@ -111,6 +114,20 @@ impl Transport for Faulty {
         moved
     }
 
+    fn reopen(&mut self, peer: Rank) {
+        if self.fault != Fault::LeavesBroken {
+            self.inner.reopen(peer);
+        }
+    }
+
+    fn give_up(&mut self, peer: Rank) {
+        self.inner.give_up(peer);
+    }
+
+    fn sever(&mut self, peer: Rank) {
+        self.inner.sever(peer);
+    }
+
     fn descriptor(&self) -> Option<BorrowedFd<'_>> {
         None
     }
@@ -121,7 +138,12 @@ fn failing(fault: Fault) -> Vec<&'static str> {
     let current: RefCell<Option<Network>> = RefCell::new(None);
     let limits = Limits { eager_bytes: 2000, credit_bytes: 20_000, credit_messages: 32, announcements: 8 };
     let mut make = |ranks: usize| {
-        let network = Network::new(ranks, 3, Options { limits, ..Options::default() });
+        let planted = match fault {
+            Fault::TrustsCompletions => Some(Planted::TrustCompletion),
+            Fault::ForgetsWhatItHas => Some(Planted::DeliverTwice),
+            _ => None,
+        };
+        let network = Network::new(ranks, 3, Options { limits, planted, ..Options::default() });
         let endpoints = network.endpoints();
         *current.borrow_mut() = Some(network);
         endpoints
@@ -162,6 +184,9 @@ fn every_planted_fault_is_caught() {
         Fault::SwallowsRefusals,
         Fault::DropsEveryHundredth,
         Fault::ReportsEarly,
+        Fault::LeavesBroken,
+        Fault::TrustsCompletions,
+        Fault::ForgetsWhatItHas,
     ] {
         let failed = failing(fault);
         println!("{fault:?}: {failed:?}");

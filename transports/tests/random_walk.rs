@@ -2,9 +2,9 @@
 
 use std::collections::HashMap;
 
-use windlass_transports::link::Limits;
+use windlass_transports::link::{Limits, Planted};
 use windlass_transports::message::{Message, MessageId};
-use windlass_transports::sim::{Endpoint, Network, Options, Wire};
+use windlass_transports::sim::{Endpoint, Fault, Network, Options, Wire};
 use windlass_transports::{Event, Token, Transport};
 
 const BYTES: [usize; 6] = [0, 8, 64, 65, 300, 2500];
@@ -18,6 +18,7 @@ struct Walk {
     ended: HashMap<(usize, u64, bool), u32>,
     spoilt: Vec<u64>,
     tokens: u64,
+    reopened: u32,
 }
 
 impl Walk {
@@ -56,16 +57,19 @@ impl Walk {
         self.live.insert(self.tokens, (rank, identity, is_send, memory));
     }
 
-    /// False if the link broke, as a half-sent message breaks it.
-    fn poll(&mut self, rank: usize) -> bool {
+    fn poll(&mut self, rank: usize) {
         let mut events = Vec::new();
         self.ranks[rank].poll(&mut events);
         for event in events {
             let token = match event {
                 Event::Sent(token) | Event::Received(token) => token.0,
-                Event::Lost { cause, .. } => {
-                    assert!(!matches!(cause, windlass_transports::LostCause::Garbled(_)), "{cause}");
-                    return false;
+                Event::Broken { peer, .. } => {
+                    self.ranks[rank].reopen(peer);
+                    continue;
+                }
+                Event::Reopened { .. } => {
+                    self.reopened += 1;
+                    continue;
                 }
                 // The message of a withdrawn receive was being thrown away when a new receive was posted.
                 Event::Mismatch { token, theirs, .. } if self.spoilt.contains(&theirs.id.sequence) => {
@@ -80,7 +84,6 @@ impl Walk {
             assert!(memory.iter().all(|&byte| byte == identity as u8 | 1), "wrong bytes");
             *self.ended.entry((rank, identity, is_send)).or_default() += 1;
         }
-        true
     }
 
     fn withdraw(&mut self) {
@@ -90,14 +93,18 @@ impl Walk {
             return;
         }
         let token = tokens[self.chance(tokens.len() as u64) as usize];
-        if let Some((rank, identity, ..)) = self.live.remove(&token) {
+        if let Some((rank, identity, is_send, _)) = self.live.remove(&token) {
             self.ranks[rank].withdraw(Token(token));
+            if is_send {
+                // It may have reached the peer, so its identity is used up.
+                self.ended.insert((rank, identity, true), 1);
+            }
             self.spoilt.push(identity);
         }
     }
 
-    /// Takes random steps, then finishes. False if the link broke on the way.
-    fn run(&mut self, withdrawals: bool) -> bool {
+    /// Takes random steps, then finishes.
+    fn run(&mut self, withdrawals: bool, breaks: bool) {
         for _ in 0..400 {
             match self.chance(10) {
                 0..4 => {
@@ -107,9 +114,11 @@ impl Walk {
                 4 if withdrawals => self.withdraw(),
                 5..8 => {
                     let rank = self.chance(2) as usize;
-                    if !self.poll(rank) {
-                        return false;
-                    }
+                    self.poll(rank);
+                }
+                8 if breaks && self.chance(4) == 0 => {
+                    let rank = self.chance(2) as u32;
+                    self.network.inject(Fault::Break(rank, 1 - rank));
                 }
                 _ => {
                     self.network.step();
@@ -121,21 +130,24 @@ impl Walk {
             self.post(identity, false);
         }
         for _ in 0..20_000 {
-            if !self.poll(0) || !self.poll(1) {
-                return false;
-            }
+            self.poll(0);
+            self.poll(1);
             self.network.step();
         }
         let stuck = self.live.values().filter(|(_, identity, ..)| !self.spoilt.contains(identity)).count();
         assert_eq!(stuck, 0, "operations that nobody disturbed hang");
-        true
     }
 }
 
-fn walk(seed: u64, withdrawals: bool) -> bool {
+/// Says how often a stream was opened anew.
+fn walk(seed: u64, withdrawals: bool, breaks: bool, planted: Option<Planted>) -> u32 {
     let limits = Limits { eager_bytes: 64, credit_bytes: 200, credit_messages: 3, announcements: 2 };
-    let options =
-        Options { limits, wire: Wire { window: 700, packet: 300, ..Wire::default() }, ..Options::default() };
+    let options = Options {
+        limits,
+        planted,
+        wire: Wire { window: 700, packet: 300, ..Wire::default() },
+        ..Options::default()
+    };
     let network = Network::new(2, seed, options);
     let ranks = network.endpoints();
     let mut walk = Walk {
@@ -146,17 +158,42 @@ fn walk(seed: u64, withdrawals: bool) -> bool {
         ended: HashMap::new(),
         spoilt: Vec::new(),
         tokens: 0,
+        reopened: 0,
     };
-    walk.run(withdrawals)
+    walk.run(withdrawals, breaks);
+    walk.reopened
 }
 
 #[test]
 fn undisturbed_messages_all_arrive() {
-    assert!((0..100).all(|seed| walk(seed, false)));
+    assert!((0..100).all(|seed| walk(seed, false, false, None) == 0));
 }
 
 #[test]
 fn withdrawals_disturb_nobody_else() {
-    let whole = (0..300).filter(|&seed| walk(seed, true)).count();
-    assert!(whole > 30, "only {whole} walks went without breaking the link by a half-sent message");
+    assert!((0..300).all(|seed| walk(seed, true, false, None) == 0), "and no stream breaks");
+}
+
+#[test]
+fn breaks_lose_nothing_and_repeat_nothing() {
+    let reopened: u32 = (0..300).map(|seed| walk(seed, seed % 2 == 0, true, None)).sum();
+    assert!(reopened > 600, "{reopened}");
+}
+
+/// Walks until one shows the fault; none may need a thousand.
+fn caught(planted: Planted) {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let found =
+        (0..1000).find(|&seed| std::panic::catch_unwind(|| walk(seed, false, true, Some(planted))).is_err());
+    std::panic::set_hook(hook);
+    println!("{planted:?}: {found:?}");
+    assert!(found.is_some(), "{planted:?} was not noticed");
+}
+
+#[test]
+fn planted_faults_of_replay_are_noticed() {
+    caught(Planted::TrustCompletion);
+    caught(Planted::DeliverTwice);
+    caught(Planted::ReuseGeneration);
 }

@@ -127,14 +127,14 @@ fn a_partition_holds_what_crosses_it_until_it_heals() {
 }
 
 #[test]
-fn a_partition_that_lasts_makes_its_sides_lose_each_other() {
+fn a_partition_that_lasts_breaks_the_streams_across_it() {
     let mut world = World::new(3, Options { patience: 1_000_000, ..options() });
     world.network.inject(Fault::Partition(vec![0]));
     let lost = world.run(2_000_000);
     let of = |rank, peer| {
         let cause = LostCause::System { call: "read", errno: 110 };
         lost.iter()
-            .filter(|(to, event)| *to == rank && *event == Event::Lost { peer, cause: cause.clone() })
+            .filter(|(to, event)| *to == rank && *event == Event::Broken { peer, cause: cause.clone() })
             .count()
     };
     assert_eq!([of(0, 1), of(0, 2), of(1, 0), of(2, 0)], [1; 4]);
@@ -158,8 +158,9 @@ fn an_errored_write_arrives_though_its_sender_is_told_otherwise() {
     world.post(0, 1, 10);
     let events = world.run(2_000_000);
     let error = LostCause::System { call: "write", errno: 104 };
-    assert!(events.contains(&(0, Event::Lost { peer: 1, cause: error })), "{events:?}");
-    assert!(events.contains(&(1, Event::Lost { peer: 0, cause: LostCause::Closed })), "{events:?}");
+    assert!(events.contains(&(0, Event::Broken { peer: 1, cause: error })), "{events:?}");
+    let reset = LostCause::System { call: "read", errno: 104 };
+    assert!(events.contains(&(1, Event::Broken { peer: 0, cause: reset })), "{events:?}");
     assert_eq!(world.network.traffic()[&(0, 1)].bytes, before + 1, "the byte left all the same");
 }
 

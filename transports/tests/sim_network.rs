@@ -50,7 +50,7 @@ fn the_seed_decides_everything() {
 }
 
 #[test]
-fn a_lost_rank_is_lost_for_all() {
+fn all_see_that_a_lost_rank_is_gone() {
     let network = Network::new(3, 1, Options::default());
     let mut endpoints = network.endpoints();
     network.lose(1);
@@ -63,7 +63,7 @@ fn a_lost_rank_is_lost_for_all() {
             lost.extend(events.into_iter().map(|event| (rank, event)));
         }
     }
-    let event = Event::Lost { peer: 1, cause: LostCause::Closed };
+    let event = Event::Broken { peer: 1, cause: LostCause::Closed };
     lost.sort_by_key(|(rank, _)| *rank);
     assert_eq!(lost, [(0, event.clone()), (2, event)]);
 }

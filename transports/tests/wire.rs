@@ -1,12 +1,13 @@
 //! The decoders: any bytes give an answer, and what is encoded is decoded.
 
 use proptest::prelude::*;
+use windlass_transports::ledger::Generation;
 use windlass_transports::link::wire::{Detail, HEADER_BYTES, Header, Kind};
-use windlass_transports::link::{Limits, Link};
+use windlass_transports::link::{Limits, Link, Position};
 use windlass_transports::message::{Message, MessageId};
 use windlass_transports::tcp::greeting::{GREETING_BYTES, Greeting};
 
-const KINDS: [Kind; 13] = [
+const KINDS: [Kind; 15] = [
     Kind::Eager,
     Kind::Announce,
     Kind::Clear,
@@ -20,6 +21,8 @@ const KINDS: [Kind; 13] = [
     Kind::RefuseClear,
     Kind::Stalled,
     Kind::Resumed,
+    Kind::Abandon,
+    Kind::Ack,
 ];
 
 /// Headers whose identities are few, so that they meet.
@@ -31,7 +34,8 @@ fn headers() -> impl Strategy<Value = Header> {
             Kind::Data => Detail::Piece(if bytes == 0 { 0 } else { 1 + a as usize % bytes }),
             _ => Detail::Credits { bytes: u32::from(a % 16 == 0) * 8, messages: u32::from(b % 16 == 0) },
         };
-        Header { kind, message: Message { id, fingerprint: [1, 2], bytes }, detail }
+        let ack = if a % 8 == 0 { b % 4 } else { 0 };
+        Header { kind, ack, message: Message { id, fingerprint: [1, 2], bytes }, detail }
     })
 }
 
@@ -44,9 +48,8 @@ proptest! {
     #[test]
     fn any_header_bytes_give_an_answer(mut bytes in any::<[u8; HEADER_BYTES]>(), plausible: bool) {
         if plausible {
-            bytes[..3].copy_from_slice(b"WL\x01");
+            bytes[..3].copy_from_slice(b"WL\x02");
             bytes[3] %= 16;
-            bytes[4..8].fill(0);
         }
         if let Ok(header) = Header::decode(&bytes) {
             prop_assert_eq!(header.encode(), bytes);
@@ -54,9 +57,10 @@ proptest! {
     }
 
     #[test]
-    fn greetings_survive(job: u128, rank: u32, a: u32, b: u32, c: u32, d: u32) {
+    fn greetings_survive(job: u128, rank: u32, a: u32, b: u32, c: u32, d: u32, far: u64) {
         let limits = Limits { eager_bytes: a, credit_bytes: b, credit_messages: c, announcements: d };
-        let greeting = Greeting { job, rank, limits };
+        let position = Position { frames: a ^ d, bytes: far };
+        let greeting = Greeting { job, rank, limits, generation: Generation(b ^ c), position };
         prop_assert_eq!(Greeting::decode(&greeting.encode()), Some(greeting));
     }
 

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{AbortReason, PeerCause, Refusal};
 
 /// Changes whenever a message does.
-pub(crate) const VERSION: u32 = 3;
+pub(crate) const VERSION: u32 = 4;
 
 /// The most bytes of a message: a datagram must fit into a socket's buffer.
 pub(crate) const MAX_BYTES: usize = 128 << 10;
@@ -39,6 +39,8 @@ pub(crate) enum ToServer {
     Region { to: u32, message: RegionMessage },
     /// It leaves the job in order.
     Leave,
+    /// For one rank: its stream to this one broke, and it is the one that dials.
+    Broken { to: u32 },
 }
 
 /// To a rank.
@@ -65,6 +67,8 @@ pub(crate) enum ToRank {
     Region { from: u32, message: RegionMessage },
     /// A peer's process has ended, or it has left.
     Lost { rank: u32, cause: PeerCause },
+    /// A peer's stream broke, and waits to be opened anew.
+    Broken { from: u32 },
 }
 
 /// What ranks tell each other of a segment of device memory: see `scheduler`.
@@ -171,6 +175,7 @@ mod tests {
                 }),
             ),
             ("server-leave", to(ToServer::Leave)),
+            ("server-broken", to(ToServer::Broken { to: 1 })),
             ("rank-welcome", to(ToRank::Welcome { tcp: vec![None, tcp], cores: 2 })),
             ("rank-refused", to(ToRank::Refused(Refusal::Taken { pid: 77 }))),
             ("rank-waiting", to(ToRank::Waiting { missing: vec![1, 2] })),
@@ -186,6 +191,7 @@ mod tests {
                 }),
             ),
             ("rank-lost", to(ToRank::Lost { rank: 1, cause: PeerCause::Killed(9) })),
+            ("rank-broken", to(ToRank::Broken { from: 1 })),
         ]
     }
 

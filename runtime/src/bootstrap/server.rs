@@ -397,6 +397,9 @@ impl State {
             (Some(rank), ToServer::Region { to, message }) => {
                 self.tell(|r| r == to, &ToRank::Region { from: rank, message }, descriptor.as_ref());
             }
+            (Some(rank), ToServer::Broken { to }) => {
+                self.tell(|r| r == to, &ToRank::Broken { from: rank }, None);
+            }
             (Some(rank), ToServer::Leave) => {
                 self.connections[index].left = true;
                 self.lose(rank, PeerCause::Left);

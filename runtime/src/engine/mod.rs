@@ -410,6 +410,9 @@ impl Stream {
                 if self.shadow.is_some() && !self.leave_shadow(group)? {
                     return Ok(moved);
                 }
+                if messages {
+                    group.job.acknowledge();
+                }
                 self.finish(group);
                 return Ok(true);
             }

@@ -32,8 +32,12 @@ impl Job {
         // Somebody else polls: what is ours comes by the inbox.
         let Ok(mut messages) = messages.try_lock() else { return false };
         let before = mine.len();
-        let moved = messages.poll(mine);
+        let mut moved = messages.poll(mine);
+        // Under the transport's lock, so that breaks are heard of in their order.
+        let heard = self.tend(&mut **messages, &mine[before..]);
+        moved |= self.mend(&mut **messages);
         drop(messages);
+        self.pass_on(&heard);
         if mine.len() == before {
             return moved;
         }
@@ -41,7 +45,7 @@ impl Job {
             Event::Sent(t) | Event::Received(t) | Event::Mismatch { token: t, .. } => {
                 group.is_some_and(|g| Group::slot_of(*t) == g.slot())
             }
-            Event::Lost { .. } | Event::Refused { .. } => false,
+            _ => false,
         };
         let (mut index, mut others) = (before, false);
         while index < mine.len() {
@@ -50,9 +54,9 @@ impl Job {
                 continue;
             }
             match mine.swap_remove(index) {
-                Event::Lost { peer, cause } => self.lost(peer, &cause),
-                // The receiver has found the mismatch and tells all members by the rendezvous.
-                Event::Refused { .. } => {}
+                Event::Lost { peer, cause } => self.lost(peer, peer_cause(&cause)),
+                // The receiver has found the mismatch and tells all members by the rendezvous; streams have been tended.
+                Event::Refused { .. } | Event::Broken { .. } | Event::Reopened { .. } => {}
                 event => {
                     let (Event::Sent(t) | Event::Received(t) | Event::Mismatch { token: t, .. }) = &event
                     else {
@@ -73,15 +77,19 @@ impl Job {
         moved
     }
 
-    fn lost(&self, peer: u32, cause: &LostCause) {
-        let cause = match cause {
-            LostCause::Closed => PeerCause::Vanished,
-            LostCause::System { errno, .. } => PeerCause::Unreachable(*errno),
-            LostCause::Garbled(_) => PeerCause::Unreachable(rustix::io::Errno::BADMSG.raw_os_error()),
-        };
+    pub(super) fn lost(&self, peer: u32, cause: PeerCause) {
         let mut dead = lock(&self.dead);
         dead.entry(peer).or_insert((cause, self.now()));
         self.dead_count.store(dead.len() as u32, Ordering::Release);
+    }
+}
+
+/// Why a peer failed whose stream ended so.
+pub(super) fn peer_cause(cause: &LostCause) -> PeerCause {
+    match cause {
+        LostCause::Closed => PeerCause::Vanished,
+        LostCause::System { errno, .. } => PeerCause::Unreachable(*errno),
+        LostCause::Garbled(_) => PeerCause::Unreachable(rustix::io::Errno::BADMSG.raw_os_error()),
     }
 }
 
@@ -91,6 +99,7 @@ fn hand_over(group: &Group, stream: &mut Stream, event: Event) -> Result<bool, E
         Event::Sent(token) | Event::Received(token) if Group::is_transfer(token) => {
             let ended = lock(&group.transfers).delivered(group, token);
             if let Some(ended) = ended {
+                group.job.acknowledge();
                 stream.recorder.record_elapsed(&ended.call, ended.elapsed.as_nanos() as u64, group.ranks);
                 stream.settle_later(ended.waker, ended.memory);
             }
@@ -104,6 +113,6 @@ fn hand_over(group: &Group, stream: &mut Stream, event: Event) -> Result<bool, E
             Err(lock(&group.transfers).mismatched(group, token, peer, &theirs))
         }
         Event::Mismatch { peer, theirs, .. } => Err(stream.mismatched(group, peer, theirs.fingerprint)),
-        Event::Lost { .. } | Event::Refused { .. } => Ok(false),
+        _ => Ok(false),
     }
 }

@@ -4,10 +4,12 @@ use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use windlass_memory::Mapping;
 use windlass_transports::shm::Board;
 
 use super::Job;
+use crate::bootstrap::control::Control;
 use crate::bootstrap::protocol::{ToRank, ToServer};
 use crate::error::{Error, JoinError, PeerCause};
 use crate::group::lock;
@@ -20,6 +22,9 @@ impl Job {
             std::thread::Builder::new().name("wl-control".into()).stack_size(256 << 10).spawn(move || {
                 let mut buffer = Vec::new();
                 loop {
+                    if !watch_streams(&weak, &control) {
+                        return;
+                    }
                     let heard = control.listen(&mut buffer);
                     let Some(job) = weak.upgrade() else { return };
                     match heard {
@@ -85,6 +90,7 @@ impl Job {
                     None => self.hear_early(&mut early, from, message, descriptor),
                 }
             }
+            (ToRank::Broken { .. }, _) => self.tend_streams(),
             (ToRank::Lost { rank, cause }, _) => {
                 let mut dead = lock(&self.dead);
                 // That it vanished is what one sees without having been told: worth less than what one was told.
@@ -94,6 +100,7 @@ impl Job {
                 }
                 self.dead_count.store(dead.len() as u32, Ordering::Release);
                 drop(dead);
+                self.peer_died(rank);
                 if let Some(attached) = self.attached.get() {
                     attached.lose(rank);
                 }
@@ -115,5 +122,22 @@ impl Job {
     /// Leaves the job: the peers hear that it was in order.
     pub(crate) fn leave(&self) {
         self.tell(&ToServer::Leave);
+    }
+}
+
+/// Looks after streams that break while nobody waits for a message, until the rendezvous has something to say. False if the job is over.
+fn watch_streams(job: &std::sync::Weak<Job>, control: &Control) -> bool {
+    loop {
+        // The job must be able to end while this waits: only descriptors are kept.
+        let Some((watched, disturbed)) = job.upgrade().map(|job| job.watched()) else { return false };
+        let mut polled = vec![PollFd::from_borrowed_fd(control.descriptor(), PollFlags::IN)];
+        polled.extend(watched.iter().map(|descriptor| PollFd::new(descriptor, PollFlags::IN)));
+        let soon = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
+        let _ = poll(&mut polled, disturbed.then_some(&soon));
+        if !polled[0].revents().is_empty() {
+            return true;
+        }
+        let Some(job) = job.upgrade() else { return false };
+        job.tend_streams();
     }
 }

@@ -8,6 +8,7 @@
 //! |---|---|---|
 //! | [`Region`] | each segment this rank owns | when to withdraw, acknowledge, refuse, register, advertise |
 //! | [`Import`] | each segment of a peer that this rank maps or holds a key of | when to map, drain, unmap, answer |
+//! | [`Connection`] | each peer whose stream can break | when to open it anew, and when to give the peer up |
 //! | [`Ledger`] | each stream of chunks this rank writes to one target | which chunks are done again |
 //! | [`Receipt`] | each stream of chunks that reaches this rank | how far the delivery has come: the watermark |
 //! | [`Reduction`] | each Combine whose inputs or outputs can vanish | what is summed into scratch, and committed from it |
@@ -22,18 +23,19 @@
 //! ledgers decide what.
 #![forbid(unsafe_code)]
 
+mod connection;
 mod import;
-mod ledger;
 mod notice;
 mod reduction;
 mod region;
 pub mod table;
 
+pub use connection::{Connection, ConnectionAction, Hopeless};
 pub use import::{Import, ImportAction};
-pub use ledger::{Chunk, Ledger, Receipt};
 pub use notice::{Notice, Replacement};
 pub use reduction::{Place, Reduction};
 pub use region::{Access, Limits, Region, RegionAction};
+pub use windlass_transports::ledger::{Chunk, Generation, Ledger, NotUnderWay, Receipt};
 
 use std::fmt;
 
@@ -49,21 +51,6 @@ pub struct RegionName {
 impl fmt::Display for RegionName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} of rank {}", self.segment, self.owner)
-    }
-}
-
-/// How often a segment has been placed anew. It only grows, and what carries an older one is refused at both ends.
-#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct Generation(pub u32);
-
-impl Generation {
-    /// The one after this.
-    ///
-    /// # Panics
-    ///
-    /// After 2³² moves of one segment: a number would be used again.
-    pub fn next(self) -> Self {
-        Self(self.0.checked_add(1).expect("a segment moves less than 2^32 times"))
     }
 }
 
@@ -115,16 +102,6 @@ pub enum Stale {
         said: Generation,
         /// The generation that is valid.
         now: Generation,
-    },
-    /// A chunk beyond those that are under way.
-    #[error("chunk {chunk} is not under way: {low} to {high} are")]
-    Chunk {
-        /// The chunk, or the watermark.
-        chunk: u32,
-        /// The first that is under way.
-        low: u32,
-        /// The first that is not.
-        high: u32,
     },
 }
 
@@ -202,4 +179,15 @@ pub enum Fault {
     AcknowledgeEarly,
     /// A sender takes everything written before a break for delivered, whatever the receiver says.
     IgnoreWatermark,
+}
+
+impl Fault {
+    /// What it plants in a ledger.
+    const fn in_ledger(self) -> Option<windlass_transports::ledger::Fault> {
+        match self {
+            Self::TrustCompletion => Some(windlass_transports::ledger::Fault::TrustCompletion),
+            Self::IgnoreWatermark => Some(windlass_transports::ledger::Fault::IgnoreWatermark),
+            _ => None,
+        }
+    }
 }

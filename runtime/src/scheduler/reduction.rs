@@ -66,6 +66,7 @@ impl Reduction {
     #[doc(hidden)]
     pub fn plant(mut self, fault: Option<Fault>) -> Self {
         self.in_place |= fault == Some(Fault::AccumulateInPlace);
+        let fault = fault.and_then(Fault::in_ledger);
         self.ledgers = self.ledgers.into_iter().map(|ledger| ledger.plant(fault)).collect();
         self
     }

@@ -36,6 +36,77 @@ macro_rules! rows {
     };
 }
 
+/// A stream that can break.
+pub mod connection {
+    use super::Row;
+
+    /// How it stands.
+    #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+    pub enum State {
+        /// Bytes pass.
+        Open,
+        /// It is being opened.
+        Calling,
+        /// That failed, and is tried again after a while.
+        Resting,
+        /// An end: it is not opened any more.
+        Lost,
+    }
+
+    /// What can happen to it.
+    #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+    pub enum Event {
+        /// It broke, or could not be opened.
+        Broke,
+        /// Derived: the same, but the peer is dead or the bound is passed; or a call is not heard within it.
+        Hopeless,
+        /// Derived: the rest is over.
+        Rested,
+        /// The transport has opened it.
+        Stands,
+        /// The peer has died.
+        Died,
+    }
+
+    /// What is done then.
+    #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+    pub enum Effect {
+        /// Tell the transport to open it.
+        Reopen,
+        /// Tell the transport and the operations that the peer is lost.
+        GiveUp,
+    }
+
+    /// All that can happen.
+    pub const TABLE: &[Row<State, Event, Effect>] = rows! {
+        Open {
+            Broke => Calling [Reopen]
+            Hopeless => Lost [GiveUp]
+            Stands => Open []
+            Died => Open []
+        }
+        Calling {
+            Broke => Resting []
+            Hopeless => Lost [GiveUp]
+            Stands => Open []
+            Died => Lost [GiveUp]
+        }
+        Resting {
+            Broke => Resting []
+            Hopeless => Lost [GiveUp]
+            Rested => Calling [Reopen]
+            Stands => Open []
+            Died => Lost [GiveUp]
+        }
+        Lost {
+            Broke => Lost []
+            Hopeless => Lost []
+            Stands => Lost []
+            Died => Lost []
+        }
+    };
+}
+
 /// The owner's side.
 pub mod owner {
     use super::Row;

@@ -180,6 +180,7 @@ impl Simulation {
                 && self.step_device(rank as usize).is_some_and(|next| next.at_once)
                     | (group.try_drive() == Status::Moved)
                     | group.drive_transfers()
+                    | group.job.tend_simulated_streams()
             {}
             lock(&self.rendezvous).hear(rank, &group.job, self.network.now());
             stirred.append(&mut self.network.take_stirred());

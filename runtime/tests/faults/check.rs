@@ -49,7 +49,9 @@ fn suspects(plan: &Plan) -> BTreeSet<u32> {
     for (_, fault) in plan.injuries.iter().flat_map(|injury| &injury.faults) {
         match fault {
             Fault::Lose(rank) | Fault::Stop(rank) | Fault::Slow(rank, _) => drop(suspects.insert(*rank)),
-            Fault::ErrorWrite(from, to) | Fault::Rewire(from, to, _) => suspects.extend([*from, *to]),
+            Fault::ErrorWrite(from, to) | Fault::Rewire(from, to, _) | Fault::Break(from, to) => {
+                suspects.extend([*from, *to])
+            }
             Fault::Partition(_) => suspects.extend(0..plan.ranks),
             _ => {}
         }

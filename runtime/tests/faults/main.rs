@@ -19,11 +19,14 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use check::check;
 use plan::{KINDS, Kind, Plan};
 use run::{Outcome, run};
+use windlass::Planted;
 
 /// Every one of these is run in every test run.
 const FIXED: u64 = 10_000;
 /// And so many that nobody has run before.
 const FRESH: u64 = 500;
+/// So many seeds of a job whose streams break.
+const BREAKS: u64 = 1_000;
 /// One seed in so many is run twice, to see the same again.
 const TWICE: u64 = 50;
 
@@ -36,6 +39,7 @@ struct Tally {
     ended: u64,
     failed: BTreeMap<&'static str, u64>,
     faults: BTreeMap<Kind, u64>,
+    reconnects: u64,
 }
 
 fn error_name(error: &windlass::Error) -> &'static str {
@@ -53,6 +57,7 @@ impl Tally {
         println!("  in {} runs with faults every operation had to", self.unexcused);
         println!("  with an error: {:?}", self.failed);
         println!("  faults: {:?}", self.faults);
+        println!("  streams opened anew: {}", self.reconnects);
     }
 }
 
@@ -72,6 +77,7 @@ fn examine(plan: &Plan, tally: Option<&Mutex<Tally>>) -> Result<(), String> {
     })?;
     if let Some(Ok(mut tally)) = tally.map(Mutex::lock) {
         tally.runs += 1;
+        tally.reconnects += run.reconnects;
         tally.unexcused += u64::from(!plan.injuries.is_empty() && plan.must_succeed());
         for record in &run.records {
             match &record.outcome {
@@ -142,7 +148,7 @@ fn must_pass(plan: &Plan, tally: Option<&Mutex<Tally>>) {
 }
 
 /// Runs the seeds on all cores.
-fn sweep(what: &str, first: u64, count: u64) {
+fn sweep(what: &str, first: u64, count: u64, plan: fn(u64) -> Plan) -> Tally {
     let (next, tally) = (AtomicU64::new(0), Mutex::new(Tally::default()));
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     std::thread::scope(|scope| {
@@ -154,7 +160,7 @@ fn sweep(what: &str, first: u64, count: u64) {
                         if index >= count {
                             return;
                         }
-                        must_pass(&Plan::new(first.wrapping_add(index)), Some(&tally));
+                        must_pass(&plan(first.wrapping_add(index)), Some(&tally));
                     }
                 })
             })
@@ -167,15 +173,23 @@ fn sweep(what: &str, first: u64, count: u64) {
     });
     let tally = tally.into_inner().expect("no worker panicked");
     tally.print(what);
-    if count >= 1_000 {
+    if what == "fixed seeds" {
         assert_eq!(tally.faults.len(), KINDS.len(), "every kind of fault was drawn");
         assert!(tally.unexcused > count / 20 && tally.failed.len() > 1, "the seeds prove something");
     }
+    tally
 }
 
 #[test]
 fn fixed_seeds() {
-    sweep("fixed seeds", 0, FIXED);
+    sweep("fixed seeds", 0, FIXED, Plan::new);
+}
+
+/// Under breaks alone every operation ends well.
+#[test]
+fn breaks_alone() {
+    let tally = sweep("breaks alone", 0, BREAKS, Plan::breaking);
+    assert!(tally.failed.is_empty() && tally.reconnects > 4 * BREAKS, "{tally:?}");
 }
 
 #[test]
@@ -183,7 +197,7 @@ fn fresh_seeds() {
     let since = SystemTime::now().duration_since(UNIX_EPOCH).expect("a time after 1970");
     let first = since.as_nanos() as u64;
     println!("fresh seeds from {first}");
-    sweep("fresh seeds", first, FRESH);
+    sweep("fresh seeds", first, FRESH, Plan::new);
 }
 
 #[test]
@@ -245,6 +259,24 @@ mod canaries {
             communicator: 0,
         });
         assert!(check(&plan, &run).is_err_and(|problem| problem.contains("to whom nothing was done")));
+    }
+
+    /// What could be wrong with replay is found within a thousand seeds.
+    #[test]
+    fn wrong_replays_are_found() {
+        let hook = std::panic::take_hook();
+        std::panic::set_hook(Box::new(|_| {}));
+        let first = |planted| {
+            (0..1_000).find(|seed| {
+                let plan = Plan { planted: Some(planted), ..Plan::breaking(*seed) };
+                examine(&plan, None).is_err()
+            })
+        };
+        let found = [Planted::TrustCompletion, Planted::ReuseGeneration, Planted::DeliverTwice]
+            .map(|planted| (planted, first(planted)));
+        std::panic::set_hook(hook);
+        println!("found with seed: {found:?}");
+        assert!(found.iter().all(|(_, seed)| seed.is_some()), "{found:?}");
     }
 
     #[test]

@@ -3,7 +3,7 @@
 use std::fmt;
 use std::time::Duration;
 
-use windlass::{Algorithm, Fault, ReduceOp, Wire};
+use windlass::{Algorithm, Fault, Planted, ReduceOp, Wire};
 
 /// Chance from a seed (splitmix64).
 #[derive(Clone, Debug)]
@@ -37,6 +37,7 @@ pub(crate) enum Kind {
     PartialWrites,
     FullQueue,
     ErroredWrite,
+    Break,
 }
 
 /// How often each kind is drawn, of their sum.
@@ -49,6 +50,7 @@ pub(crate) const KINDS: &[(Kind, u64)] = &[
     (Kind::PartialWrites, 3),
     (Kind::FullQueue, 2),
     (Kind::ErroredWrite, 2),
+    (Kind::Break, 3),
 ];
 
 /// One thing that goes wrong, and how it ends.
@@ -95,6 +97,10 @@ impl Injury {
             Kind::PartialWrites => rewired(Wire { packet: 1 + random.below(90) as usize, ..Wire::default() }),
             Kind::FullQueue => rewired(Wire { window: 1 + random.below(200) as usize, ..Wire::default() }),
             Kind::ErroredWrite => vec![(at, Fault::ErrorWrite(one, other))],
+            Kind::Break => {
+                let apart = random.pick(&[1, 20, 300]);
+                (0..1 + random.below(4)).map(|n| (at + n * apart, Fault::Break(one, other))).collect()
+            }
         };
         Self { kind, faults }
     }
@@ -103,12 +109,13 @@ impl Injury {
     pub(crate) fn may_fail(&self) -> bool {
         let lasted = self.faults.last().map_or(0, |(end, _)| end - self.faults[0].0);
         match self.kind {
-            Kind::Loss | Kind::ErroredWrite => true,
+            Kind::Loss => true,
             Kind::Partition => lasted >= PATIENCE,
             Kind::Stop => lasted >= TIMEOUT / 2,
             // Many small packets, or rests, in a row: how long they take together is nobody's promise.
             Kind::Slowness | Kind::Delay => lasted >= 50_000,
-            Kind::PartialWrites | Kind::FullQueue => false,
+            // The stream is opened anew.
+            Kind::PartialWrites | Kind::FullQueue | Kind::ErroredWrite | Kind::Break => false,
         }
     }
 }
@@ -151,6 +158,8 @@ pub(crate) struct Plan {
     /// When each rank makes each call, in microseconds, by rank.
     pub(crate) times: Vec<Vec<u64>>,
     pub(crate) injuries: Vec<Injury>,
+    /// What replay does wrong, for the canaries.
+    pub(crate) planted: Option<Planted>,
 }
 
 impl Plan {
@@ -195,7 +204,20 @@ impl Plan {
             calls,
             times,
             injuries,
+            planted: None,
         }
+    }
+
+    /// A job to which nothing happens but that streams break, many of them and again and again.
+    pub(crate) fn breaking(seed: u64) -> Self {
+        let mut plan = Self::new(seed);
+        let mut random = Random(seed ^ 0x7e57_b4ea_4b4e_a4b0);
+        let breaks = 1 + random.below(12);
+        let kinds = [Kind::Break, Kind::Break, Kind::ErroredWrite, Kind::PartialWrites];
+        plan.injuries = (0..breaks)
+            .map(|_| Injury::new(random.pick(&kinds), u64::from(plan.ranks), &mut random))
+            .collect();
+        plan
     }
 
     /// Whether every operation must end well.

@@ -42,6 +42,8 @@ pub(crate) struct Run {
     /// When no living rank waited any more.
     pub(crate) ended: Duration,
     pub(crate) trace: u64,
+    /// Streams that were opened anew, at either end.
+    pub(crate) reconnects: u64,
 }
 
 fn start(comm: &Communicator, index: usize, call: Call) -> Vec<(bool, Started)> {
@@ -93,9 +95,12 @@ pub(crate) fn run(plan: &Plan, skipped: Option<(u32, usize)>) -> Run {
     config.algorithm = plan.algorithm;
     config.timeout = Duration::from_micros(TIMEOUT);
     config.report_after = Duration::ZERO;
+    // Longer than any cut that nothing excuses.
+    config.reconnect = Duration::from_micros(TIMEOUT);
     config.model.chunk_bytes = plan.chunk_bytes;
     let mut options = SimulationOptions { patience: PATIENCE * 1_000, ..SimulationOptions::default() };
     options.limits.eager_bytes = plan.eager_bytes;
+    options.planted = plan.planted;
     let simulation = Simulation::new(plan.ranks, plan.seed, options, &config).expect("a simulation");
     let mut deeds: Vec<(u64, Deed)> = Vec::new();
     for (rank, times) in plan.times.iter().enumerate() {
@@ -148,5 +153,6 @@ pub(crate) fn run(plan: &Plan, skipped: Option<(u32, usize)>) -> Run {
         receives,
         outcome: outcome(started),
     });
-    Run { records: records.collect(), ended, trace: simulation.trace() }
+    let reconnects = simulation.communicators().iter().map(|comm| comm.reconnects().streams).sum();
+    Run { records: records.collect(), ended, trace: simulation.trace(), reconnects }
 }

@@ -7,7 +7,7 @@ use std::fs;
 use std::path::Path;
 
 use windlass::scheduler::Notice;
-use windlass::scheduler::table::{Row, diagram, importer, owner, text};
+use windlass::scheduler::table::{Row, connection, diagram, importer, owner, text};
 
 fn reviewed(path: &str, now: &str) {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(path);
@@ -39,8 +39,10 @@ fn has_one_row_each<S: Copy + Ord + Debug, E: Copy + Ord + Debug, F>(table: &[Ro
 fn tables_are_as_reviewed() {
     has_one_row_each(owner::TABLE);
     has_one_row_each(importer::TABLE);
+    has_one_row_each(connection::TABLE);
     reviewed("tests/scheduler/golden/owner.txt", &text(owner::TABLE));
     reviewed("tests/scheduler/golden/importer.txt", &text(importer::TABLE));
+    reviewed("tests/scheduler/golden/connection.txt", &text(connection::TABLE));
 }
 
 #[test]

@@ -48,6 +48,8 @@ pub struct Cluster<'a> {
     operations: Vec<Operation>,
     /// By rank: who was lost.
     lost: Vec<Vec<Rank>>,
+    /// By rank: whose streams stand again.
+    reopened: Vec<Vec<Rank>>,
     /// By rank: refusals of messages that had ended.
     refused: Vec<Vec<(Rank, Message)>>,
     events: Vec<Event>,
@@ -75,6 +77,7 @@ impl<'a> Cluster<'a> {
             drive,
             operations: Vec::new(),
             lost: vec![Vec::new(); ranks],
+            reopened: vec![Vec::new(); ranks],
             refused: vec![Vec::new(); ranks],
             events: Vec::new(),
         }
@@ -173,6 +176,23 @@ impl<'a> Cluster<'a> {
                 self.refused[rank as usize].push((peer, theirs));
                 return;
             }
+            Event::Broken { peer, .. } => {
+                // What decides in a cluster: who was killed is gone, and everybody else is there.
+                let gone = self.endpoints[peer as usize].is_none();
+                let endpoint =
+                    self.endpoints[rank as usize].as_mut().filter(|e| e.capabilities().streams_break);
+                let endpoint = endpoint.unwrap_or_else(|| panic!("{name}: a stream that cannot break did"));
+                if gone {
+                    endpoint.give_up(peer)
+                } else {
+                    endpoint.reopen(peer)
+                }
+                return;
+            }
+            Event::Reopened { peer, .. } => {
+                self.reopened[rank as usize].push(peer);
+                return;
+            }
             Event::Lost { peer, cause } => {
                 assert!(!self.lost[rank as usize].contains(&peer), "{name}: rank {rank} lost {peer} twice");
                 assert!(!matches!(cause, LostCause::Garbled(_)), "{name}: rank {rank} lost {peer}: {cause}");
@@ -214,6 +234,23 @@ impl<'a> Cluster<'a> {
     /// Whom a rank has lost.
     pub fn lost(&self, rank: Rank) -> &[Rank] {
         &self.lost[rank as usize]
+    }
+
+    /// Whose streams stand again, once for each time.
+    pub fn reopened(&self, rank: Rank) -> &[Rank] {
+        &self.reopened[rank as usize]
+    }
+
+    /// Whether streams between ranks can break.
+    pub fn streams_break(&self) -> bool {
+        self.endpoints.iter().flatten().all(|endpoint| endpoint.capabilities().streams_break)
+    }
+
+    /// Breaks the stream between two ranks.
+    pub fn sever(&mut self, rank: Rank, peer: Rank) {
+        if let Some(endpoint) = &mut self.endpoints[rank as usize] {
+            endpoint.sever(peer);
+        }
     }
 
     /// The refusals that a rank was told of.

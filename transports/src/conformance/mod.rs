@@ -37,6 +37,7 @@ pub const CASES: &[Case] = &[
     Case { name: "a receive withdrawn in any state", ranks: 2, check: departures::withdrawn_receive },
     Case { name: "a send withdrawn in any state", ranks: 2, check: departures::withdrawn_send },
     Case { name: "a withdrawn receive posted anew", ranks: 2, check: departures::reposted_receive },
+    Case { name: "a stream that breaks", ranks: 2, check: departures::broken_stream },
     Case { name: "a lost peer", ranks: 3, check: departures::lost_peer },
 ];
 

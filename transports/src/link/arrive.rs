@@ -1,6 +1,7 @@
 //! The receiving half: matching, and where the bytes go.
 
 use super::credit::Amount;
+use super::replay::COPIED;
 use super::wire::{Detail, HEADER_BYTES, Header, Kind};
 use super::{Garbled, Link, Posted, Wants};
 use crate::message::{Message, MessageId};
@@ -65,6 +66,8 @@ pub(super) struct Cursor {
     /// Null when the bytes go nowhere.
     memory: *mut u8,
     left: usize,
+    /// The payload's size.
+    whole: usize,
     header: [u8; HEADER_BYTES],
     collected: usize,
 }
@@ -75,6 +78,7 @@ impl Default for Cursor {
             purpose: Purpose::Header,
             memory: std::ptr::null_mut(),
             left: 0,
+            whole: 0,
             header: [0; HEADER_BYTES],
             collected: 0,
         }
@@ -102,7 +106,22 @@ impl Cursor {
     }
 
     fn begin(&mut self, purpose: Purpose, memory: *mut u8, bytes: usize) {
-        (self.purpose, self.memory, self.left) = (purpose, memory, bytes);
+        (self.purpose, self.memory, self.left, self.whole) = (purpose, memory, bytes, bytes);
+    }
+
+    /// What is left of the payload goes nowhere.
+    fn refuse(&mut self) {
+        (self.purpose, self.memory) = (Purpose::Refused, std::ptr::null_mut());
+    }
+
+    /// A header that is not here whole comes anew.
+    pub(super) fn forget_header(&mut self) {
+        self.collected = 0;
+    }
+
+    /// Bytes of a frame whose payload is coming that are here.
+    pub(super) fn taken(&self) -> u64 {
+        if self.is_amid_payload() { (HEADER_BYTES + self.whole - self.left) as u64 } else { 0 }
     }
 
     fn transfer(&mut self) -> Option<&mut Transfer> {
@@ -184,8 +203,7 @@ impl Link {
         } else {
             if !complete {
                 // The buffer goes away under the cursor.
-                let left = self.cursor.left;
-                self.cursor.begin(Purpose::Refused, std::ptr::null_mut(), left);
+                self.cursor.refuse();
             }
             self.notify(Kind::RefuseMessage, &posted.message);
             events.push(self.mismatch(posted.token, theirs));
@@ -205,6 +223,11 @@ impl Link {
     ) -> Result<(), Garbled> {
         let header = Header::decode(bytes).map_err(|malformed| Garbled(malformed.as_str()))?;
         let message = header.message;
+        match &mut self.replay {
+            Some(replay) => replay.acknowledged(header.ack, &mut self.buffers, events)?,
+            None if header.ack == 0 && header.kind != Kind::Ack => {}
+            None => return Err(Garbled("an acknowledgement where nothing is sent again")),
+        }
         if let Detail::Credits { bytes, messages } = header.detail
             && (bytes, messages) != (0, 0)
             && !self.classes.of(&message.id, &self.limits).refill(Amount { bytes, messages }, &self.limits)
@@ -225,8 +248,12 @@ impl Link {
             Kind::RefuseClear => self.clear_refused(message, events),
             Kind::Stalled => self.peer_stalled(&message)?,
             Kind::Resumed => self.peer_resumed(&message)?,
+            Kind::Abandon => self.abandon_arrived(&message)?,
+            Kind::Ack => return Ok(()),
         }
-        if self.cursor.is_amid_payload() && self.cursor.left == 0 {
+        if !self.cursor.is_amid_payload() {
+            self.frame_arrived(0, false);
+        } else if self.cursor.left == 0 {
             self.payload_ended(events);
         }
         Ok(())
@@ -328,6 +355,30 @@ impl Link {
         Ok(())
     }
 
+    /// The sender has withdrawn a message of which pieces are here.
+    fn abandon_arrived(&mut self, message: &Message) -> Result<(), Garbled> {
+        match self.incoming.remove(&message.id) {
+            Some(Incoming::Arriving(transfer)) => {
+                if let Some(posted) = transfer.posted {
+                    let cleared = !self.rescinding.contains(&message.id);
+                    if cleared {
+                        self.notify(Kind::Clear, &posted.message);
+                    }
+                    self.incoming.insert(message.id, Incoming::Posted { posted, cleared });
+                }
+                Ok(())
+            }
+            _ => Err(Garbled("the end of a message that had not begun")),
+        }
+    }
+
+    /// A frame is here, whole.
+    fn frame_arrived(&mut self, payload: usize, promptly: bool) {
+        if let Some(replay) = &mut self.replay {
+            replay.arrived(HEADER_BYTES + payload, promptly);
+        }
+    }
+
     fn retract_arrived(&mut self, message: &Message) {
         if let Some(Incoming::Announced(_)) = self.incoming.get(&message.id) {
             self.incoming.remove(&message.id);
@@ -413,6 +464,15 @@ impl Link {
 
     fn payload_ended(&mut self, events: &mut Vec<Event>) {
         self.cursor.memory = std::ptr::null_mut();
+        let whole = self.cursor.whole;
+        // The sender of a message that it has not copied waits to hear that it is here.
+        let promptly = match &self.cursor.purpose {
+            Purpose::Transfer(Transfer { message, arrived, .. }) => {
+                *arrived >= message.bytes && message.bytes > COPIED
+            }
+            _ => whole > COPIED,
+        };
+        self.frame_arrived(whole, promptly);
         match std::mem::take(&mut self.cursor.purpose) {
             Purpose::Header | Purpose::Refused => {}
             Purpose::Transfer(transfer) if transfer.arrived < transfer.message.bytes => {

@@ -204,16 +204,18 @@ impl Link {
             }
             return Withdrawal::Done;
         }
-        match self.outbound.withdraw(token) {
-            Withdrawn::Absent => Withdrawal::Unknown,
-            Withdrawn::Partial => Withdrawal::Broken,
+        let kept = self.replay.as_mut().is_some_and(|replay| replay.withdraw(token, &mut self.buffers));
+        match self.outbound.withdraw(token, &mut self.buffers) {
+            Withdrawn::Absent if !kept => return Withdrawal::Unknown,
+            Withdrawn::Absent | Withdrawn::Leaving => {}
+            Withdrawn::Begun(header) => self.notify(Kind::Abandon, &header.message),
             Withdrawn::Whole(frame) => {
                 if let Some(header) = frame.header() {
                     self.take_back(header.kind, header.message, header.detail);
                 }
-                Withdrawal::Done
             }
         }
+        Withdrawal::Done
     }
 
     /// Undoes what queueing a frame has done.

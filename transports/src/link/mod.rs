@@ -21,23 +21,32 @@
 //! **Withdrawal.** A withdrawn receive that was cleared is *rescinded*; until the answer comes, what arrives for it is thrown away, or given to a new
 //! receive of the same identity. A withdrawn send that was announced is retracted.
 //!
+//! Of a send that was half-sent the frame under way leaves from a copy, and the rest is *abandoned*: the receive waits as before.
+//!
 //! A receive posted while its message is being thrown away ends with [`Event::Mismatch`], rather than never.
+//!
+//! **Breaks.** Where the pipe can break ([`Link::replaying`]), every frame is kept until the peer has acknowledged it, and what the peer has
+//! not got is sent again over the next pipe (`replay.rs`).
 //!
 //! Identities are unique among the live operations of a direction. Posting a second receive with the identity of a live one ends it
 //! with [`Event::Mismatch`]; a peer that sends the same message twice is [`Garbled`].
 //!
 //! Who touches what: `incoming` and `cursor` belong to the receiving half (`arrive.rs`), `departing` to the sending half (`depart.rs`),
-//! `classes` and `outbound` to both.
+//! `classes` and `outbound` to both; `replay` follows what leaves and arrives.
 
 mod arrive;
 mod buffers;
 mod credit;
 mod depart;
 mod outbound;
+mod replay;
 mod table;
 pub mod wire;
 
 pub use credit::Limits;
+#[doc(hidden)]
+pub use replay::Planted;
+pub use replay::{Position, Resumed};
 
 use std::fmt;
 use std::io::IoSlice;
@@ -49,6 +58,7 @@ use buffers::Buffers;
 use credit::{Amount, Classes};
 use depart::Departing;
 use outbound::{Frame, Outbound};
+use replay::Replay;
 use table::{ById, Ids};
 use wire::{Detail, HEADER_BYTES, Header, Kind};
 
@@ -83,8 +93,6 @@ pub enum Withdrawal {
     Unknown,
     /// The operation is forgotten.
     Done,
-    /// It was a send of which a part had left: the pipe cannot be used any more.
-    Broken,
 }
 
 /// One rank's end of the protocol with one peer.
@@ -103,6 +111,8 @@ pub struct Link {
     outbound: Outbound,
     cursor: Cursor,
     buffers: Buffers,
+    /// None where the pipe cannot break.
+    replay: Option<Replay>,
 }
 
 // SAFETY: the raw pointers are those of posted operations, whose posters keep the memory valid, for any thread, until the operation
@@ -134,27 +144,104 @@ impl Link {
             outbound: Outbound::default(),
             cursor: Cursor::default(),
             buffers: Buffers::default(),
+            replay: None,
         }
+    }
+
+    /// The same over pipes that can break and be opened anew.
+    pub fn replaying(peer: Rank, limits: Limits) -> Self {
+        Self::planted(peer, limits, None)
+    }
+
+    /// The same with a planted fault.
+    #[doc(hidden)]
+    pub fn planted(peer: Rank, limits: Limits, planted: Option<Planted>) -> Self {
+        Self { replay: Some(Replay::new(planted)), ..Self::new(peer, limits) }
     }
 
     /// Whether something waits to leave.
     pub fn has_output(&self) -> bool {
-        !self.outbound.is_empty()
+        !self.outbound.is_empty() || self.replay.as_ref().is_some_and(|r| r.writes_again() || r.owes())
+    }
+
+    /// Whether the peer waits for an acknowledgement.
+    pub fn owes(&self) -> bool {
+        self.replay.as_ref().is_some_and(Replay::owes)
+    }
+
+    /// Whether something that had left leaves once more.
+    pub fn writes_again(&self) -> bool {
+        self.replay.as_ref().is_some_and(Replay::writes_again)
     }
 
     /// Whether something is awaited from the peer.
     pub fn expects(&self) -> bool {
-        !self.incoming.is_empty() || !self.departing.is_empty() || self.cursor.is_amid_payload()
+        !self.incoming.is_empty()
+            || !self.departing.is_empty()
+            || self.cursor.is_amid_payload()
+            || self.replay.as_ref().is_some_and(Replay::awaits)
     }
 
     /// Lends what leaves next, up to about `limit` bytes; says how many slices it filled. Two slices are needed at least.
-    pub fn gather<'a>(&'a self, slices: &mut [IoSlice<'a>], limit: usize) -> usize {
-        self.outbound.gather(slices, limit)
+    pub fn gather<'a>(&'a mut self, slices: &mut [IoSlice<'a>], limit: usize) -> usize {
+        let Some(replay) = &self.replay else { return self.outbound.gather(slices, limit, usize::MAX) };
+        if replay.writes_again() {
+            return replay.gather(slices, limit);
+        }
+        let room = replay.room().saturating_sub(self.outbound.leaving());
+        self.outbound.acknowledge(replay.watermark(), replay.owes(), room);
+        self.outbound.gather(slices, limit, room)
     }
 
     /// The pipe took `bytes` bytes of what [`gather`](Self::gather) lent.
-    pub fn wrote(&mut self, bytes: usize, events: &mut Vec<Event>) {
-        self.outbound.wrote(bytes, events);
+    pub fn wrote(&mut self, mut bytes: usize, events: &mut Vec<Event>) {
+        if let Some(replay) = self.replay.as_mut().filter(|replay| replay.writes_again()) {
+            return replay.wrote(bytes);
+        }
+        while bytes > 0 {
+            let Some(mut frame) = self.outbound.wrote(&mut bytes) else { return };
+            if let Some(next) = frame.next_piece() {
+                self.outbound.push_piece(next);
+            }
+            match &mut self.replay {
+                Some(replay) if frame.is_ack() => replay.tell(frame.acknowledges()),
+                Some(replay) => replay.left(frame, &mut self.buffers, events),
+                None => {
+                    if frame.ends_send() {
+                        events.extend(frame.take_token().map(Event::Sent));
+                    }
+                    frame.release(&mut self.buffers);
+                }
+            }
+        }
+    }
+
+    /// The pipe broke. Nothing passes until [`resume`](Self::resume); operations may be posted and withdrawn.
+    pub fn broke(&mut self, events: &mut Vec<Event>) {
+        let Some(replay) = &mut self.replay else { return };
+        let current = self.outbound.broke();
+        if let Some(next) = current.as_ref().and_then(Frame::next_piece) {
+            self.outbound.push_piece(next);
+        }
+        replay.broke(current, &mut self.buffers, events);
+        self.cursor.forget_header();
+    }
+
+    /// Where the peer is to go on, once the pipe is [broken](Self::broke).
+    pub fn position(&self) -> Position {
+        self.replay.as_ref().map_or_else(Position::default, |replay| replay.position(self.cursor.taken()))
+    }
+
+    /// There is a new pipe, and the peer has come so far with the old one.
+    ///
+    /// # Errors
+    /// It cannot have; the link is unusable then.
+    pub fn resume(&mut self, theirs: Position, events: &mut Vec<Event>) -> Result<Resumed, Garbled> {
+        let ours = self.position();
+        match &mut self.replay {
+            Some(replay) => replay.resume(ours, theirs, &mut self.buffers, events),
+            None => Err(Garbled("a position in a stream that cannot break")),
+        }
     }
 
     /// Where the next inbound bytes belong.
@@ -212,6 +299,7 @@ impl Link {
 
     /// Forgets everything, because the peer is lost. No memory is touched after it.
     pub fn clear(&mut self) {
+        // The peer is lost: there is nothing to replay to.
         *self = Self::new(self.peer, self.limits);
     }
 
@@ -240,7 +328,7 @@ impl Link {
 
     fn header(&mut self, kind: Kind, message: &Message) -> Header {
         let Amount { bytes, messages } = self.classes.of(&message.id, &self.limits).give_back();
-        Header { kind, message: *message, detail: Detail::Credits { bytes, messages } }
+        Header { kind, ack: 0, message: *message, detail: Detail::Credits { bytes, messages } }
     }
 
     /// A message's buffer is free again.

@@ -6,9 +6,10 @@
 use std::collections::VecDeque;
 use std::io::IoSlice;
 
-use super::wire::{Detail, HEADER_BYTES, Header, Kind};
+use super::buffers::Buffers;
+use super::wire::{ACK_AT, Detail, HEADER_BYTES, Header, Kind};
+use crate::Token;
 use crate::message::Message;
-use crate::{Event, Token};
 
 /// Small frames that may leave in a row while a piece waits.
 const OVERTAKE: u32 = 16;
@@ -25,8 +26,10 @@ pub(super) struct Frame {
     rest: usize,
     /// Earlier pieces of the message have left.
     begun: bool,
-    /// The send that ends with this frame.
+    /// The send that this is a part of, unless it has ended or is withdrawn.
     token: Option<Token>,
+    /// The payload, if it is no more the poster's.
+    copy: Vec<u8>,
     order: u64,
 }
 
@@ -44,21 +47,31 @@ impl Frame {
     /// The first piece of a message.
     pub(super) fn first_piece(message: &Message, memory: *const u8, token: Token) -> Self {
         let piece = message.bytes.min(PIECE);
-        let header = Header { kind: Kind::Data, message: *message, detail: Detail::Piece(piece) };
+        let header = Header { kind: Kind::Data, ack: 0, message: *message, detail: Detail::Piece(piece) };
         Self { rest: message.bytes - piece, ..Self::payload(&header, memory, piece, Some(token)) }
     }
 
     fn payload(header: &Header, payload: *const u8, bytes: usize, token: Option<Token>) -> Self {
-        Self { header: header.encode(), payload, bytes, rest: 0, begun: false, token, order: 0 }
+        let header = header.encode();
+        Self { header, payload, bytes, rest: 0, begun: false, token, copy: Vec::new(), order: 0 }
     }
 
-    /// The piece after this one.
-    fn next_piece(mut self) -> Self {
+    /// The piece after this one, if there is one.
+    pub(super) fn next_piece(&self) -> Option<Self> {
         let piece = self.rest.min(PIECE);
-        self.header[56..64].copy_from_slice(&(piece as u64).to_le_bytes());
-        // The poster of the send keeps its memory valid for all of the message, of which `rest` bytes follow.
-        self.payload = self.payload.wrapping_add(self.bytes);
-        Self { bytes: piece, rest: self.rest - piece, begun: true, ..self }
+        let mut header = self.header;
+        header[56..64].copy_from_slice(&(piece as u64).to_le_bytes());
+        (piece > 0).then(|| Self {
+            header,
+            // The poster of the send keeps its memory valid for all of the message, of which `rest` bytes follow.
+            payload: self.payload.wrapping_add(self.bytes),
+            bytes: piece,
+            rest: self.rest - piece,
+            begun: true,
+            token: self.token,
+            copy: Vec::new(),
+            order: 0,
+        })
     }
 
     /// What its header says.
@@ -66,7 +79,7 @@ impl Frame {
         Header::decode(&self.header).ok()
     }
 
-    /// The send that ends with it.
+    /// The send that it is a part of, unless that has ended or is withdrawn.
     pub(super) fn token(&self) -> Option<Token> {
         self.token
     }
@@ -76,8 +89,87 @@ impl Frame {
         self.payload
     }
 
-    fn len(&self) -> usize {
+    pub(super) fn len(&self) -> usize {
         HEADER_BYTES + self.bytes
+    }
+
+    pub(super) fn payload_bytes(&self) -> usize {
+        self.bytes
+    }
+
+    /// Whether it is all of its message.
+    pub(super) fn is_whole_message(&self) -> bool {
+        self.rest == 0 && !self.begun
+    }
+
+    /// Whether a send ends when this frame, and all before it, have been delivered.
+    pub(super) fn ends_send(&self) -> bool {
+        self.rest == 0 && self.token.is_some()
+    }
+
+    pub(super) fn take_token(&mut self) -> Option<Token> {
+        self.token.take()
+    }
+
+    /// The watermark that it tells.
+    pub(super) fn acknowledges(&self) -> u32 {
+        let mut word = [0; 4];
+        word.copy_from_slice(&self.header[ACK_AT..ACK_AT + 4]);
+        u32::from_le_bytes(word)
+    }
+
+    /// Whether it is no part of what is kept.
+    pub(super) fn is_ack(&self) -> bool {
+        self.header[3] == Kind::Ack as u8
+    }
+
+    /// Tells a newer one. Only before any of it has left.
+    fn stamp(&mut self, watermark: u32) {
+        self.header[ACK_AT..ACK_AT + 4].copy_from_slice(&watermark.to_le_bytes());
+    }
+
+    /// Copies the payload, so that the poster's memory is not needed any more. Says how many bytes that takes.
+    pub(super) fn own(&mut self, buffers: &mut Buffers) -> usize {
+        if self.bytes == 0 || !self.copy.is_empty() {
+            return 0;
+        }
+        self.copy = buffers.take(self.bytes);
+        // SAFETY: the poster keeps `bytes` bytes at `payload` valid until its send has ended or is withdrawn, and this comes before either;
+        // the buffer has at least as many, and is the link's own.
+        unsafe { std::ptr::copy_nonoverlapping(self.payload, self.copy.as_mut_ptr(), self.bytes) };
+        self.payload = self.copy.as_ptr();
+        self.bytes
+    }
+
+    /// Bytes of the copy, if there is one.
+    pub(super) fn copied_bytes(&self) -> usize {
+        if self.copy.is_empty() { 0 } else { self.bytes }
+    }
+
+    /// Gives the copy back. Says how many bytes it took.
+    pub(super) fn release(&mut self, buffers: &mut Buffers) -> usize {
+        let bytes = self.copied_bytes();
+        buffers.put(std::mem::take(&mut self.copy));
+        bytes
+    }
+
+    /// Lends its bytes from `skip` on, up to `limit` in all.
+    pub(super) fn lend<'a>(
+        &'a self,
+        skip: usize,
+        slices: &mut [IoSlice<'a>],
+        filled: &mut usize,
+        bytes: &mut usize,
+        limit: usize,
+    ) {
+        for part in self.parts(skip) {
+            let take = part.len().min(limit - *bytes);
+            if take > 0 {
+                *bytes += take;
+                slices[*filled] = IoSlice::new(&part[..take]);
+                *filled += 1;
+            }
+        }
     }
 
     /// Its bytes from `skip` on: the rest of the header and the rest of the payload.
@@ -86,7 +178,7 @@ impl Frame {
         let skip = skip.saturating_sub(HEADER_BYTES);
         let payload: &[u8] = if skip < self.bytes {
             // SAFETY: `payload` points at `bytes` bytes that the poster of the send keeps valid and unwritten until the frame
-            // has left or its token is withdrawn, which removes the frame (`post_send`'s contract).
+            // has left or its token is withdrawn, which removes the frame (`post_send`'s contract), or that `copy` holds.
             unsafe { std::slice::from_raw_parts(self.payload.add(skip), self.bytes - skip) }
         } else {
             &[]
@@ -100,10 +192,12 @@ impl Frame {
 pub(super) enum Withdrawn {
     /// Nothing of that token.
     Absent,
-    /// A frame of which nothing had left; it is out of the queue.
+    /// A message of which nothing had left; it is out of the queue.
     Whole(Box<Frame>),
-    /// Part of the message has left.
-    Partial,
+    /// Some of its pieces had left, and the rest will not: the header of a piece.
+    Begun(Header),
+    /// Its last frame is on its way out, from a copy.
+    Leaving,
 }
 
 #[derive(Clone, Copy, Eq, PartialEq)]
@@ -117,24 +211,30 @@ enum Lane {
 pub(super) struct Outbound {
     /// Partly written, and how much of it.
     current: Option<(Frame, usize)>,
+    /// An acknowledgement that nothing else would carry.
+    ack: Option<Frame>,
     small: VecDeque<Frame>,
     pieces: VecDeque<Frame>,
     overtaken: u32,
     order: u64,
+    /// What frames acknowledge.
+    watermark: u32,
 }
 
 impl Outbound {
     pub(super) fn is_empty(&self) -> bool {
-        self.current.is_none() && self.small.is_empty() && self.pieces.is_empty()
+        self.current.is_none() && self.ack.is_none() && self.small.is_empty() && self.pieces.is_empty()
     }
 
-    pub(super) fn push_small(&mut self, frame: Frame) {
+    pub(super) fn push_small(&mut self, mut frame: Frame) {
         self.order += 1;
+        frame.stamp(self.watermark);
         self.small.push_back(Frame { order: self.order, ..frame });
     }
 
-    pub(super) fn push_piece(&mut self, frame: Frame) {
+    pub(super) fn push_piece(&mut self, mut frame: Frame) {
         self.order += 1;
+        frame.stamp(self.watermark);
         self.pieces.push_back(Frame { order: self.order, ..frame });
     }
 
@@ -151,13 +251,32 @@ impl Outbound {
         }
     }
 
-    /// Fills `slices` with what leaves next, up to about `limit` bytes; says how many slices it filled.
-    pub(super) fn gather<'a>(&'a self, slices: &mut [IoSlice<'a>], limit: usize) -> usize {
+    /// Makes the frames that leave next tell `watermark`; if `owed` and none of them can leave, a frame of its own does.
+    pub(super) fn acknowledge(&mut self, watermark: u32, owed: bool, room: usize) {
+        self.watermark = watermark;
+        for frame in [self.small.front_mut(), self.pieces.front_mut()].into_iter().flatten() {
+            frame.stamp(watermark);
+        }
+        let carried = room > 0 && !(self.small.is_empty() && self.pieces.is_empty());
+        if owed && !carried {
+            self.ack = Some(Frame::notice(&Header::ack(watermark)));
+        }
+    }
+
+    /// How many frames of the queues have begun to leave and not left.
+    pub(super) fn leaving(&self) -> usize {
+        usize::from(self.current.as_ref().is_some_and(|(frame, _)| !frame.is_ack()))
+    }
+
+    /// Fills `slices` with what leaves next, up to about `limit` bytes and at most `room` new frames; says how many slices it filled.
+    pub(super) fn gather<'a>(&'a self, slices: &mut [IoSlice<'a>], limit: usize, room: usize) -> usize {
         let (mut filled, mut bytes, mut smalls, mut pieces, mut overtaken) = (0, 0, 0, 0, self.overtaken);
         let mut current = self.current.as_ref().map(|(frame, done)| (frame, *done));
+        let mut ack = self.ack.as_ref();
         while filled + 2 <= slices.len() && bytes < limit {
-            let (frame, skip) = match current.take() {
-                Some(partial) => partial,
+            let (frame, skip) = match current.take().or_else(|| ack.take().map(|frame| (frame, 0))) {
+                Some(first) => first,
+                None if smalls + pieces >= room => break,
                 None => match Self::choose(self.small.get(smalls), self.pieces.get(pieces), overtaken) {
                     Some(Lane::Small) => {
                         smalls += 1;
@@ -172,38 +291,29 @@ impl Outbound {
                     None => break,
                 },
             };
-            for part in frame.parts(skip) {
-                let take = part.len().min(limit - bytes);
-                if take > 0 {
-                    bytes += take;
-                    slices[filled] = IoSlice::new(&part[..take]);
-                    filled += 1;
-                }
-            }
+            frame.lend(skip, slices, &mut filled, &mut bytes, limit);
         }
         filled
     }
 
-    /// The pipe took `bytes` of what [`gather`](Self::gather) gave.
-    pub(super) fn wrote(&mut self, mut bytes: usize, events: &mut Vec<Event>) {
-        while bytes > 0 {
-            let Some((frame, done)) = self.current.take().or_else(|| self.next().map(|frame| (frame, 0)))
-            else {
-                return;
-            };
-            let step = bytes.min(frame.len() - done);
-            bytes -= step;
-            if done + step < frame.len() {
-                self.current = Some((frame, done + step));
-            } else if frame.rest > 0 {
-                self.push_piece(frame.next_piece());
-            } else if let Some(token) = frame.token {
-                events.push(Event::Sent(token));
-            }
+    /// The pipe took `bytes` of what [`gather`](Self::gather) gave. Takes off what belongs to the next frame, and gives the frame if it
+    /// has left.
+    pub(super) fn wrote(&mut self, bytes: &mut usize) -> Option<Frame> {
+        let taken = self.current.take();
+        let (frame, done) = taken.or_else(|| self.next().map(|frame| (frame, 0)))?;
+        let step = (*bytes).min(frame.len() - done);
+        *bytes -= step;
+        if done + step < frame.len() {
+            self.current = Some((frame, done + step));
+            return None;
         }
+        Some(frame)
     }
 
     fn next(&mut self) -> Option<Frame> {
+        if let Some(ack) = self.ack.take() {
+            return Some(ack);
+        }
         match Self::choose(self.small.front(), self.pieces.front(), self.overtaken)? {
             Lane::Small => {
                 self.overtaken += 1;
@@ -216,16 +326,28 @@ impl Outbound {
         }
     }
 
-    /// Takes out the frame of a send.
-    pub(super) fn withdraw(&mut self, token: Token) -> Withdrawn {
-        if self.current.as_ref().is_some_and(|(frame, _)| frame.token == Some(token)) {
-            return Withdrawn::Partial;
+    /// The stream broke: gives the frame that had begun to leave.
+    pub(super) fn broke(&mut self) -> Option<Frame> {
+        self.ack = None;
+        self.current.take().map(|(frame, _)| frame).filter(|frame| !frame.is_ack())
+    }
+
+    /// Takes out what is left of a send. What has begun to leave leaves all the same, from a copy.
+    pub(super) fn withdraw(&mut self, token: Token, buffers: &mut Buffers) -> Withdrawn {
+        if let Some((frame, _)) = self.current.as_mut().filter(|(frame, _)| frame.token == Some(token)) {
+            frame.own(buffers);
+            frame.token = None;
+            return match (std::mem::take(&mut frame.rest), frame.header()) {
+                (1.., Some(header)) => Withdrawn::Begun(header),
+                _ => Withdrawn::Leaving,
+            };
         }
         for lane in [&mut self.small, &mut self.pieces] {
             let Some(at) = lane.iter().position(|frame| frame.token == Some(token)) else { continue };
-            return match lane.remove(at) {
-                Some(frame) if !frame.begun => Withdrawn::Whole(Box::new(frame)),
-                _ => Withdrawn::Partial,
+            return match lane.remove(at).map(|frame| (frame.begun, frame.header(), frame)) {
+                Some((true, Some(header), _)) => Withdrawn::Begun(header),
+                Some((false, _, frame)) => Withdrawn::Whole(Box::new(frame)),
+                _ => Withdrawn::Absent,
             };
         }
         Withdrawn::Absent

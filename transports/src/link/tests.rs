@@ -63,7 +63,7 @@ fn a_peer_beyond_its_credits_is_garbled() {
     let mut events = Vec::new();
     for sequence in 0..3 {
         let detail = Detail::Credits { bytes: 0, messages: 0 };
-        let frame = Header { kind: Kind::Eager, message: message(sequence, 0), detail }.encode();
+        let frame = Header { kind: Kind::Eager, ack: 0, message: message(sequence, 0), detail }.encode();
         assert_eq!(link.feed(&frame, &mut events).is_err(), sequence == 2);
     }
 }
@@ -77,7 +77,8 @@ fn a_peer_that_spends_credits_before_they_return_is_garbled() {
         let mut events = Vec::new();
         let hear = |link: &mut Link, sequence| {
             let detail = Detail::Credits { bytes: 0, messages: 0 };
-            let frame = Header { kind: Kind::Eager, message: message(sequence, bytes), detail }.encode();
+            let frame =
+                Header { kind: Kind::Eager, ack: 0, message: message(sequence, bytes), detail }.encode();
             let payload = [7; 16];
             link.feed(&[&frame[..], &payload[..bytes]].concat(), &mut Vec::new())
         };

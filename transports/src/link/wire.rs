@@ -5,7 +5,9 @@ use crate::message::{Message, MessageId};
 /// Bytes of a header.
 pub const HEADER_BYTES: usize = 64;
 /// The version that this code speaks.
-pub const VERSION: u8 = 1;
+pub const VERSION: u8 = 2;
+/// Where a header has its acknowledgement.
+pub(super) const ACK_AT: usize = 4;
 const MAGIC: [u8; 2] = *b"WL";
 
 /// What a frame is.
@@ -38,6 +40,10 @@ pub enum Kind {
     Stalled = 12,
     /// It has no longer.
     Resumed = 13,
+    /// The rest of a message of which pieces have left does not come: its send was withdrawn.
+    Abandon = 14,
+    /// Nothing but the acknowledgement that any frame carries. It is not itself acknowledged, nor sent again.
+    Ack = 15,
 }
 
 impl Kind {
@@ -56,6 +62,8 @@ impl Kind {
             11 => Self::RefuseClear,
             12 => Self::Stalled,
             13 => Self::Resumed,
+            14 => Self::Abandon,
+            15 => Self::Ack,
             _ => return None,
         })
     }
@@ -73,9 +81,6 @@ pub enum Malformed {
     /// There is no such kind.
     #[error("a frame of an unknown kind")]
     Kind,
-    /// Bytes that must be zero are not.
-    #[error("a frame header whose reserved bytes are not zero")]
-    Reserved,
     /// More bytes than this machine can address.
     #[error("a message too large for this machine")]
     Size,
@@ -91,7 +96,6 @@ impl Malformed {
             Self::Magic => "bytes that are no frame header",
             Self::Version => "a frame of another protocol version",
             Self::Kind => "a frame of an unknown kind",
-            Self::Reserved => "a frame header whose reserved bytes are not zero",
             Self::Size => "a message too large for this machine",
             Self::Piece => "a piece larger than its message",
         }
@@ -117,6 +121,8 @@ pub enum Detail {
 pub struct Header {
     /// What the frame is.
     pub kind: Kind,
+    /// How many frames of the reader's the writer has, modulo 2³²; zero where the stream cannot break.
+    pub ack: u32,
     /// The message it is about.
     pub message: Message,
     /// A piece's size, or credits.
@@ -124,6 +130,13 @@ pub struct Header {
 }
 
 impl Header {
+    /// A [`Kind::Ack`].
+    pub const fn ack(ack: u32) -> Self {
+        let id = MessageId { communicator: 0, tag: 0, sequence: 0, label: 0, chunk: 0 };
+        let message = Message { id, fingerprint: [0; 2], bytes: 0 };
+        Self { kind: Kind::Ack, ack, message, detail: Detail::Credits { bytes: 0, messages: 0 } }
+    }
+
     /// Bytes of payload that follow.
     pub fn payload(&self) -> usize {
         match (self.kind, self.detail) {
@@ -140,6 +153,7 @@ impl Header {
         out[0..2].copy_from_slice(&MAGIC);
         out[2] = VERSION;
         out[3] = self.kind as u8;
+        out[ACK_AT..ACK_AT + 4].copy_from_slice(&self.ack.to_le_bytes());
         out[8..12].copy_from_slice(&id.communicator.to_le_bytes());
         out[12..16].copy_from_slice(&id.tag.to_le_bytes());
         out[16..24].copy_from_slice(&id.sequence.to_le_bytes());
@@ -167,9 +181,6 @@ impl Header {
             return Err(Malformed::Version);
         }
         let kind = Kind::of(bytes[3]).ok_or(Malformed::Kind)?;
-        if word32(bytes, 4) != 0 {
-            return Err(Malformed::Reserved);
-        }
         let size = |at| match usize::try_from(word64(bytes, at)) {
             Ok(size) if size <= isize::MAX as usize => Ok(size),
             _ => Err(Malformed::Size),
@@ -194,7 +205,7 @@ impl Header {
         {
             return Err(Malformed::Piece);
         }
-        Ok(Self { kind, message, detail })
+        Ok(Self { kind, ack: word32(bytes, ACK_AT), message, detail })
     }
 }
 

@@ -164,6 +164,7 @@ impl Transport for Lanes {
         Capabilities {
             maps_peers: true,
             eager_bytes: self.limits.eager_bytes as usize,
+            streams_break: false,
             has_descriptor: false,
         }
     }
@@ -199,12 +200,8 @@ impl Transport for Lanes {
         self.ready.retain(|event| !event.ends(token));
         for peer in 0..self.links.len() {
             let Some(link) = &mut self.links[peer] else { continue };
-            match link.withdraw(token) {
-                Withdrawal::Unknown => {}
-                Withdrawal::Done => return,
-                Withdrawal::Broken => {
-                    return self.lose(peer as Rank, LostCause::System { call: "withdraw", errno: 125 });
-                }
+            if link.withdraw(token) == Withdrawal::Done {
+                return;
             }
         }
     }

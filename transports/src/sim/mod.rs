@@ -17,24 +17,36 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use crate::Rank;
-use crate::link::Limits;
+use crate::link::{Limits, Planted, Position};
 use random::Random;
 
 /// What travels.
 #[derive(Debug)]
 enum Packet {
-    Bytes(Vec<u8>),
+    /// Of a connection: who has another one throws them away.
+    Bytes(u32, Vec<u8>),
     /// The sender is gone.
     End,
+    /// This connection, and all before it, broke.
+    Reset(u32),
+    /// The stream is to be opened anew, and the sender has come so far.
+    Call(u32, Position),
+    /// It is.
+    Answer(u32, Position),
 }
 
 /// One direction between two ranks.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Pipe {
     /// Sent and not yet arrived, in order.
     travelling: VecDeque<Packet>,
     /// Arrived and not yet read.
     arrived: VecDeque<u8>,
+    /// Likewise, of what makes and breaks connections.
+    signals: VecDeque<Packet>,
+    /// The connection whose bytes the sender sends, and the one that the receiver takes them from.
+    sends: u32,
+    takes: Option<u32>,
     /// Sent and not yet read.
     occupied: usize,
     /// When the wire has taken what was sent.
@@ -53,6 +65,29 @@ struct Pipe {
     /// The next write is an error to the sender.
     errs: bool,
     traffic: Traffic,
+}
+
+impl Default for Pipe {
+    fn default() -> Self {
+        Self {
+            travelling: VecDeque::new(),
+            arrived: VecDeque::new(),
+            signals: VecDeque::new(),
+            sends: 0,
+            // All ranks are connected from the beginning.
+            takes: Some(0),
+            occupied: 0,
+            free: 0,
+            latest: 0,
+            ended: false,
+            cut: false,
+            held: 0,
+            given_up: false,
+            full: false,
+            errs: false,
+            traffic: Traffic::default(),
+        }
+    }
 }
 
 /// What the agenda holds.
@@ -114,7 +149,7 @@ impl State {
         let travels = self.random.within(latency);
         let now = self.now;
         let pipe = self.pipes.entry((from, to)).or_default();
-        let bytes = if let Packet::Bytes(bytes) = &packet { bytes.len() } else { 0 };
+        let bytes = if let Packet::Bytes(_, bytes) = &packet { bytes.len() } else { 0 };
         let takes = bandwidth.map_or(0, |each| bytes as u64 * 1_000_000_000 / each.max(1));
         pipe.free = pipe.free.max(now) + takes;
         pipe.latest = pipe.latest.max(pipe.free + travels);
@@ -145,13 +180,24 @@ impl State {
             return;
         }
         let size = match pipe.travelling.pop_front() {
-            Some(Packet::Bytes(bytes)) => {
+            Some(Packet::Bytes(connection, bytes)) if pipe.takes == Some(connection) => {
                 pipe.arrived.extend(&bytes);
                 bytes.len() as u64
+            }
+            Some(Packet::Bytes(_, bytes)) => {
+                pipe.occupied -= bytes.len();
+                if std::mem::take(&mut pipe.full) {
+                    self.stirred.insert(from);
+                }
+                return;
             }
             Some(Packet::End) => {
                 pipe.ended = true;
                 u64::MAX
+            }
+            Some(signal) => {
+                pipe.signals.push_back(signal);
+                u64::MAX - 1
             }
             None => return,
         };
@@ -163,7 +209,10 @@ impl State {
     fn give_up(&mut self) {
         for (&(from, to), pipe) in self.pipes.iter_mut().filter(|(_, pipe)| pipe.cut) {
             pipe.given_up = true;
-            pipe.travelling.clear();
+            let lost = pipe.travelling.drain(..);
+            let lost: usize =
+                lost.map(|p| if let Packet::Bytes(_, bytes) = p { bytes.len() } else { 0 }).sum();
+            pipe.occupied -= lost;
             pipe.held = 0;
             self.mail[to as usize].insert(from);
             self.stirred.insert(to);
@@ -173,7 +222,9 @@ impl State {
     fn inject(&mut self, fault: Fault) {
         let word = match &fault {
             Fault::Lose(rank) | Fault::Stop(rank) | Fault::Continue(rank) | Fault::Slow(rank, _) => *rank,
-            Fault::Rewire(from, to, _) | Fault::ErrorWrite(from, to) => from << 16 | to,
+            Fault::Rewire(from, to, _) | Fault::ErrorWrite(from, to) | Fault::Break(from, to) => {
+                from << 16 | to
+            }
             Fault::Partition(side) => side.iter().sum(),
             Fault::Heal => 0,
         };
@@ -193,7 +244,38 @@ impl State {
                 // Its window may be larger.
                 self.stirred.insert(from);
             }
+            Fault::Break(one, other) => self.break_stream(one, other),
             Fault::ErrorWrite(from, to) => self.pipes.entry((from, to)).or_default().errs = true,
+        }
+    }
+
+    /// What is on its way arrives up to a byte that chance decides, and then news of the break.
+    fn break_stream(&mut self, one: Rank, other: Rank) {
+        let ways = [(one, other), (other, one)];
+        let connection = ways.iter().map(|way| self.pipes.entry(*way).or_default().sends).max();
+        for way in ways {
+            let Self { pipes, random, .. } = self;
+            let pipe = pipes.entry(way).or_default();
+            let size = |packet: &Packet| if let Packet::Bytes(_, bytes) = packet { bytes.len() } else { 0 };
+            let mut left = random.within(0..pipe.travelling.len() as u64 + 1);
+            let mut passed = VecDeque::new();
+            for mut packet in std::mem::take(&mut pipe.travelling) {
+                let before = size(&packet);
+                match &mut packet {
+                    Packet::End => {}
+                    _ if left == 0 => {
+                        pipe.occupied -= before;
+                        continue;
+                    }
+                    Packet::Bytes(_, bytes) if left == 1 => bytes.truncate(random.up_to(before)),
+                    _ => {}
+                }
+                left = left.saturating_sub(1);
+                pipe.occupied -= before - size(&packet);
+                passed.push_back(packet);
+            }
+            pipe.travelling = passed;
+            self.dispatch(way.0, way.1, Packet::Reset(connection.unwrap_or(0)));
         }
     }
 
@@ -251,17 +333,27 @@ impl State {
     }
 }
 
+impl Pipe {
+    /// The receiver's connection is over: what has arrived of it is thrown away, and what still comes.
+    fn forget(&mut self) {
+        self.occupied -= self.arrived.len();
+        self.arrived.clear();
+        self.takes = None;
+    }
+}
+
 /// The network, and the clock.
 #[derive(Clone, Debug)]
 pub struct Network {
     state: Arc<Mutex<State>>,
     limits: Limits,
+    planted: Option<Planted>,
 }
 
 impl Network {
     /// A network of so many ranks, whose chance comes from `seed`.
     pub fn new(ranks: usize, seed: u64, options: Options) -> Self {
-        let limits = options.limits;
+        let (limits, planted) = (options.limits, options.planted);
         let state = State {
             now: 0,
             random: Random::new(seed),
@@ -275,7 +367,7 @@ impl Network {
             stirred: BTreeSet::new(),
             trace: seed,
         };
-        Self { state: Arc::new(Mutex::new(state)), limits }
+        Self { state: Arc::new(Mutex::new(state)), limits, planted }
     }
 
     /// The transport of one rank; each rank has one.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use crate::Rank;
-use crate::link::Limits;
+use crate::link::{Limits, Planted};
 
 /// One direction between two ranks.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -37,10 +37,13 @@ pub struct Options {
     pub stutter: u32,
     /// Writes in a million whose bytes arrive although the sender is told of an error.
     pub errored: u32,
-    /// Nanoseconds after which the ends of a wire that is still cut lose each other.
+    /// Nanoseconds after which the streams over a wire that is still cut break.
     pub patience: u64,
     /// The links' limits.
     pub limits: Limits,
+    /// What the links and their connections do wrong, for tests of those who look.
+    #[doc(hidden)]
+    pub planted: Option<Planted>,
 }
 
 impl Default for Options {
@@ -52,6 +55,7 @@ impl Default for Options {
             errored: 0,
             patience: 15_000_000_000,
             limits: Limits::default(),
+            planted: None,
         }
     }
 }
@@ -81,10 +85,12 @@ pub enum Fault {
     Slow(Rank, u64),
     /// Nothing passes between these ranks and the others until the network heals; what is on its way waits.
     Partition(Vec<Rank>),
-    /// Every cut wire works again, but for ends that have lost each other.
+    /// Every cut wire works again.
     Heal,
     /// The wire becomes another one: slower, narrower, in smaller packets. What is on its way is not touched.
     Rewire(Rank, Rank, Wire),
-    /// The next write from the first to the second rank arrives, but the sender is told that it failed.
+    /// The stream between two ranks breaks: of what is on its way, in each direction, a part arrives, and then both ends are told.
+    Break(Rank, Rank),
+    /// The next write from the first to the second rank arrives, but the sender is told that it failed, and the stream ends behind it.
     ErrorWrite(Rank, Rank),
 }

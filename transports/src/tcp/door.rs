@@ -12,6 +12,8 @@ use rustix::net::{AddressFamily, RecvFlags, SendFlags, SocketFlags, SocketType, 
 use super::Options;
 use super::greeting::{GREETING_BYTES, Greeting};
 use super::peer::system;
+use crate::ledger::Generation;
+use crate::link::Limits;
 use crate::{LostCause, Rank};
 
 /// Connections that may stay unnamed at once, besides the peers that are awaited. The oldest goes first.
@@ -23,6 +25,8 @@ pub(super) struct Guest {
     pub(super) socket: OwnedFd,
     /// Whom this rank dialled; none if it was called.
     pub(super) dialled: Option<Rank>,
+    /// What this rank says: at once if it dials, otherwise when the connection is taken.
+    ours: Option<Greeting>,
     greeted: bool,
     heard: [u8; GREETING_BYTES],
     length: usize,
@@ -34,14 +38,19 @@ pub(super) enum Admission {
     /// Its greeting is not complete.
     Pending,
     /// It is this peer.
-    Peer(Rank),
+    Peer(Greeting),
     /// It is nobody of this job.
     Stranger(LostCause),
 }
 
 impl Guest {
     /// Calls a peer.
-    pub(super) fn dial(peer: Rank, address: &SocketAddr, options: &Options) -> Result<Self, LostCause> {
+    pub(super) fn dial(
+        peer: Rank,
+        address: &SocketAddr,
+        ours: Greeting,
+        options: &Options,
+    ) -> Result<Self, LostCause> {
         let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
         let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
         let socket = rustix::net::socket_with(family, SocketType::STREAM, flags, None)
@@ -50,7 +59,7 @@ impl Guest {
         match rustix::net::connect(&socket, address) {
             Ok(()) | Err(Errno::INPROGRESS | Errno::INTR) => {
                 unpace_if_local(&socket, Some(address.ip()));
-                Ok(Self::new(socket, Some(peer)))
+                Ok(Self::new(socket, Some((peer, ours))))
             }
             Err(errno) => Err(system("connect", errno)),
         }
@@ -67,8 +76,19 @@ impl Guest {
         Ok(Self::new(socket, None))
     }
 
-    fn new(socket: OwnedFd, dialled: Option<Rank>) -> Self {
-        Self { socket, dialled, greeted: false, heard: [0; GREETING_BYTES], length: 0 }
+    fn new(socket: OwnedFd, dialled: Option<(Rank, Greeting)>) -> Self {
+        let (dialled, ours) = dialled.unzip();
+        Self { socket, dialled, ours, greeted: false, heard: [0; GREETING_BYTES], length: 0 }
+    }
+
+    /// Which of the peer's connections it is, if this rank dialled.
+    pub(super) fn generation(&self) -> Option<Generation> {
+        self.ours.map(|ours| ours.generation)
+    }
+
+    /// Whether the peer's host has taken the call.
+    pub(super) const fn is_connected(&self) -> bool {
+        self.greeted
     }
 
     /// Whether it waits to be able to write.
@@ -77,9 +97,9 @@ impl Guest {
     }
 
     /// Goes on with the greetings.
-    pub(super) fn proceed(&mut self, ours: &Greeting) -> Admission {
-        if self.is_unanswered() {
-            match self.greet(ours) {
+    pub(super) fn proceed(&mut self, job: u128, limits: Limits) -> Admission {
+        if let Some(ours) = self.ours.filter(|_| !self.greeted) {
+            match self.greet(&ours) {
                 Ok(()) => self.greeted = true,
                 Err(Errno::AGAIN | Errno::INTR) => return Admission::Pending,
                 Err(errno) => return Admission::Stranger(system("connect", errno)),
@@ -95,16 +115,19 @@ impl Guest {
             return Admission::Pending;
         }
         let theirs = match Greeting::decode(&self.heard) {
-            Some(theirs) if theirs.job == ours.job => theirs,
+            Some(theirs) if theirs.job == job => theirs,
             _ => return Admission::Stranger(LostCause::Garbled("no greeting of this job")),
         };
-        if theirs.limits != ours.limits {
+        if theirs.limits != limits {
             return Admission::Stranger(LostCause::Garbled("a greeting with other link limits"));
         }
         if self.dialled.is_some_and(|peer| peer != theirs.rank) {
             return Admission::Stranger(LostCause::Garbled("the greeting of another rank"));
         }
-        Admission::Peer(theirs.rank)
+        if self.generation().is_some_and(|generation| generation != theirs.generation) {
+            return Admission::Stranger(LostCause::Garbled("the greeting of another connection"));
+        }
+        Admission::Peer(theirs)
     }
 
     /// Says who this rank is. A fresh socket takes a greeting whole or not at all.
@@ -147,6 +170,11 @@ impl Guests {
 
     pub(super) fn leave(&mut self, place: usize) -> Option<Guest> {
         self.places.get_mut(place)?.take().map(|(_, guest)| guest)
+    }
+
+    /// The guest that this rank has dialled as `peer`, if there is one.
+    pub(super) fn dialled(&self, peer: Rank) -> Option<&Guest> {
+        self.places.iter().flatten().map(|(_, guest)| guest).find(|guest| guest.dialled == Some(peer))
     }
 
     pub(super) fn is_empty(&self) -> bool {

@@ -1,12 +1,13 @@
 //! The first bytes on a connection: who speaks, and for which job. `docs/wire.md` is their specification.
 
 use crate::Rank;
-use crate::link::Limits;
+use crate::ledger::Generation;
+use crate::link::{Limits, Position};
 
 /// Bytes of a greeting.
-pub const GREETING_BYTES: usize = 48;
+pub const GREETING_BYTES: usize = 64;
 const MAGIC: [u8; 8] = *b"WINDLASS";
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
 
 /// What each end says first.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -17,6 +18,10 @@ pub struct Greeting {
     pub rank: Rank,
     /// Its links' limits; both ends must have the same.
     pub limits: Limits,
+    /// How often the two have tried to connect: the dialler counts, and the other repeats it.
+    pub generation: Generation,
+    /// What the speaker has received over the connections before.
+    pub position: Position,
 }
 
 impl Greeting {
@@ -33,9 +38,12 @@ impl Greeting {
             self.limits.credit_messages,
             self.limits.announcements,
         ];
-        for (place, limit) in out[32..].chunks_exact_mut(4).zip(limits) {
+        for (place, limit) in out[32..48].chunks_exact_mut(4).zip(limits) {
             place.copy_from_slice(&limit.to_le_bytes());
         }
+        out[48..52].copy_from_slice(&self.generation.0.to_le_bytes());
+        out[52..56].copy_from_slice(&self.position.frames.to_le_bytes());
+        out[56..64].copy_from_slice(&self.position.bytes.to_le_bytes());
         out
     }
 
@@ -52,6 +60,7 @@ impl Greeting {
             credit_messages: word(40),
             announcements: word(44),
         };
-        Some(Self { job, rank: word(12), limits })
+        let position = Position { frames: word(52), bytes: u64::from(word(56)) | u64::from(word(60)) << 32 };
+        Some(Self { job, rank: word(12), limits, generation: Generation(word(48)), position })
     }
 }

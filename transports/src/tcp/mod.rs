@@ -1,7 +1,7 @@
 //! Links over TCP streams.
 //!
 //! Every pair of ranks has one connection, made when [`Tcp::connect`] is told all addresses: the higher rank dials. The first bytes each
-//! way are a [`Greeting`]; then come frames (see [`link`](crate::link)). Posting queues; [`poll`](Transport::poll)
+//! way are a [`Greeting`](greeting::Greeting); then come frames (see [`link`](crate::link)). Posting queues; [`poll`](Transport::poll)
 //! writes, several frames by one system call, then reads.
 //!
 //! **What a poll costs.** While messages are expected from at most [`FEW`] peers, their sockets are read directly, without asking epoll, which
@@ -11,12 +11,17 @@
 //! **The descriptor** is the epoll instance, level-triggered; a socket is asked for room to write only once a poll was about to
 //! return with nothing done.
 //!
+//! **A stream that breaks** is reported, and opened anew when told: again the higher rank dials. Each connection of two ranks has a
+//! generation, one more than the last that was tried; a call under an older one is sent away. Both greetings say what has been received, and
+//! the [link](crate::link) sends again what has not.
+//!
 //! Dropping a [`Tcp`] closes its connections. The kernel may then throw away what it has not delivered, so the ranks of a job part by a
 //! barrier.
 
 mod door;
 pub mod greeting;
 mod peer;
+mod streams;
 
 use std::fmt;
 use std::mem::MaybeUninit;
@@ -30,8 +35,7 @@ use rustix::net::SocketFlags;
 use crate::link::{Limits, Link, Withdrawal};
 use crate::{Capabilities, Event, LostCause, Message, Rank, Token, Transport};
 use door::{Admission, Guest, Guests};
-use greeting::Greeting;
-use peer::{Peer, system};
+use peer::{Peer, Standing, system};
 
 /// Peers that are read without asking epoll first.
 const FEW: usize = 2;
@@ -108,13 +112,14 @@ pub struct Tcp {
     job: u128,
     options: Options,
     epoll: OwnedFd,
-    /// Closed once all peers have come.
+    /// An epoll instance that tells of calls only. It has no stream: each packet would be looked at twice.
+    guard: OwnedFd,
+    /// Open while peers may call.
     listener: Option<TcpListener>,
     guests: Guests,
     /// By rank; this rank's own entry is never connected.
     peers: Vec<Peer>,
-    /// Peers that have called, or are yet to be reached.
-    awaited: usize,
+    addresses: Vec<SocketAddr>,
     /// Peers that each poll looks at.
     active: Vec<Rank>,
     staging: Box<[u8]>,
@@ -129,7 +134,6 @@ impl fmt::Debug for Tcp {
         f.debug_struct("Tcp")
             .field("rank", &self.rank)
             .field("ranks", &self.peers.len())
-            .field("awaited", &self.awaited)
             .field("active", &self.active)
             .finish_non_exhaustive()
     }
@@ -162,15 +166,18 @@ impl Tcp {
         let address = listener.local_addr().map_err(io("getsockname"))?;
         let epoll =
             epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|errno| failed("epoll_create1", errno))?;
+        let guard =
+            epoll::create(epoll::CreateFlags::CLOEXEC).map_err(|errno| failed("epoll_create1", errno))?;
         let tcp = Self {
             rank,
             job,
             options,
             epoll,
+            guard,
             listener: Some(listener),
             guests: Guests::default(),
             peers: Vec::new(),
-            awaited: 0,
+            addresses: Vec::new(),
             active: Vec::new(),
             staging: vec![0; STAGING].into_boxed_slice(),
             ready: Vec::new(),
@@ -193,24 +200,16 @@ impl Tcp {
         }
         check_descriptors(ranks as u64)?;
         let limits = self.options.limits;
-        self.peers = (0..ranks).map(|rank| Peer::new(Link::new(rank as Rank, limits))).collect();
-        self.awaited = ranks - 1;
+        self.peers = (0..ranks).map(|rank| Peer::new(Link::replaying(rank as Rank, limits))).collect();
+        self.addresses = addresses.to_vec();
         if let Some(listener) = &self.listener {
-            epoll::add(&self.epoll, listener, epoll::EventData::new_u64(DOOR), epoll::EventFlags::IN)
-                .map_err(|errno| failed("epoll_ctl", errno))?;
-        }
-        for peer in 0..self.rank {
-            match Guest::dial(peer, &addresses[peer as usize], &self.options) {
-                Ok(guest) => self.seat(guest),
-                Err(cause) => self.lose(peer, cause),
+            for epoll in [&self.epoll, &self.guard] {
+                epoll::add(epoll, listener, epoll::EventData::new_u64(DOOR), epoll::EventFlags::IN)
+                    .map_err(|errno| failed("epoll_ctl", errno))?;
             }
         }
-        self.close_door_if_complete();
+        (0..self.rank).for_each(|peer| self.dial(peer));
         Ok(())
-    }
-
-    fn greeting(&self) -> Greeting {
-        Greeting { job: self.job, rank: self.rank, limits: self.options.limits }
     }
 
     /// Waits for a connection's greeting.
@@ -224,17 +223,17 @@ impl Tcp {
         if let Err(errno) = epoll::add(&self.epoll, &guest.socket, data, epoll::EventFlags::IN | write) {
             self.guests.leave(place);
             if let Some(peer) = dialled {
-                self.lose(peer, system("epoll_ctl", errno));
+                self.break_stream(peer, system("epoll_ctl", errno));
             }
         }
     }
 
     /// A guest's socket is ready.
     fn attend(&mut self, place: usize) {
-        let ours = self.greeting();
+        let (job, limits) = (self.job, self.options.limits);
         let Some(guest) = self.guests.get(place) else { return };
         let unanswered = guest.is_unanswered();
-        match guest.proceed(&ours) {
+        match guest.proceed(job, limits) {
             Admission::Pending => {
                 if unanswered && !guest.is_unanswered() {
                     let data = epoll::EventData::new_u64(GUEST | place as u64);
@@ -244,40 +243,14 @@ impl Tcp {
             }
             Admission::Stranger(cause) => {
                 if let Some(peer) = self.guests.leave(place).and_then(|guest| guest.dialled) {
-                    self.lose(peer, cause);
+                    self.break_stream(peer, cause);
                 }
             }
-            Admission::Peer(peer) => {
+            Admission::Peer(theirs) => {
                 if let Some(guest) = self.guests.leave(place) {
-                    self.admit(guest, peer);
+                    self.answered(guest, theirs);
                 }
             }
-        }
-    }
-
-    /// A connection has said that it is `peer`.
-    fn admit(&mut self, guest: Guest, peer: Rank) {
-        let called = guest.dialled.is_none();
-        let vacant = self.peers.get(peer as usize).is_some_and(|peer| peer.socket.is_none() && !peer.lost);
-        // Only a higher rank calls; who is there already, or is nobody, is sent away.
-        if !vacant || (called && peer <= self.rank) || (called && guest.greet(&self.greeting()).is_err()) {
-            return;
-        }
-        let data = epoll::EventData::new_u64(u64::from(peer));
-        if let Err(errno) = epoll::modify(&self.epoll, &guest.socket, data, epoll::EventFlags::IN) {
-            self.lose(peer, system("epoll_ctl", errno));
-            return;
-        }
-        self.peers[peer as usize].socket = Some(guest.socket);
-        self.awaited -= 1;
-        self.activate(peer);
-        self.close_door_if_complete();
-    }
-
-    fn close_door_if_complete(&mut self) {
-        let calls = self.peers.iter().skip(self.rank as usize + 1);
-        if calls.clone().all(|peer| peer.socket.is_some() || peer.lost) {
-            self.listener = None;
         }
     }
 
@@ -288,7 +261,8 @@ impl Tcp {
             let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
             match rustix::net::accept_with(listener, flags) {
                 Ok(socket) => {
-                    self.guests.make_room(self.awaited);
+                    let opening = self.peers.iter().filter(|peer| peer.standing == Standing::Opening);
+                    self.guests.make_room(opening.count());
                     // A socket that cannot be configured is a stranger's, or its peer will see it closed.
                     if let Ok(guest) = Guest::answer(socket, &self.options) {
                         self.seat(guest);
@@ -298,7 +272,7 @@ impl Tcp {
                 Err(errno @ (Errno::MFILE | Errno::NFILE | Errno::NOBUFS | Errno::NOMEM)) => {
                     self.listener = None;
                     for peer in self.rank + 1..self.peers.len() as Rank {
-                        if self.peers[peer as usize].socket.is_none() {
+                        if self.peers[peer as usize].standing == Standing::Opening {
                             self.lose(peer, system("accept4", errno));
                         }
                     }
@@ -318,22 +292,6 @@ impl Tcp {
         }
     }
 
-    fn lose(&mut self, peer: Rank, cause: LostCause) {
-        let entry = &mut self.peers[peer as usize];
-        if entry.lost {
-            return;
-        }
-        if entry.socket.take().is_none() {
-            self.awaited -= 1;
-        }
-        match cause {
-            LostCause::Garbled(_) => entry.link.clear(),
-            _ => entry.link.close(),
-        }
-        entry.lost = true;
-        self.ready.push(Event::Lost { peer, cause });
-    }
-
     /// Writes to a peer. A peer that does not take it may have said something before it went.
     fn flush(&mut self, peer: Rank, budget: usize, events: &mut Vec<Event>) -> usize {
         match self.peers[peer as usize].flush(budget, events) {
@@ -341,9 +299,12 @@ impl Tcp {
             Err(cause) => {
                 loop {
                     match self.peers[peer as usize].read(&mut self.staging, BUDGET, events) {
-                        Ok(0) => break self.lose(peer, cause),
-                        Ok(_) => {}
-                        Err(cause) => break self.lose(peer, cause),
+                        Ok(1..) => {}
+                        Ok(0) => break self.break_stream(peer, cause),
+                        Err(LostCause::Garbled(what)) => {
+                            break self.break_stream(peer, LostCause::Garbled(what));
+                        }
+                        Err(_) => break self.break_stream(peer, cause),
                     }
                 }
                 1
@@ -358,7 +319,7 @@ impl Tcp {
                 bytes
             }
             Err(cause) => {
-                self.lose(peer, cause);
+                self.break_stream(peer, cause);
                 1
             }
         }
@@ -424,11 +385,12 @@ impl Tcp {
         for at in 0..self.active.len() {
             let rank = self.active[at];
             let peer = &self.peers[rank as usize];
-            unconnected |= peer.socket.is_none() && !peer.lost;
-            if peer.link.has_output() && (few || !peer.blocked || !peer.armed) {
+            unconnected |= peer.standing == Standing::Opening;
+            if peer.socket.is_some() && peer.link.has_output() && (few || !peer.blocked || !peer.armed) {
                 moved |= self.flush(rank, share, events) > 0;
             }
-            expecting += usize::from(self.peers[rank as usize].link.expects());
+            let peer = &self.peers[rank as usize];
+            expecting += usize::from(peer.socket.is_some() && peer.link.expects());
         }
         let direct = few && expecting > 0;
         if direct {
@@ -465,19 +427,20 @@ impl Transport for Tcp {
         Capabilities {
             maps_peers: false,
             eager_bytes: self.options.limits.eager_bytes as usize,
+            streams_break: true,
             has_descriptor: true,
         }
     }
 
     unsafe fn post_send(&mut self, peer: Rank, message: &Message, memory: *const u8, token: Token) {
-        let Some(entry) = self.peers.get_mut(peer as usize).filter(|entry| !entry.lost) else { return };
+        let Some(entry) = self.peers.get_mut(peer as usize).filter(|entry| !entry.is_lost()) else { return };
         // SAFETY: the caller's contract is the link's.
         unsafe { entry.link.post_send(message, memory, token, &mut self.ready) };
         self.activate(peer);
     }
 
     unsafe fn post_recv(&mut self, peer: Rank, message: &Message, memory: *mut u8, token: Token) {
-        let receives = |entry: &&mut Peer| !entry.lost || entry.link.holds(message);
+        let receives = |entry: &&mut Peer| !entry.is_lost() || entry.link.holds(message);
         let Some(entry) = self.peers.get_mut(peer as usize).filter(receives) else { return };
         // SAFETY: the caller's contract is the link's.
         unsafe { entry.link.post_recv(message, memory, token, &mut self.ready) };
@@ -490,9 +453,69 @@ impl Transport for Tcp {
             match self.peers[peer as usize].link.withdraw(token) {
                 Withdrawal::Unknown => continue,
                 Withdrawal::Done => self.activate(peer),
-                Withdrawal::Broken => self.lose(peer, system("withdraw", Errno::CANCELED)),
             }
             return;
+        }
+    }
+
+    fn reopen(&mut self, peer: Rank) {
+        let Some(entry) = self.peers.get_mut(peer as usize) else { return };
+        if !matches!(entry.standing, Standing::Broken(_)) {
+            return;
+        }
+        entry.standing = Standing::Opening;
+        match entry.caller.take() {
+            _ if peer < self.rank => self.dial(peer),
+            Some((guest, theirs)) => self.admit(guest, theirs),
+            None => {}
+        }
+    }
+
+    fn is_heard(&self, peer: Rank) -> bool {
+        peer > self.rank || self.guests.dialled(peer).is_some_and(Guest::is_connected)
+    }
+
+    fn give_up(&mut self, peer: Rank) {
+        if let Some(Standing::Broken(cause)) = self.peers.get(peer as usize).map(|peer| peer.standing.clone())
+        {
+            self.lose(peer, cause);
+        } else if let Some(Standing::Opening) =
+            self.peers.get(peer as usize).map(|peer| peer.standing.clone())
+        {
+            self.lose(peer, system("connect", Errno::TIMEDOUT));
+        }
+    }
+
+    fn acknowledge(&mut self) -> bool {
+        let mut events = std::mem::take(&mut self.ready);
+        for at in 0..self.active.len() {
+            let rank = self.active[at];
+            let peer = &self.peers[rank as usize];
+            if peer.socket.is_some() && peer.link.owes() {
+                self.flush(rank, STAGING, &mut events);
+            }
+        }
+        events.append(&mut self.ready);
+        self.ready = events;
+        !self.active.iter().any(|&rank| self.peers[rank as usize].link.owes())
+    }
+
+    fn is_disturbed(&self) -> bool {
+        let disturbed = |peer: &Peer| {
+            peer.standing == Standing::Opening
+                || peer.socket.is_some() && (peer.link.writes_again() || peer.link.owes())
+        };
+        self.peers.iter().enumerate().any(|(rank, peer)| rank != self.rank as usize && disturbed(peer))
+    }
+
+    fn guard(&self) -> Option<BorrowedFd<'_>> {
+        Some(self.guard.as_fd())
+    }
+
+    fn sever(&mut self, peer: Rank) {
+        if let Some(socket) = self.peers.get(peer as usize).and_then(|peer| peer.socket.as_ref()) {
+            // Without a connection nothing is left to break.
+            let _ = rustix::net::connect_unspec(socket);
         }
     }
 

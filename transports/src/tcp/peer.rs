@@ -6,6 +6,9 @@ use std::os::fd::OwnedFd;
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendAncillaryBuffer, SendFlags};
 
+use super::door::Guest;
+use super::greeting::Greeting;
+use crate::ledger::Generation;
 use crate::link::{Garbled, Link, Wants};
 use crate::{Event, LostCause};
 
@@ -14,29 +17,59 @@ const SLICES: usize = 16;
 /// What leaves at once up to this size is copied together first: the kernel takes one range faster than several.
 const TOGETHER: usize = 512;
 
+/// How a peer's stream stands.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub(super) enum Standing {
+    /// It is dialled, or its call is awaited.
+    Opening,
+    /// It has a socket.
+    Open,
+    /// It broke; nobody has decided yet.
+    Broken(LostCause),
+    /// It is not opened any more.
+    Lost,
+}
+
 /// A peer.
 #[derive(Debug)]
 pub(super) struct Peer {
     pub(super) link: Link,
-    /// None before it is connected, and after it is lost.
+    /// While the stream is open.
     pub(super) socket: Option<OwnedFd>,
+    pub(super) standing: Standing,
+    /// Of the last connection that was tried, or taken. A call under this number or below is from before.
+    pub(super) generation: Generation,
+    /// It has called, and waits until it is decided that the stream is opened anew.
+    pub(super) caller: Option<(Guest, Greeting)>,
     /// The socket took less than it was given.
     pub(super) blocked: bool,
     /// epoll tells when the socket takes more.
     pub(super) armed: bool,
-    pub(super) lost: bool,
     /// In the list of peers that each poll looks at.
     pub(super) active: bool,
 }
 
 impl Peer {
     pub(super) fn new(link: Link) -> Self {
-        Self { link, socket: None, blocked: false, armed: false, lost: false, active: false }
+        Self {
+            link,
+            socket: None,
+            standing: Standing::Opening,
+            generation: Generation::default(),
+            caller: None,
+            blocked: false,
+            armed: false,
+            active: false,
+        }
+    }
+
+    pub(super) fn is_lost(&self) -> bool {
+        self.standing == Standing::Lost
     }
 
     /// Whether a poll must look at it.
     pub(super) fn is_busy(&self) -> bool {
-        !self.lost && (self.link.has_output() || self.link.expects())
+        !self.is_lost() && (self.link.has_output() || self.link.expects())
     }
 
     /// Writes what waits, up to about `budget` bytes. Says how many bytes left.
@@ -71,7 +104,11 @@ impl Peer {
                 }
                 Err(Errno::AGAIN) => self.blocked = true,
                 Err(Errno::INTR) => continue,
-                Err(errno) => return Err(system("sendmsg", errno)),
+                Err(errno) => {
+                    // Whether any of it left, the peer's position will tell.
+                    self.link.wrote(offered, events);
+                    return Err(system("sendmsg", errno));
+                }
             }
             if self.blocked || !self.link.has_output() {
                 break;
