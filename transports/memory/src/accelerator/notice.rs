@@ -71,6 +71,8 @@ pub enum Notice {
         region: Region,
         /// The new generation.
         generation: u32,
+        /// When the last byte was in its place, on the accelerator's clock.
+        copied: Duration,
     },
     /// The memory is gone, without a question; work on it ends stale.
     Revoked {
@@ -176,7 +178,7 @@ mod tests {
         let notices = Notices::new(2, move || {
             counter.fetch_add(1, Ordering::Relaxed);
         });
-        let notice = |generation| Notice::Moved { region: Region::new(1, 2), generation };
+        let notice = |generation| Notice::Moved { region: Region::new(1, 2), generation, copied: Duration::ZERO };
         (0..3).for_each(|generation| notices.push(notice(generation)));
         assert_eq!([notices.pop(), notices.pop(), notices.pop()], [Some(notice(0)), Some(notice(1)), None]);
         assert!(notices.overflowed() && !notices.overflowed());

@@ -55,7 +55,7 @@ impl fmt::Debug for Pages {
 }
 
 impl Pages {
-    /// New memory. `skew` is where in its page the data begins.
+    /// New memory, whose pages come when they are populated or written. `skew` is where in its page the data begins.
     pub(super) fn create(
         region: Region,
         generation: u32,
@@ -81,8 +81,6 @@ impl Pages {
         }
         write_all(&descriptor, &header, 0)?;
         let mapping = Mapping::open(descriptor.as_fd())?;
-        // A shortage is an error now, not a signal to the engine later.
-        mapping.populate(0, mapping.len())?;
         let inode = fstat(&descriptor).map_err(fail("fstat"))?.st_ino;
         let pages = Self { region, generation, bytes, data, mapping, descriptor, inode };
         pages.life().set(generation, state);
@@ -174,48 +172,63 @@ impl Pages {
         write_all(&self.descriptor, from, self.data + at)
     }
 
-    /// Copies the region's bytes to other memory of the same length.
-    pub(super) fn copy_to(&self, other: &Self) -> Result<(), AcceleratorError> {
-        let mut bounce = vec![0; BOUNCE_BYTES.min(usize::try_from(self.bytes).unwrap_or(BOUNCE_BYTES))];
-        let mut at = 0;
-        while at < self.bytes {
-            let part = (self.bytes - at).min(bounce.len() as u64) as usize;
+    /// Of all of it, header included.
+    pub(super) fn length(&self) -> u64 {
+        self.mapping.len() as u64
+    }
+
+    /// Makes pages present, from a byte of the descriptor to another: a shortage is an error now, not a signal to the engine later.
+    pub(super) fn populate(&self, at: u64, end: u64) -> Result<(), AcceleratorError> {
+        Ok(self.mapping.populate(at as usize, (end - at) as usize)?)
+    }
+
+    /// Copies those of the region's bytes that have their place between two bytes of `other`, which has the same length.
+    pub(super) fn copy_to(&self, other: &Self, at: u64, end: u64) -> Result<(), AcceleratorError> {
+        let first = at.saturating_sub(other.data).min(self.bytes);
+        let last = end.saturating_sub(other.data).min(self.bytes);
+        in_parts(first, last, |at, part, bounce| {
             self.read(at, &mut bounce[..part])?;
-            other.write(at, &bounce[..part])?;
-            at += part as u64;
-        }
-        Ok(())
+            other.write(at, &bounce[..part])
+        })
     }
 
-    /// Fills everything but the header with poison, also around the region's bytes.
-    pub(super) fn poison(&self) -> Result<(), AcceleratorError> {
+    /// Fills the bytes from one to another of the descriptor with poison. Behind the header that is all of it, also around the region's bytes.
+    pub(super) fn poison(&self, at: u64, end: u64) -> Result<(), AcceleratorError> {
         let poison = POISON.repeat(BOUNCE_BYTES / POISON.len());
-        let (mut at, end) = (page_bytes() as u64, self.mapping.len() as u64);
-        while at < end {
-            let part = (end - at).min(poison.len() as u64) as usize;
-            write_all(&self.descriptor, &poison[..part], at)?;
-            at += part as u64;
-        }
-        Ok(())
+        in_parts(at, end, |at, part, _| write_all(&self.descriptor, &poison[..part], at))
     }
 
-    /// The first byte that is not poison any more: from the region's begin, which slack before it makes negative.
-    pub(super) fn first_touched(&self) -> Option<i64> {
-        let mut bounce = vec![0; BOUNCE_BYTES];
+    /// The first byte among those that is not poison any more: from the region's begin, which slack before it makes negative.
+    pub(super) fn first_touched(&self, at: u64, end: u64) -> Option<i64> {
         let poison = POISON.repeat(BOUNCE_BYTES / POISON.len());
-        let (mut at, end) = (page_bytes() as u64, self.mapping.len() as u64);
-        while at < end {
-            let part = (end - at).min(bounce.len() as u64) as usize;
-            read_all(self.descriptor.as_fd(), &mut bounce[..part], at).ok()?;
+        let mut touched = None;
+        // What cannot be read cannot be checked.
+        let _ = in_parts(at, end, |at, part, bounce| {
+            read_all(self.descriptor.as_fd(), &mut bounce[..part], at)?;
             // As a whole first: every vacated page is looked at, and nearly none was touched.
-            if bounce[..part] != poison[..part] {
-                let touched = bounce.iter().zip(&poison).take_while(|(is, should)| is == should).count();
-                return Some((at + touched as u64).cast_signed() - self.data.cast_signed());
+            if touched.is_none() && bounce[..part] != poison[..part] {
+                let same = bounce.iter().zip(&poison).take_while(|(is, should)| is == should).count();
+                touched = Some((at + same as u64).cast_signed() - self.data.cast_signed());
             }
-            at += part as u64;
-        }
-        None
+            Ok(())
+        });
+        touched
     }
+}
+
+/// Goes from a byte to another with memory for what lies between, in parts.
+fn in_parts(
+    mut at: u64,
+    end: u64,
+    mut f: impl FnMut(u64, usize, &mut [u8]) -> Result<(), AcceleratorError>,
+) -> Result<(), AcceleratorError> {
+    let mut bounce = vec![0; usize::try_from(end.saturating_sub(at)).map_or(BOUNCE_BYTES, |all| all.min(BOUNCE_BYTES))];
+    while at < end {
+        let part = (end - at).min(bounce.len() as u64) as usize;
+        f(at, part, &mut bounce)?;
+        at += part as u64;
+    }
+    Ok(())
 }
 
 /// An import's hold on pinned memory.
