@@ -34,6 +34,7 @@ mod request;
 #[doc(hidden)]
 pub mod scheduler;
 mod scope;
+mod service;
 mod simulation;
 mod transfer;
 mod world;

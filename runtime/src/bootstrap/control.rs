@@ -140,6 +140,11 @@ impl Control {
         }
     }
 
+    /// What is readable when [`listen`](Self::listen) has something.
+    pub(crate) fn descriptor(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+
     /// Whether the end of the rendezvous is the end of rank 0.
     pub(crate) const fn is_of_rank_0(&self) -> bool {
         self.of_rank_0

@@ -1,16 +1,40 @@
 //! What a rank hears from the rendezvous, and the thread that listens to it.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
+use rustix::event::{PollFd, PollFlags, poll};
+use rustix::io::Errno;
 use windlass_memory::Mapping;
 use windlass_transports::shm::Board;
 
 use super::Job;
-use crate::bootstrap::protocol::{ToRank, ToServer};
+use crate::bootstrap::control::Control;
+use crate::bootstrap::protocol::{RegionMessage, ToRank, ToServer};
 use crate::error::{Error, JoinError, PeerCause};
 use crate::group::lock;
+use crate::service;
+
+/// How often what a peer has no room for is offered again.
+pub(crate) const RETRY: Duration = Duration::from_millis(5);
+
+/// Waits for a line or the rendezvous; not for long if this rank `keeps` what a peer has no room for. Whether there is mail, and whether there
+/// is news.
+fn await_either(control: &Control, lines: &[Arc<OwnedFd>], keeps: bool) -> (bool, bool) {
+    let mut polled: Vec<_> = lines.iter().map(|line| PollFd::new(&**line, PollFlags::IN)).collect();
+    polled.push(PollFd::from_borrowed_fd(control.descriptor(), PollFlags::IN));
+    // Interrupted, there may be either: the mail is looked at without waiting, and the next round waits again.
+    let retry = rustix::time::Timespec { tv_sec: 0, tv_nsec: i64::from(RETRY.subsec_nanos()) };
+    if poll(&mut polled, keeps.then_some(&retry)).is_err() {
+        return (true, false);
+    }
+    let stirs = |polled: &PollFd<'_>| !polled.revents().is_empty();
+    let (news, mail) =
+        polled.split_last().map_or((false, false), |(news, lines)| (stirs(news), lines.iter().any(stirs)));
+    (mail, news)
+}
 
 impl Job {
     pub(super) fn listen(job: &Arc<Self>) -> Result<(), JoinError> {
@@ -18,10 +42,22 @@ impl Job {
         let weak = Arc::downgrade(job);
         let thread =
             std::thread::Builder::new().name("wl-control".into()).stack_size(256 << 10).spawn(move || {
-                let mut buffer = Vec::new();
+                service::serve_promptly();
+                let (mut buffer, mut keeps) = (Vec::new(), false);
                 loop {
-                    let heard = control.listen(&mut buffer);
+                    let Some(lines) = weak.upgrade().map(|job| job.lines()) else { return };
+                    let (mail, news) = await_either(&control, &lines, keeps);
                     let Some(job) = weak.upgrade() else { return };
+                    if mail {
+                        job.take_all_mail();
+                    }
+                    if mail || keeps {
+                        keeps = job.answer();
+                    }
+                    if !news {
+                        continue;
+                    }
+                    let heard = control.listen(&mut buffer);
                     match heard {
                         Ok(Some((message, descriptor))) => job.hear(message, descriptor),
                         // The news is lost, and with it perhaps memory that everybody would wait for.
@@ -43,7 +79,7 @@ impl Job {
     }
 
     /// Takes news from the rendezvous.
-    pub(crate) fn hear(&self, message: ToRank, descriptor: Option<std::os::fd::OwnedFd>) {
+    pub(crate) fn hear(&self, message: ToRank, descriptor: Option<OwnedFd>) {
         match (message, descriptor) {
             (ToRank::Segment { rank, number }, Some(descriptor)) => match Mapping::open(descriptor.as_fd()) {
                 Ok(mapping) => {
@@ -74,17 +110,8 @@ impl Job {
                 drop(early);
                 group.told(failure);
             }
-            (ToRank::Region { from, message }, descriptor) => {
-                let mut early = lock(&self.early_regions);
-                match self.attached.get() {
-                    Some(attached) => {
-                        drop(early);
-                        attached.hear(from, message, descriptor);
-                        self.ring_self();
-                    }
-                    None => self.hear_early(&mut early, from, message, descriptor),
-                }
-            }
+            (ToRank::Region { from, message }, descriptor) => self.hear_of_region(from, message, descriptor),
+            (ToRank::Line { from }, Some(line)) => self.add_line(from, line),
             (ToRank::Lost { rank, cause }, _) => {
                 let mut dead = lock(&self.dead);
                 // That it vanished is what one sees without having been told: worth less than what one was told.
@@ -101,6 +128,35 @@ impl Job {
             }
             _ => {}
         }
+    }
+
+    /// Takes news of a peer's device memory, or of what becomes of it in a peer's hands.
+    pub(super) fn hear_of_region(&self, from: u32, message: RegionMessage, descriptor: Option<OwnedFd>) {
+        let mut early = lock(&self.early_regions);
+        match self.attached.get() {
+            Some(attached) => {
+                drop(early);
+                attached.hear(from, message, descriptor);
+                self.ring_self();
+            }
+            None => self.hear_early(&mut early, from, message, descriptor),
+        }
+    }
+
+    /// Says what follows from the mail. Whether something is kept that a peer has no room for.
+    fn answer(&self) -> bool {
+        if let Some(attached) = self.attached.get() {
+            attached.turn(self);
+        }
+        self.see_to_mail()
+    }
+
+    /// Sends what was kept, and fails what waits for a message that is lost. Whether something is still kept.
+    pub(crate) fn see_to_mail(&self) -> bool {
+        if self.has_lost_mail() {
+            self.fail_with(None, &Error::system("recvmsg", Errno::MFILE));
+        }
+        self.tell_kept()
     }
 
     /// Fails the communicators that have this member; all, with `None`.

@@ -455,8 +455,7 @@ impl Memory {
             Ok(next) => {
                 let (at, due) = (next.length(), self.now + self.options.move_time);
                 let (arrival, copied) = (Arrival::Followed, self.now);
-                owned.phase =
-                    Phase::Away { next, at, due, arrival, announced: false, copied, again: copied };
+                owned.phase = Phase::Away { next, at, due, arrival, announced: false, copied, again: copied };
                 self.extents.give_back(place);
                 self.counters.bytes_copied += bytes;
                 Ok(())

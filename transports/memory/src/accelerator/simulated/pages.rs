@@ -7,8 +7,10 @@
 //! would: beside whatever engines do, and without a Rust access that could race with them.
 
 use std::fmt;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create};
 use rustix::io::{Errno, pread, pwrite};
@@ -26,6 +28,12 @@ const POISON: [u8; 2] = [0xF5, 0x7F];
 /// How much is copied by one call.
 const BOUNCE_BYTES: usize = 256 << 10;
 
+/// Memory of this length is not given back in passing.
+const LARGE_BYTES: usize = 1 << 20;
+
+/// What is left of pages.
+type Left = (Mapping, OwnedFd);
+
 /// Where data may begin in its page.
 pub(super) const SKEW_BYTES: u64 = 64;
 
@@ -42,8 +50,8 @@ pub(super) struct Pages {
     pub(super) bytes: u64,
     /// Where its first byte is in the descriptor.
     pub(super) data: u64,
-    mapping: Mapping,
-    descriptor: OwnedFd,
+    mapping: ManuallyDrop<Mapping>,
+    descriptor: ManuallyDrop<OwnedFd>,
     /// The same for every descriptor of the same memory.
     inode: u64,
 }
@@ -82,6 +90,7 @@ impl Pages {
         write_all(&descriptor, &header, 0)?;
         let mapping = Mapping::open(descriptor.as_fd())?;
         let inode = fstat(&descriptor).map_err(fail("fstat"))?.st_ino;
+        let (mapping, descriptor) = (ManuallyDrop::new(mapping), ManuallyDrop::new(descriptor));
         let pages = Self { region, generation, bytes, data, mapping, descriptor, inode };
         pages.life().set(generation, state);
         Ok(Arc::new(pages))
@@ -116,8 +125,8 @@ impl Pages {
         if needed_bytes > length {
             return Err(BadDescriptor::TooShort { needed_bytes, bytes: length }.into());
         }
-        let mapping = Mapping::open(descriptor)?;
-        let descriptor = duplicate(descriptor)?;
+        let mapping = ManuallyDrop::new(Mapping::open(descriptor)?);
+        let descriptor = ManuallyDrop::new(duplicate(descriptor)?);
         let region = Region::new(word(1), word(2));
         Ok(Arc::new(Self { region, generation, bytes, data, mapping, descriptor, inode: stat.st_ino }))
     }
@@ -216,13 +225,37 @@ impl Pages {
     }
 }
 
+/// What is large goes by a thread of the process: to unmap memory and give it back takes the system milliseconds, and whoever happens to be the last
+/// with it may be an engine, or hold a lock. Nobody finds the memory by its pages any more, so nobody touches it meanwhile.
+impl Drop for Pages {
+    fn drop(&mut self) {
+        // SAFETY: both are taken once, here, and nothing of the value is used afterwards.
+        let left =
+            unsafe { (ManuallyDrop::take(&mut self.mapping), ManuallyDrop::take(&mut self.descriptor)) };
+        if left.0.len() < LARGE_BYTES {
+            return;
+        }
+        static LEAVING: OnceLock<Option<Sender<Left>>> = OnceLock::new();
+        let leaving = LEAVING.get_or_init(|| {
+            let (sender, receiver) = channel::<Left>();
+            let thread = std::thread::Builder::new().name("windlass-unmap".to_owned()).stack_size(64 << 10);
+            thread.spawn(move || receiver.into_iter().for_each(drop)).ok().map(|_| sender)
+        });
+        // Without a thread it goes here.
+        if let Some(leaving) = leaving {
+            let _ = leaving.send(left);
+        }
+    }
+}
+
 /// Goes from a byte to another with memory for what lies between, in parts.
 fn in_parts(
     mut at: u64,
     end: u64,
     mut f: impl FnMut(u64, usize, &mut [u8]) -> Result<(), AcceleratorError>,
 ) -> Result<(), AcceleratorError> {
-    let mut bounce = vec![0; usize::try_from(end.saturating_sub(at)).map_or(BOUNCE_BYTES, |all| all.min(BOUNCE_BYTES))];
+    let mut bounce =
+        vec![0; usize::try_from(end.saturating_sub(at)).map_or(BOUNCE_BYTES, |all| all.min(BOUNCE_BYTES))];
     while at < end {
         let part = (end - at).min(bounce.len() as u64) as usize;
         f(at, part, &mut bounce)?;

@@ -69,13 +69,13 @@ impl Memory {
         }
         let ticket = Ticket::new(self.next_ticket);
         self.next_ticket += 1;
-        let deadline = self.now + self.options.patience;
+        let (asked, deadline) = (self.now, self.now + self.options.patience);
         let ahead = next.generation;
         owned.phase = Phase::Asked { ticket, deadline, next, announced: announces };
         if announces {
             self.tell(Notice::Announced { region, generation: ahead });
         }
-        self.tell(Notice::MoveAsked { region, generation, ticket, deadline });
+        self.tell(Notice::MoveAsked { region, generation, ticket, asked, deadline });
     }
 
     /// A piece has been carried. When all have, nobody needs the old place any more.
