@@ -4,6 +4,8 @@ use std::fs::File;
 use std::io::{IsTerminal, Write};
 use std::time::{Duration, Instant};
 
+use windlass::Movements;
+
 use crate::report::Totals;
 
 /// How often the line is renewed on a terminal, and how often one is printed elsewhere.
@@ -33,7 +35,7 @@ impl Live {
         Self { terminal, begin, shown: begin, moved: 0, bars: Vec::new() }
     }
 
-    pub(crate) fn show(&mut self, totals: &Totals) {
+    pub(crate) fn show(&mut self, totals: &Totals, own: &Movements) {
         let every = if self.terminal.is_some() { RENEW } else { PRINT };
         let since = self.shown.elapsed();
         if since < every {
@@ -44,8 +46,11 @@ impl Live {
         (self.shown, self.moved) = (Instant::now(), moved);
         self.bars.push(rate as u64);
         let line = format!(
-            "{:>4.0} s  {moved} moves ({rate:.0}/s)  {} replays  {} M right  {} wrong",
+            "{:>4.0} s  {moved} moves ({rate:.0}/s)  drain {} pause {} return {}  {} replays  {} M right  {} wrong",
             self.begin.elapsed().as_secs_f64(),
+            median(&own.drains),
+            median(&own.pauses),
+            median(&own.returns),
             totals.replays,
             (totals.checked - totals.wrong) / 1_000_000,
             totals.wrong
@@ -63,6 +68,13 @@ impl Live {
             let _ = terminal.write_all(b"\r\x1b[2K");
         }
     }
+}
+
+/// Of one rank's times; all ranks' are told at the end.
+fn median(times: &[Duration]) -> String {
+    let mut times = times.to_vec();
+    times.sort_unstable();
+    times.get(times.len() / 2).map_or_else(|| "-".to_owned(), |time| format!("{:.1?}", time))
 }
 
 fn chart(bars: &[u64]) -> String {

@@ -57,7 +57,7 @@ fn main() -> ExitCode {
 
 fn fire(arguments: &Arguments) -> Result<(), FireError> {
     let comm = windlass::init()?;
-    let chunks = chunk_times(&comm)?;
+    let chunks = chunk_times(&comm, arguments.bytes.max(CHUNK_BYTES))?;
     let accelerator = Arc::new(SimulatedAccelerator::new(Options {
         movement: arguments.mode.movement(),
         seed: u64::from(comm.rank()),
@@ -93,7 +93,7 @@ fn fire(arguments: &Arguments) -> Result<(), FireError> {
         own.count(&device.movements());
         let (totals, over) = own.of_all(&comm, begin.elapsed() >= arguments.seconds)?;
         if let Some(live) = &mut live {
-            live.show(&totals);
+            live.show(&totals, &device.movements());
         }
         if over {
             break totals;
@@ -116,6 +116,8 @@ fn fire(arguments: &Arguments) -> Result<(), FireError> {
         totals: Totals { stale, ..totals },
         drains: gather(&comm, &movements.drains)?,
         pauses: gather(&comm, &movements.pauses)?,
+        returns: gather(&comm, &movements.returns)?,
+        first_pieces: gather(&comm, &movements.first_pieces)?,
         chunks: gather(&comm, &chunks)?,
     };
     let rank = comm.rank();
@@ -138,17 +140,20 @@ fn fill(
     Ok(buffer.write(host)?)
 }
 
-/// What an engine takes for one task of an all-reduce, all ranks' engines at once: the sum of all ranks' chunks, and its store to all.
-fn chunk_times(comm: &Communicator) -> Result<Vec<Duration>, FireError> {
-    let quiet = SimulatedAccelerator::new(Options::default());
-    let operand = |_| -> Result<Operand, FireError> {
-        let region = quiet.allocate(CHUNK_BYTES as u64)?;
+/// What an engine takes for one task of an all-reduce of so many bytes, all ranks' engines at once: the sum of all ranks' chunks, and its store to
+/// all. One chunk after the other, so that they come from where an operation's would.
+fn chunk_times(comm: &Communicator, bytes: usize) -> Result<Vec<Duration>, FireError> {
+    let ranks = comm.size() as usize;
+    let quiet = SimulatedAccelerator::new(Options { capacity_bytes: 1 << 40, ..Options::default() });
+    let operand = |bytes: usize| -> Result<Operand, FireError> {
+        let region = quiet.allocate(bytes as u64)?;
         let operand = Operand { place: Place::Own(region, 0), offset: 0 };
-        quiet.write(operand, &vec![0; CHUNK_BYTES])?;
+        quiet.write(operand, &vec![0; bytes])?;
         Ok(operand)
     };
-    let memory = (0..=comm.size()).map(operand).collect::<Result<Vec<_>, _>>()?;
-    let (sum, all) = memory.split_at(1);
+    // This process has its own pages for each rank's part: no more than it will have mapped later.
+    let sum = operand(CHUNK_BYTES)?;
+    let all = (0..ranks).map(|_| operand(bytes)).collect::<Result<Vec<_>, _>>()?;
     let run = |combine: Combine, inputs: &[Operand], outputs: &[Operand]| -> Result<(), FireError> {
         let count = (CHUNK_BYTES / combine.data_type().size_bytes()) as u64;
         let fence = quiet.submit(&Work { combine, divisor: 1, count, inputs, outputs, after: None })?;
@@ -159,10 +164,12 @@ fn chunk_times(comm: &Communicator) -> Result<Vec<Duration>, FireError> {
     };
     let mut times = Vec::new();
     comm.blocking().barrier()?;
-    for _ in 0..CHUNKS {
+    for chunk in 0..CHUNKS {
+        let offset = (chunk * CHUNK_BYTES % (bytes + 1 - CHUNK_BYTES)) as u64;
+        let here: Vec<_> = all.iter().map(|&operand| Operand { offset, ..operand }).collect();
         let begin = Instant::now();
-        run(Combine::reduce(DataType::F32, ReduceOp::Sum), all, sum)?;
-        run(Combine::copy(DataType::U8), sum, all)?;
+        run(Combine::reduce(DataType::F32, ReduceOp::Sum), &here, &[sum])?;
+        run(Combine::copy(DataType::U8), &[sum], &here)?;
         times.push(begin.elapsed());
     }
     comm.blocking().barrier()?;

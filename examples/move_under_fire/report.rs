@@ -62,9 +62,11 @@ pub(crate) struct Report<'a> {
     pub(crate) elapsed: Duration,
     pub(crate) iterations: u64,
     pub(crate) totals: Totals,
-    /// In µs, sorted: drains, pauses, and tasks of the engines when nothing moves.
+    /// In µs, sorted: drains, pauses, returns, what of them the engine worked, and tasks of the engines when nothing moves.
     pub(crate) drains: Vec<f64>,
     pub(crate) pauses: Vec<f64>,
+    pub(crate) returns: Vec<f64>,
+    pub(crate) first_pieces: Vec<f64>,
     pub(crate) chunks: Vec<f64>,
 }
 
@@ -113,6 +115,8 @@ impl Report<'_> {
         line("drains", &self.drains, 1.0, "µs: from the question until nobody touches the memory");
         line("", &self.drains, chunk, "chunk times");
         line("pauses", &self.pauses, 1.0, "µs: until work goes on, the accelerator's copy included");
+        line("returns", &self.returns, 1.0, "µs: from the copy's end until the first piece is done");
+        line("", &self.first_pieces, 1.0, "µs of that the engine worked, faulting pages anew");
     }
 }
 

@@ -268,6 +268,17 @@ impl Group {
         self.drive(stream)
     }
 
+    /// Takes on what an engine does for the operation under way, and nothing else: for a thread that must not be away for long.
+    pub(crate) fn try_fly(&self) {
+        let Ok(mut stream) = self.stream.try_lock() else { return };
+        if stream.engine_works()
+            && let Err(error) = stream.keep_flying(self)
+        {
+            drop(stream);
+            self.fail(error, true);
+        }
+    }
+
     fn drive(&self, mut stream: MutexGuard<'_, Stream>) -> Status {
         match stream.advance(self) {
             Ok(status) => {

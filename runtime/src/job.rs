@@ -2,8 +2,9 @@
 
 mod delivery;
 mod early;
+mod lines;
 pub(crate) mod mending;
-mod news;
+pub(crate) mod news;
 
 pub use mending::Reconnects;
 
@@ -30,8 +31,8 @@ use crate::metrics::NOTE_BYTES;
 use crate::progress::{self, Kick, Progress};
 use crate::registry::{self, Carriers};
 
-/// A peer's end is an error only after this long: see [`Job::dead_among`].
-const BELIEVED_AFTER: Duration = Duration::from_millis(40);
+/// A peer's end, or its memory's, is an error only after this long: see [`Job::dead_among`].
+pub(crate) const BELIEVED_AFTER: Duration = Duration::from_millis(40);
 
 /// A message to the rendezvous, with what is attached to it.
 pub(crate) type Told = (ToServer, Option<std::os::fd::OwnedFd>);
@@ -74,6 +75,7 @@ pub(crate) struct Job {
     pub(crate) attached: OnceLock<Arc<Attached>>,
     /// What peers said of their device memory before this rank had an accelerator.
     early_regions: Mutex<Vec<early::News>>,
+    lines: lines::Lines,
 }
 
 impl Job {
@@ -178,6 +180,7 @@ impl Job {
             listener: OnceLock::new(),
             attached: OnceLock::new(),
             early_regions: Mutex::default(),
+            lines: lines::Lines::default(),
         }))
     }
 
@@ -223,13 +226,11 @@ impl Job {
         &self,
         to: u32,
         message: RegionMessage,
-        descriptor: Option<std::os::fd::BorrowedFd<'_>>,
+        descriptor: Option<std::os::fd::OwnedFd>,
     ) {
         if let Some(control) = &self.control {
-            // Without a rendezvous the job has ended, and nobody waits for the answer.
-            let _ = control.tell(&ToServer::Region { to, message }, descriptor);
+            self.tell_by_line(control, to, message, descriptor);
         } else if let Some(untold) = &self.untold {
-            let descriptor = descriptor.and_then(|d| d.try_clone_to_owned().ok());
             lock(untold).push((ToServer::Region { to, message }, descriptor));
         }
     }

@@ -35,6 +35,7 @@ mod request;
 #[doc(hidden)]
 pub mod scheduler;
 mod scope;
+mod service;
 mod simulation;
 mod transfer;
 mod world;

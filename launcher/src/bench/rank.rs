@@ -14,6 +14,7 @@ use windlass_benches::limits::{cpus, pin};
 use windlass_benches::stats::{Label, Sample, Summary, by_label};
 
 use super::block::{Arrival, Block, Stopwatch};
+use super::moves;
 use super::overlap;
 use super::pattern::Patterns;
 use super::peers::{self, Rival};
@@ -146,6 +147,12 @@ impl Bench<'_> {
             rows.push(row);
         }
         progress.end();
+        if let Some(device) = self.device.as_ref().filter(|_| self.plan.moves_per_second > 0.0) {
+            let lines = moves::lines(&self.communicator, device)?;
+            if first && self.plan.table {
+                lines.iter().for_each(|line| progress.line(line));
+            }
+        }
         Ok(rows)
     }
 

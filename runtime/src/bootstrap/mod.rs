@@ -2,7 +2,7 @@
 //!
 //! A rendezvous ([`Server`], in the launcher or in rank 0) collects the ranks over a Unix socket with an abstract name, which leaves
 //! no file behind, passes descriptors of shared memory between them, and tells them of each other's ends. It is the
-//! control plane: no operation's data crosses it.
+//! control plane: no operation's data crosses it. What ranks say to each other of device memory goes past it, over lines whose ends it gives out.
 //!
 //! | module | one idea |
 //! |---|---|

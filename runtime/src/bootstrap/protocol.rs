@@ -37,6 +37,8 @@ pub(crate) enum ToServer {
     Failed { communicator: u32, members: Vec<u32>, failure: Failure },
     /// For one rank: about a segment of device memory, perhaps with its descriptor attached.
     Region { to: u32, message: RegionMessage },
+    /// For one rank: the end of a line, attached, over which it will be told such things from now on.
+    Line { to: u32 },
     /// It leaves the job in order.
     Leave,
     /// For one rank: its stream to this one broke, and it is the one that dials.
@@ -65,6 +67,8 @@ pub(crate) enum ToRank {
     Failed { communicator: u32, failure: Failure },
     /// A peer says something about a segment of device memory, whose descriptor may be attached.
     Region { from: u32, message: RegionMessage },
+    /// The end of a line from a peer, attached.
+    Line { from: u32 },
     /// A peer's process has ended, or it has left.
     Lost { rank: u32, cause: PeerCause },
     /// A peer's stream broke, and waits to be opened anew.
@@ -109,10 +113,11 @@ pub(crate) enum Failure {
     Aborted { by: u32, reason: AbortReason },
 }
 
-/// A door for the fuzz target, which is outside: what the rendezvous and what a rank make of a datagram, written again.
+/// A door for the fuzz target, which is outside: what the rendezvous and what a rank make of a datagram, from there or from a line, written again.
 #[cfg(fuzzing)]
 #[doc(hidden)]
-pub const RECODE: [fn(&[u8]) -> Option<Vec<u8>>; 2] = [recode::<ToServer>, recode::<ToRank>];
+pub const RECODE: [fn(&[u8]) -> Option<Vec<u8>>; 3] =
+    [recode::<ToServer>, recode::<ToRank>, recode::<RegionMessage>];
 
 #[cfg(fuzzing)]
 fn recode<M: Serialize + serde::de::DeserializeOwned>(datagram: &[u8]) -> Option<Vec<u8>> {
@@ -174,6 +179,7 @@ mod tests {
                     ),
                 }),
             ),
+            ("server-line", to(ToServer::Line { to: 300 })),
             ("server-leave", to(ToServer::Leave)),
             ("server-broken", to(ToServer::Broken { to: 1 })),
             ("rank-welcome", to(ToRank::Welcome { tcp: vec![None, tcp], cores: 2 })),
@@ -190,6 +196,8 @@ mod tests {
                     message: region(RegionNews::Withdraw { generation: 1 }, Err(None)),
                 }),
             ),
+            ("line", to(region(RegionNews::Announce { place: 300 }, Ok(vec![7; 36])))),
+            ("rank-line", to(ToRank::Line { from: 300 })),
             ("rank-lost", to(ToRank::Lost { rank: 1, cause: PeerCause::Killed(9) })),
             ("rank-broken", to(ToRank::Broken { from: 1 })),
         ]

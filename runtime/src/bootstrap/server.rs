@@ -18,6 +18,7 @@ use super::protocol::{Failure, RegionMessage, RegionNews, ToRank, ToServer, VERS
 use super::socket;
 use crate::error::{JoinError, PeerCause, Refusal};
 use crate::metrics;
+use crate::service;
 
 /// While not all have joined, those waiting hear of it this often.
 const REPORT_EVERY: Duration = Duration::from_millis(500);
@@ -83,7 +84,10 @@ impl Server {
         let thread = std::thread::Builder::new()
             .name("wl-rendezvous".into())
             .stack_size(256 << 10)
-            .spawn(move || state.run())
+            .spawn(move || {
+                service::serve_promptly();
+                state.run();
+            })
             .map_err(|e| {
                 JoinError::system("pthread_create", Errno::from_io_error(&e).unwrap_or(Errno::AGAIN))
             })?;
@@ -399,6 +403,10 @@ impl State {
             }
             (Some(rank), ToServer::Broken { to }) => {
                 self.tell(|r| r == to, &ToRank::Broken { from: rank }, None);
+            }
+            (Some(rank), ToServer::Line { to }) => {
+                let Some(descriptor) = descriptor else { return };
+                self.tell(|r| r == to, &ToRank::Line { from: rank }, Some(&descriptor));
             }
             (Some(rank), ToServer::Leave) => {
                 self.connections[index].left = true;

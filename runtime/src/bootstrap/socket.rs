@@ -33,6 +33,11 @@ fn new_socket() -> Result<OwnedFd, Errno> {
     socket_with(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
 }
 
+/// Two ends of a connection without a name.
+pub(crate) fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
+    rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
+}
+
 /// A listening socket at an abstract name.
 pub(crate) fn serve(name: &str) -> Result<OwnedFd, Errno> {
     let socket = new_socket()?;
@@ -63,7 +68,7 @@ pub(crate) fn send<M: Serialize>(
 }
 
 /// The same, but [`Errno::AGAIN`] while the peer's buffer is full.
-pub(super) fn offer<M: Serialize>(
+pub(crate) fn offer<M: Serialize>(
     socket: BorrowedFd<'_>,
     message: &M,
     descriptor: Option<BorrowedFd<'_>>,
@@ -101,11 +106,27 @@ pub(crate) fn receive<M: DeserializeOwned>(
     socket: BorrowedFd<'_>,
     buffer: &mut Vec<u8>,
 ) -> Result<Option<(M, Option<OwnedFd>)>, Errno> {
+    receive_with(socket, buffer, RecvFlags::CMSG_CLOEXEC)
+}
+
+/// The same, but [`Errno::AGAIN`] while there is none.
+pub(crate) fn take_in<M: DeserializeOwned>(
+    socket: BorrowedFd<'_>,
+    buffer: &mut Vec<u8>,
+) -> Result<Option<(M, Option<OwnedFd>)>, Errno> {
+    receive_with(socket, buffer, RecvFlags::CMSG_CLOEXEC | RecvFlags::DONTWAIT)
+}
+
+fn receive_with<M: DeserializeOwned>(
+    socket: BorrowedFd<'_>,
+    buffer: &mut Vec<u8>,
+    flags: RecvFlags,
+) -> Result<Option<(M, Option<OwnedFd>)>, Errno> {
     buffer.resize(MAX_BYTES, 0);
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = RecvAncillaryBuffer::new(&mut space);
     let received = loop {
-        match recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut ancillary, RecvFlags::CMSG_CLOEXEC) {
+        match recvmsg(socket, &mut [IoSliceMut::new(buffer)], &mut ancillary, flags) {
             Err(Errno::INTR) => {}
             other => break other?,
         }

@@ -8,9 +8,10 @@
 //!
 //! # Threads
 //! The accelerator's callback puts notices into a ring and wakes the *movement thread*, which hands them to the machines, watches their
-//! deadlines, tells the peers, and wakes whoever waits in an operation. Messages of peers are handed over by the thread that listens to the
-//! rendezvous. Both, and the engine when it takes and gives back leases, hold the regions' lock for a moment and never while they
-//! wait.
+//! deadlines, tells the peers, takes operations' flights on, and wakes whoever waits in an operation. Messages of peers are handed over by the
+//! thread that listens to them. Whoever drives an operation does the same for both at each of its steps ([`Attached::attend`]), so that a
+//! move goes on while those threads wait for a core. All of them, and the engine when it takes and gives back leases, hold the regions'
+//! lock for a moment and never while they wait.
 
 pub(crate) mod address;
 mod history;
@@ -19,7 +20,7 @@ pub(crate) mod regions;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::Range;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
@@ -33,11 +34,13 @@ use crate::error::Error;
 use crate::fork;
 use crate::group::lock;
 use crate::job::Job;
+use crate::job::news::RETRY;
 use crate::memory::{Memory, MemoryMut, Span};
 use crate::scheduler::{RegionError, RegionName};
+use crate::service;
 
 pub use history::Movements;
-use regions::{Hold, Regions};
+use regions::{Hold, Purpose, Regions};
 
 /// Notices that may wait. When more come, the regions' status is asked for instead.
 const NOTICES: usize = 4096;
@@ -52,6 +55,10 @@ pub(crate) struct Attached {
     rank: u32,
     pub(crate) accelerator: Arc<dyn Accelerator>,
     regions: Mutex<Regions>,
+    notices: Arc<Notices>,
+    /// Whoever takes from the regions what peers are to be told holds it until they are told: what one says comes after what another
+    /// has taken before.
+    telling: Mutex<()>,
     wake: Arc<Wake>,
 }
 
@@ -62,9 +69,17 @@ struct Wake {
     /// It sleeps, or is about to: nobody else needs a system call.
     asleep: AtomicBool,
     closing: AtomicBool,
+    /// Peers are to be told something: changed under the regions' lock, and looked at without.
+    unsaid: AtomicBool,
 }
 
 impl Wake {
+    /// There is something to say.
+    fn say(&self) {
+        self.unsaid.store(true, Ordering::Release);
+        self.ring();
+    }
+
     /// Takes no lock, allocates nothing, does not wait: the counter is far from full.
     fn ring(&self) {
         if self.asleep.swap(false, Ordering::SeqCst) {
@@ -84,12 +99,14 @@ impl Attached {
     fn new(job: &Arc<Job>, accelerator: Arc<dyn Accelerator>) -> Result<Arc<Self>, Error> {
         let event = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)
             .map_err(|errno| Error::system("eventfd", errno))?;
-        let wake = Arc::new(Wake { event, asleep: AtomicBool::new(false), closing: AtomicBool::new(false) });
+        let no = || AtomicBool::new(false);
+        let wake = Arc::new(Wake { event, asleep: no(), closing: no(), unsaid: no() });
         let bell = Arc::clone(&wake);
         let notices = Arc::new(Notices::new(NOTICES, Box::new(move || bell.ring())));
         accelerator.listen(Arc::clone(&notices));
-        let regions = Mutex::new(Regions::new(job, Arc::clone(&accelerator), notices, Arc::clone(&wake)));
-        Ok(Arc::new(Self { rank: job.rank, accelerator, regions, wake }))
+        let regions = Regions::new(job, Arc::clone(&accelerator), Arc::clone(&notices), Arc::clone(&wake));
+        let (regions, telling) = (Mutex::new(regions), Mutex::default());
+        Ok(Arc::new(Self { rank: job.rank, accelerator, regions, notices, telling, wake }))
     }
 
     fn start(self: &Arc<Self>, job: &Arc<Job>) -> Result<(), Error> {
@@ -116,15 +133,41 @@ impl Attached {
 
     /// Hands on what the accelerator has said, and sends what follows, without the lock: who is told may be slow. When to come again.
     pub(crate) fn turn(&self, job: &Job) -> Option<Duration> {
+        self.turn_alone(job, &lock(&self.telling))
+    }
+
+    fn turn_alone(&self, job: &Job, _telling: &MutexGuard<'_, ()>) -> Option<Duration> {
         let (deadline, outbox) = {
             let mut regions = self.regions();
             regions.turn();
             (regions.deadline(), regions.take_outbox())
         };
         for (to, message, descriptor) in outbox {
-            job.tell_region(to, message, descriptor.as_ref().map(OwnedFd::as_fd));
+            job.tell_region(to, message, descriptor);
         }
         deadline
+    }
+
+    /// For whoever drives an operation, at each step: takes in what the accelerator and the peers have said, and answers, if there is anything
+    /// and nobody else does.
+    #[inline]
+    pub(crate) fn attend(&self, job: &Job) {
+        let mail = job.has_mail();
+        if mail || !self.notices.is_empty() || self.wake.unsaid.load(Ordering::Acquire) {
+            self.answer(job, mail);
+        }
+    }
+
+    #[cold]
+    fn answer(&self, job: &Job, mail: bool) {
+        if mail {
+            job.take_mail();
+        }
+        match self.telling.try_lock() {
+            Ok(telling) => drop(self.turn_alone(job, &telling)),
+            // He may have taken everything already.
+            Err(_) => self.wake.ring(),
+        }
     }
 
     pub(crate) fn hear(&self, from: u32, message: RegionMessage, descriptor: Option<OwnedFd>) {
@@ -191,15 +234,26 @@ impl Drop for Attached {
 
 /// The movement thread's life.
 fn watch(attached: &Weak<Attached>, job: &Weak<Job>) {
+    service::serve_promptly();
     loop {
         let Some((attached, job)) = attached.upgrade().zip(job.upgrade()) else { return };
         attached.wake.asleep.store(true, Ordering::SeqCst);
-        let deadline = attached.turn(&job);
-        // Fences end without a word to the machines; who waits for one looks himself, unless he sleeps.
+        let mut deadline = attached.turn(&job).unwrap_or(LOOK_AROUND);
+        if job.see_to_mail() {
+            deadline = deadline.min(RETRY);
+        }
+        // Fences end without a word to the machines. Whoever waits for one may wait for a core as well; the leases that the work has held
+        // go back now, and so may the memory.
+        for group in job.living_groups() {
+            group.try_fly();
+        }
+        if attached.wake.unsaid.load(Ordering::Acquire) {
+            attached.turn(&job);
+        }
         job.ring_self();
         let wake = Arc::clone(&attached.wake);
         drop((attached, job));
-        wake.sleep(deadline.unwrap_or(LOOK_AROUND));
+        wake.sleep(deadline);
         if wake.closing.load(Ordering::Acquire) {
             return;
         }
@@ -296,7 +350,8 @@ impl Device {
         let bytes = (count as u64).saturating_mul(size_of::<T>() as u64);
         let mut regions = self.attached.regions();
         // Where peers cannot map it, nobody needs to know of it.
-        let segment = regions.allocate(bytes, !self.job.mapped)?;
+        let purpose = if self.job.mapped { Purpose::Lent } else { Purpose::Kept };
+        let segment = regions.allocate(bytes, purpose)?;
         let Some(slot) = regions.address(segment) else {
             regions.free(segment);
             let hint = "a rank has at most 65536 device buffers at a time: put several tensors into one";

@@ -6,30 +6,34 @@
 //!
 //! | module | one idea |
 //! |---|---|
+//! | [`hold`] | memory that somebody touches |
 //! | [`moves`] | what the accelerator says, and what it is answered |
 //! | here | who may touch what, and what ranks tell each other of it |
 
+mod hold;
 mod moves;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use windlass_memory::accelerator::{
-    self, Accelerator, AcceleratorError, DeviceRange, Exported, Fence, Import as Imported, Notices, Operand,
-    Place,
+    self, Accelerator, AcceleratorError, DeviceRange, Exported, Fence, Import as Imported, Notices, Place,
 };
 
 use super::Wake;
-use super::history::History;
+use super::history::{History, Return};
 use crate::bootstrap::protocol::{RegionMessage, RegionNews};
 use crate::error::Error;
-use crate::job::Job;
+use crate::job::{BELIEVED_AFTER, Job};
 use crate::scheduler::{
-    Access, Descriptor, Generation, Import, ImportAction, Lease, Limits, Notice, Region, RegionAction,
-    RegionError, RegionName, Ticket, table,
+    Access, Descriptor, Generation, Import, ImportAction, Limits, Notice, Region, RegionAction, RegionError,
+    RegionName, Ticket, table,
 };
+
+pub(crate) use hold::Hold;
 
 /// After this long without an answer a mapping peer is waited for no more when a buffer is freed; the memory then stays until it answers.
 const FREE_PATIENCE: Duration = Duration::from_secs(1);
@@ -61,6 +65,19 @@ struct Own {
     paused: Option<Duration>,
     /// When the accelerator asked for it.
     asked: Option<Duration>,
+    /// Since it moved. Not of scratch, whose moves nobody outside waits for: they cost less, and would make the others look cheap.
+    way: Option<Return>,
+}
+
+/// What memory is for.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Purpose {
+    /// A buffer that the peers of this host may touch.
+    Lent,
+    /// A buffer of which nobody else needs to know.
+    Kept,
+    /// The engine's own.
+    Scratch,
 }
 
 /// Memory of a peer.
@@ -74,27 +91,17 @@ struct Theirs {
     place: u64,
     /// See [`Own::lent_from`].
     lent_from: u32,
-    /// Why it cannot be touched as it is advertised at present.
-    failure: Option<RegionError>,
+    /// Why it cannot be touched as it is advertised at present, and since when that is known.
+    failure: Option<(RegionError, Duration)>,
 }
 
-/// The right to touch some memory, until it is given back.
-#[derive(Debug)]
-pub(crate) struct Hold {
-    name: RegionName,
-    lease: Lease,
-    /// Where to find it meanwhile.
-    place: Option<Place>,
-}
-
-impl Hold {
-    pub(crate) const fn name(&self) -> RegionName {
-        self.name
-    }
-
-    /// The engine's operand at an offset; `None` when the memory was gone before it could be imported.
-    pub(crate) fn operand(&self, offset: u64) -> Option<Operand> {
-        self.place.map(|place| Operand { place, offset })
+impl Theirs {
+    /// What is wrong with it here is so at once. That its owner has ended it is believed after a while: if an operation has failed before, the news
+    /// of that has gone another way, and counts first.
+    fn lost(&self, clock: Duration) -> Option<RegionError> {
+        let (error, since) = self.failure?;
+        let own = matches!(error, RegionError::Unregistrable { .. });
+        (own || clock.saturating_sub(since) >= BELIEVED_AFTER).then_some(error)
     }
 }
 
@@ -152,8 +159,8 @@ impl Regions {
         nanoseconds(self.accelerator.now())
     }
 
-    /// New memory, lent to the peers of this host unless it is `private`. Its segment.
-    pub(crate) fn allocate(&mut self, bytes: u64, private: bool) -> Result<u32, Error> {
+    /// New memory. Its segment.
+    pub(crate) fn allocate(&mut self, bytes: u64, purpose: Purpose) -> Result<u32, Error> {
         if self.next_segment == MOST_SEGMENTS || bytes > super::address::MOST_BYTES {
             return Err(super::refused(&AcceleratorError::OutOfMemory {
                 wanted_bytes: bytes,
@@ -165,7 +172,7 @@ impl Regions {
         let segment = self.next_segment;
         self.next_segment += 1;
         let name = RegionName { owner: self.rank, segment };
-        let peers = (0..self.ranks).filter(|&peer| peer != self.rank && !private);
+        let peers = (0..self.ranks).filter(|&peer| peer != self.rank && purpose == Purpose::Lent);
         let peers: Vec<_> = peers.map(|peer| (peer, Access::Mapped)).collect();
         // A mapping cannot be forced, so there is nothing to do when a drain takes long; and an accelerator that took memory has as
         // long to return it as an operation may take.
@@ -181,6 +188,7 @@ impl Regions {
             failure: None,
             paused: None,
             asked: None,
+            way: (purpose != Purpose::Scratch).then(Return::default),
         };
         self.own.insert(segment, own);
         self.act(segment);
@@ -284,10 +292,8 @@ impl Regions {
                 continue;
             }
             let held = if name.owner == self.rank {
-                self.own.get_mut(&name.segment).and_then(|own| {
-                    let place = Place::Own(own.memory, own.place);
-                    own.machine.lease().ok().map(|lease| (lease, Some(place)))
-                })
+                let clock = self.accelerator.now();
+                self.own.get_mut(&name.segment).and_then(|own| own.lend(clock))
             } else {
                 // What has been taken back is waited for in vain: the news that its operation has failed is under way.
                 self.theirs.get_mut(&name).filter(|theirs| lent >= theirs.lent_from).and_then(|theirs| {
@@ -314,6 +320,9 @@ impl Regions {
         for Hold { name, lease, place } in holds.drain(..) {
             if name.owner == self.rank {
                 if let Some(own) = self.own.get_mut(&name.segment) {
+                    if let Some(way) = &mut own.way {
+                        self.history.worked(way, gone.is_none(), Duration::from_nanos(now));
+                    }
                     own.machine.give_back(lease, now);
                 }
                 self.act(name.segment);
@@ -348,7 +357,7 @@ impl Regions {
     fn lost(&self, name: RegionName) -> Option<Error> {
         use table::owner;
         if name.owner != self.rank {
-            return self.theirs.get(&name)?.failure.map(super::error_of);
+            return self.theirs.get(&name)?.lost(self.accelerator.now()).map(super::error_of);
         }
         match self.own.get(&name.segment) {
             Some(own) if matches!(own.machine.state(), owner::State::Lost | owner::State::Freed) => {
@@ -410,7 +419,7 @@ impl Regions {
                 // Peers of one host map; there is no key to break.
                 RegionAction::Break { .. } => {}
                 RegionAction::Resume { .. } => {
-                    if let Some(since) = own.paused.take() {
+                    if let Some(since) = own.paused.take().filter(|_| own.way.is_some()) {
                         self.history.paused(self.accelerator.now().saturating_sub(since));
                     }
                 }
@@ -439,16 +448,17 @@ impl Regions {
             Err(error) => (Err(Some(super::errno(&error))), None),
         };
         self.outbox.push((to, RegionMessage { owner: self.rank, segment, news, exported }, descriptor));
-        self.wake.ring();
+        self.wake.say();
     }
 
     fn tell(&mut self, to: u32, owner: u32, segment: u32, news: RegionNews) {
         self.outbox.push((to, RegionMessage { owner, segment, news, exported: Err(None) }, None));
-        self.wake.ring();
+        self.wake.say();
     }
 
     /// What peers are to be told.
     pub(super) fn take_outbox(&mut self) -> Vec<Told> {
+        self.wake.unsaid.store(false, Ordering::Release);
         std::mem::take(&mut self.outbox)
     }
 
@@ -561,7 +571,7 @@ impl Regions {
                     self.tell(name.owner, name.owner, name.segment, news);
                 }
                 // Whoever still needs the memory finds that out when he asks for it.
-                ImportAction::Fail(error) => theirs.failure = Some(error),
+                ImportAction::Fail(error) => theirs.failure = Some((error, self.accelerator.now())),
                 ImportAction::Resume(_) => {}
             }
         }

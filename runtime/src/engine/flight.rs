@@ -7,10 +7,11 @@
 
 use std::sync::Arc;
 
+use windlass_collectives::Task;
 use windlass_kernels::{Combine, DataType};
 use windlass_memory::accelerator::{AcceleratorError, Fence, Operand, Region, Work};
 
-use crate::device::regions::Hold;
+use crate::device::regions::{Hold, Purpose};
 use crate::device::{Attached, PIECE_BYTES, address, gone, refused};
 use crate::error::Error;
 use crate::group::Group;
@@ -63,6 +64,8 @@ pub(super) struct Flights {
     pub(super) task: (u32, u32, u32),
     flights: Vec<Flight>,
     scratch: Option<Scratch>,
+    /// Somebody has taken flights on who does not wait for the operation.
+    pub(super) taken_on: bool,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -125,6 +128,16 @@ impl Stream {
         !self.flights.is_empty()
     }
 
+    /// Hears of memory that moves, and answers what its work on it allows.
+    #[inline]
+    pub(super) fn attend(&self, group: &Group) {
+        if (self.devices || self.shadow.is_some())
+            && let Some(attached) = group.job.attached.get()
+        {
+            attached.attend(&group.job);
+        }
+    }
+
     /// Begins a Combine whose operands are in the stream's lists of inputs and outputs.
     pub(super) fn launch(&mut self, group: &Group, counts: (usize, usize), bytes: usize, divisor: u64) {
         let (step, first, end) = self.flights.task;
@@ -168,6 +181,22 @@ impl Stream {
             work: None,
         };
         self.flights.flights.push(flight);
+    }
+
+    /// Takes flights as far as they go, and begins those that there is room for.
+    pub(crate) fn keep_flying(&mut self, group: &Group) -> Result<(), Error> {
+        while self.fly(group)? {
+            // Whoever waits for the operation finds that it has moved.
+            self.flights.taken_on = true;
+            let limit = self.limit();
+            while self.flights.has_room()
+                && let Some(task) = self.execution.as_mut().and_then(|execution| execution.poll(limit))
+            {
+                let Task { step, first, end, .. } = task;
+                self.perform(group, &task, step, first, end);
+            }
+        }
+        Ok(())
     }
 
     /// Takes every flight as far as it goes. Whether any moved.
@@ -254,7 +283,8 @@ impl Stream {
         }
         let operand_bytes = most.next_multiple_of(ALIGNMENT);
         let mut scratch = Scratch { segment: 0, operand_bytes, operands };
-        scratch.segment = attached.regions().allocate(scratch.slot_bytes() * MOST as u64, true)?;
+        scratch.segment =
+            attached.regions().allocate(scratch.slot_bytes() * MOST as u64, Purpose::Scratch)?;
         self.flights.scratch = Some(scratch);
         Ok(scratch)
     }

@@ -393,9 +393,10 @@ impl Stream {
     fn step(&mut self, group: &Group) -> Result<bool, Error> {
         let Some(active) = &self.active else { return Ok(false) };
         let messages = !active.plan.choice.algorithm.needs_mapped_peers();
-        let mut moved = false;
+        let mut moved = std::mem::take(&mut self.flights.taken_on);
+        self.attend(group);
         if self.shadow.is_some() && !self.enter_shadow(group)? {
-            return Ok(false);
+            return Ok(moved);
         }
         loop {
             let limit = self.limit();
@@ -422,6 +423,9 @@ impl Stream {
             let reached = arrived || self.waits[0].is_none_or(|w| w.total != 1) && self.look(group, 1)?;
             // Without messages under way the transport is not looked at: that would only slow the look at the lines.
             let flown = !self.flights.is_empty() && self.fly(group)?;
+            if flown {
+                self.attend(group);
+            }
             if !(reached || flown || messages && group.job.deliver(group, self)?) {
                 return Ok(moved);
             }

@@ -1,18 +1,65 @@
 //! What a rank hears from the rendezvous, and the thread that listens to it.
 
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::io::Errno;
 use windlass_memory::Mapping;
 use windlass_transports::shm::Board;
 
 use super::Job;
 use crate::bootstrap::control::Control;
-use crate::bootstrap::protocol::{ToRank, ToServer};
+use crate::bootstrap::protocol::{RegionMessage, ToRank, ToServer};
 use crate::error::{Error, JoinError, PeerCause};
 use crate::group::lock;
+use crate::service;
+
+/// How often what a peer has no room for is offered again.
+pub(crate) const RETRY: Duration = Duration::from_millis(5);
+
+/// How often streams that are being opened anew are looked at.
+const SOON: Duration = Duration::from_millis(20);
+
+/// What the listening thread has found.
+struct Stirred {
+    /// A line has something.
+    mail: bool,
+    /// The rendezvous has.
+    news: bool,
+    /// A stream that broke while nobody waits for a message may have come further.
+    streams: bool,
+}
+
+/// Waits for a line, the rendezvous, or one of the `streams` that nobody else looks after; not for long if these are `disturbed`, or if this rank
+/// `keeps` what a peer has no room for. The job must be able to end meanwhile: only descriptors are held.
+fn await_any(
+    control: &Control,
+    lines: &[Arc<OwnedFd>],
+    (streams, disturbed): &(Vec<OwnedFd>, bool),
+    keeps: bool,
+) -> Stirred {
+    let lines = lines.iter().map(|line| PollFd::new(&**line, PollFlags::IN));
+    let streams = streams.iter().map(|stream| PollFd::new(stream, PollFlags::IN));
+    let mut polled: Vec<_> = [PollFd::from_borrowed_fd(control.descriptor(), PollFlags::IN)].into();
+    polled.extend(streams);
+    let first_line = polled.len();
+    polled.extend(lines);
+    let most = [keeps.then_some(RETRY), disturbed.then_some(SOON)].into_iter().flatten().min();
+    let most = most.map(|most| Timespec { tv_sec: 0, tv_nsec: i64::from(most.subsec_nanos()) });
+    // Interrupted, there may be anything: what does not wait is looked at, and the next round waits again.
+    if poll(&mut polled, most.as_ref()).is_err() {
+        return Stirred { mail: true, news: false, streams: true };
+    }
+    let stirs = |polled: &PollFd<'_>| !polled.revents().is_empty();
+    Stirred {
+        mail: polled[first_line..].iter().any(stirs),
+        news: stirs(&polled[0]),
+        streams: *disturbed || polled[1..first_line].iter().any(stirs),
+    }
+}
 
 impl Job {
     pub(super) fn listen(job: &Arc<Self>) -> Result<(), JoinError> {
@@ -20,13 +67,28 @@ impl Job {
         let weak = Arc::downgrade(job);
         let thread =
             std::thread::Builder::new().name("wl-control".into()).stack_size(256 << 10).spawn(move || {
-                let mut buffer = Vec::new();
+                service::serve_promptly();
+                let (mut buffer, mut keeps) = (Vec::new(), false);
                 loop {
-                    if !watch_streams(&weak, &control) {
+                    let Some((lines, streams)) = weak.upgrade().map(|job| (job.lines(), job.watched()))
+                    else {
                         return;
+                    };
+                    let stirred = await_any(&control, &lines, &streams, keeps);
+                    let Some(job) = weak.upgrade() else { return };
+                    if stirred.mail {
+                        job.take_all_mail();
+                    }
+                    if stirred.mail || keeps {
+                        keeps = job.answer();
+                    }
+                    if stirred.streams {
+                        job.tend_streams();
+                    }
+                    if !stirred.news {
+                        continue;
                     }
                     let heard = control.listen(&mut buffer);
-                    let Some(job) = weak.upgrade() else { return };
                     match heard {
                         Ok(Some((message, descriptor))) => job.hear(message, descriptor),
                         // The news is lost, and with it perhaps memory that everybody would wait for.
@@ -48,7 +110,7 @@ impl Job {
     }
 
     /// Takes news from the rendezvous.
-    pub(crate) fn hear(&self, message: ToRank, descriptor: Option<std::os::fd::OwnedFd>) {
+    pub(crate) fn hear(&self, message: ToRank, descriptor: Option<OwnedFd>) {
         match (message, descriptor) {
             (ToRank::Segment { rank, number }, Some(descriptor)) => match Mapping::open(descriptor.as_fd()) {
                 Ok(mapping) => {
@@ -79,17 +141,8 @@ impl Job {
                 drop(early);
                 group.told(failure);
             }
-            (ToRank::Region { from, message }, descriptor) => {
-                let mut early = lock(&self.early_regions);
-                match self.attached.get() {
-                    Some(attached) => {
-                        drop(early);
-                        attached.hear(from, message, descriptor);
-                        self.ring_self();
-                    }
-                    None => self.hear_early(&mut early, from, message, descriptor),
-                }
-            }
+            (ToRank::Region { from, message }, descriptor) => self.hear_of_region(from, message, descriptor),
+            (ToRank::Line { from }, Some(line)) => self.add_line(from, line),
             (ToRank::Broken { .. }, _) => self.tend_streams(),
             (ToRank::Lost { rank, cause }, _) => {
                 let mut dead = lock(&self.dead);
@@ -110,6 +163,35 @@ impl Job {
         }
     }
 
+    /// Takes news of a peer's device memory, or of what becomes of it in a peer's hands.
+    pub(super) fn hear_of_region(&self, from: u32, message: RegionMessage, descriptor: Option<OwnedFd>) {
+        let mut early = lock(&self.early_regions);
+        match self.attached.get() {
+            Some(attached) => {
+                drop(early);
+                attached.hear(from, message, descriptor);
+                self.ring_self();
+            }
+            None => self.hear_early(&mut early, from, message, descriptor),
+        }
+    }
+
+    /// Says what follows from the mail. Whether something is kept that a peer has no room for.
+    fn answer(&self) -> bool {
+        if let Some(attached) = self.attached.get() {
+            attached.turn(self);
+        }
+        self.see_to_mail()
+    }
+
+    /// Sends what was kept, and fails what waits for a message that is lost. Whether something is still kept.
+    pub(crate) fn see_to_mail(&self) -> bool {
+        if self.has_lost_mail() {
+            self.fail_with(None, &Error::system("recvmsg", Errno::MFILE));
+        }
+        self.tell_kept()
+    }
+
     /// Fails the communicators that have this member; all, with `None`.
     fn fail_with(&self, member: Option<u32>, error: &Error) {
         for group in self.living_groups() {
@@ -122,22 +204,5 @@ impl Job {
     /// Leaves the job: the peers hear that it was in order.
     pub(crate) fn leave(&self) {
         self.tell(&ToServer::Leave);
-    }
-}
-
-/// Looks after streams that break while nobody waits for a message, until the rendezvous has something to say. False if the job is over.
-fn watch_streams(job: &std::sync::Weak<Job>, control: &Control) -> bool {
-    loop {
-        // The job must be able to end while this waits: only descriptors are kept.
-        let Some((watched, disturbed)) = job.upgrade().map(|job| job.watched()) else { return false };
-        let mut polled = vec![PollFd::from_borrowed_fd(control.descriptor(), PollFlags::IN)];
-        polled.extend(watched.iter().map(|descriptor| PollFd::new(descriptor, PollFlags::IN)));
-        let soon = Timespec { tv_sec: 0, tv_nsec: 20_000_000 };
-        let _ = poll(&mut polled, disturbed.then_some(&soon));
-        if !polled[0].revents().is_empty() {
-            return true;
-        }
-        let Some(job) = job.upgrade() else { return false };
-        job.tend_streams();
     }
 }

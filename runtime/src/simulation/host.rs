@@ -160,3 +160,103 @@ impl Simulation {
         Some(next)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use windlass_memory::accelerator::simulated::{Drive, Options};
+    use windlass_memory::accelerator::{Accelerator, Condition};
+
+    use super::*;
+    use crate::ReduceOp;
+    use crate::bootstrap::protocol::{ToRank, ToServer};
+
+    /// The threads that look after moves may wait for a core meanwhile: whoever drives the operation hears the accelerator, gives back what the
+    /// engine has ended, and answers.
+    #[test]
+    fn a_move_is_answered_by_whoever_drives_the_operations() {
+        let mut config = Config::default();
+        config.model.slot_bytes = 0;
+        let simulation = Simulation::on_one_host(2, 7, &config).unwrap();
+        let accelerator = |rank| {
+            // Small chunks: the operation lasts for longer than the question.
+            let (drive, chunk_bytes) = (Drive::Stepped, 16 << 10);
+            let options = Options { drive, chunk_bytes, device: rank, ..Options::default() };
+            Arc::new(SimulatedAccelerator::new(options))
+        };
+        let accelerators = vec![accelerator(1), accelerator(2)];
+        let devices = simulation.attach(accelerators.clone()).unwrap();
+        let buffers: Vec<_> = devices.iter().map(|device| device.alloc::<f32>(1 << 18).unwrap()).collect();
+        let region = buffers[0].region();
+        let groups: Vec<_> = simulation.communicators().iter().map(Communicator::group).collect();
+        // As the lines do.
+        let relay = || {
+            for (from, group) in (0..).zip(&groups) {
+                for (message, descriptor) in group.job.take_untold() {
+                    let ToServer::Region { to, message } = message else { continue };
+                    groups[to as usize].job.hear(ToRank::Region { from, message }, descriptor);
+                }
+            }
+        };
+        // Both hear of each other's memory, as before an operation that uses it.
+        for group in &groups {
+            group.job.attached.get().unwrap().turn(&group.job);
+        }
+        relay();
+        let both = simulation.communicators().iter().zip(buffers);
+        let operations: Vec<_> = both.map(|(comm, memory)| comm.all_reduce(memory, ReduceOp::Sum)).collect();
+        let mut now = Duration::ZERO;
+        let mut drive = || {
+            for group in &groups {
+                group.try_drive();
+            }
+            relay();
+            now += Duration::from_micros(1);
+            for accelerator in &accelerators {
+                accelerator.step(now);
+            }
+        };
+        for _ in 0..2 {
+            drive();
+        }
+        assert!(operations.iter().all(|operation| !operation.is_done()));
+        accelerators[0].move_now(region).unwrap();
+        let condition = || accelerators[0].status(region).unwrap().condition;
+        let moved = (0..200).any(|_| {
+            drive();
+            accelerators[0].counters().moves > 0
+        });
+        assert!(moved, "nobody has answered: {:?}", condition());
+        assert_eq!(condition(), Condition::Active);
+        assert!(operations.iter().all(|operation| !operation.is_done()), "it was over before");
+        for _ in 0..2000 {
+            drive();
+        }
+        assert!(operations.iter().all(|operation| operation.is_done()), "the work does not go on");
+    }
+
+    /// What another thread has taken on is no standstill for whoever waits for the operation.
+    #[test]
+    fn a_flight_that_another_thread_takes_on_is_progress() {
+        let mut config = Config::default();
+        config.model.slot_bytes = 0;
+        let simulation = Simulation::on_one_host(2, 7, &config).unwrap();
+        let options = |device| Options { drive: Drive::Stepped, device, ..Options::default() };
+        let accelerators: Vec<_> =
+            [1, 2].map(|device| Arc::new(SimulatedAccelerator::new(options(device)))).into();
+        let devices = simulation.attach(accelerators.clone()).unwrap();
+        let buffers: Vec<_> = devices.iter().map(|device| device.alloc::<f32>(1 << 20).unwrap()).collect();
+        simulation.run_until(Duration::from_millis(1));
+        let both = simulation.communicators().iter().zip(buffers);
+        let operations: Vec<_> = both.map(|(comm, memory)| comm.all_reduce(memory, ReduceOp::Sum)).collect();
+        let groups: Vec<_> = simulation.communicators().iter().map(Communicator::group).collect();
+        for _ in 0..3 {
+            groups.iter().for_each(|group| while group.try_drive() == Status::Moved {});
+        }
+        assert_ne!(groups[0].try_drive(), Status::Moved, "its engine has not begun");
+        while accelerators[0].step(Duration::from_millis(2)).at_once {}
+        groups[0].try_fly();
+        assert_eq!(groups[0].try_drive(), Status::Moved);
+        assert_ne!(groups[0].try_drive(), Status::Moved, "it has moved once");
+        assert!(!operations[0].is_done());
+    }
+}

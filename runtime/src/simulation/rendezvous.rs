@@ -1,5 +1,6 @@
 //! What ranks of a simulated job tell each other beside the wires, as the launcher's rendezvous does: who has died, and which
-//! communicator has failed, and what becomes of device memory. It is reached also where the wires are cut, and nothing it says is lost.
+//! communicator has failed; and, as over the lines between them, what becomes of device memory. Both reach a rank also where the wires are cut, and nothing
+//! they say is lost.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::OwnedFd;
@@ -10,6 +11,8 @@ use crate::job::Job;
 
 /// Nanoseconds from a rank, or from a death, to the ranks that hear of it.
 const NEWS: u64 = 100_000;
+/// Nanoseconds from a rank to another over the line between them, where news of device memory goes: it overtakes what goes the other way.
+const LINE: u64 = 15_000;
 
 /// For whom, what, and what is attached to it.
 pub(super) type News = (u32, ToRank, Option<OwnedFd>);
@@ -51,7 +54,7 @@ impl Rendezvous {
                 ToServer::Region { to, message } => {
                     self.order += 1;
                     let news = (to, ToRank::Region { from, message }, descriptor);
-                    self.news.insert((now + NEWS, self.order), news);
+                    self.news.insert((now + LINE, self.order), news);
                     continue;
                 }
                 _ => continue,

@@ -115,8 +115,9 @@ impl Accelerator for Wayward {
             (Some(Prank::AskInAcknowledgement), Some(region), Some(notices)) => {
                 let ticket = Ticket::new(self.tickets.fetch_add(1, Ordering::Relaxed));
                 let generation = self.inner.status(region)?.generation;
-                let deadline = self.now() + Duration::from_secs(1);
-                notices.push(Notice::MoveAsked { region, generation, ticket, deadline });
+                let asked = self.now();
+                let deadline = asked + Duration::from_secs(1);
+                notices.push(Notice::MoveAsked { region, generation, ticket, asked, deadline });
             }
             (Some(Prank::RevokeInAcknowledgement), Some(region), _) => {
                 self.inner.revoke_now(region, Contents::Preserved)?;

@@ -21,8 +21,8 @@ pub const LANE_BYTES: u64 = 16 << 10;
 const LANE_STRIDE: usize = LANE_BYTES as usize + PAGE;
 const MAGIC: u64 = u64::from_le_bytes(*b"windlas2");
 const PAGE: usize = 4096;
-/// The lines of a rank: arrivals, done, ended.
-const LINES_BYTES: usize = (WAYS as usize + 2) * 128;
+/// The lines of a rank: arrivals, done, ended, mail.
+const LINES_BYTES: usize = (WAYS as usize + 3) * 128;
 
 /// What a board is made for. All ranks must agree.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -165,6 +165,13 @@ impl Board {
         unsafe { self.at(self.area(rank) + (WAYS as usize + 1) * 128).cast::<Watermark>().as_ref() }
     }
 
+    /// Whether something waits for `rank` that it finds elsewhere: 1 once it has been put there, 0 before the rank looks.
+    #[inline]
+    pub fn mail(&self, rank: usize) -> &Watermark {
+        // SAFETY: inside the rank's lines, 128-aligned, accessed only as a Watermark of atomics.
+        unsafe { self.at(self.area(rank) + (WAYS as usize + 2) * 128).cast::<Watermark>().as_ref() }
+    }
+
     /// The slot of `rank` for operation `sequence`: `slot_bytes` bytes.
     #[inline]
     pub fn slot(&self, rank: usize, sequence: u64) -> NonNull<u8> {
@@ -238,6 +245,7 @@ mod tests {
             }
             add(std::ptr::from_ref(board.done(rank)).addr(), 128);
             add(std::ptr::from_ref(board.ended(rank)).addr(), 128);
+            add(std::ptr::from_ref(board.mail(rank)).addr(), 128);
             add(board.stage(rank).as_ptr().addr(), SHAPE.stage_bytes);
             for source in 0..3 {
                 let (positions, ring) = board.lane(source, rank);

@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
-use windlass_memory::accelerator::{self, AcceleratorError, Condition, Contents};
+use windlass_memory::accelerator::{self, AcceleratorError, Condition, Contents, Place};
 
 use super::{OWN_TICKETS, Own, Regions, nanoseconds};
-use crate::scheduler::{Descriptor, Notice, Replacement, Ticket, table};
+use crate::scheduler::{Descriptor, Lease, Notice, Replacement, Ticket, table};
 
 impl Regions {
     /// When the clock is to be looked at again.
@@ -58,13 +58,16 @@ impl Regions {
                 return;
             }
             Said::Announced { generation, .. } => Notice::Announce(Descriptor(u64::from(generation))),
-            Said::MoveAsked { ticket, deadline, .. } => {
-                own.asked = Some(clock);
-                own.paused.get_or_insert(clock);
+            Said::MoveAsked { ticket, asked, deadline, .. } => {
+                own.asked = Some(asked);
+                own.paused.get_or_insert(asked);
                 Notice::Move { ticket: Ticket(ticket.number()), deadline_ns: nanoseconds(deadline) }
             }
-            Said::Moved { generation, .. } => {
+            Said::Moved { generation, copied, .. } => {
                 self.history.moved();
+                if let Some(way) = &mut own.way {
+                    way.handle_moved(copied);
+                }
                 own.preserved(generation)
             }
             Said::Revoked { .. } => {
@@ -101,7 +104,9 @@ impl Regions {
             }
             match status.condition {
                 Condition::MoveAsked { ticket, deadline } => {
-                    self.heed(segment, Said::MoveAsked { region, generation, ticket, deadline });
+                    // When that was, nobody knows any more.
+                    let asked = self.accelerator.now();
+                    self.heed(segment, Said::MoveAsked { region, generation, ticket, asked, deadline });
                 }
                 // Unless it left with this rank's leave.
                 Condition::Away
@@ -122,7 +127,11 @@ impl Regions {
             return self.stay(segment, ticket);
         }
         match self.accelerator.acknowledge(accelerator::Ticket::new(ticket.0)) {
-            Ok(()) => self.history.drained(clock.saturating_sub(own.asked.take().unwrap_or(clock))),
+            Ok(()) => {
+                if let Some(asked) = own.asked.take().filter(|_| own.way.is_some()) {
+                    self.history.drained(clock.saturating_sub(asked));
+                }
+            }
             Err(AcceleratorError::StillPinned { .. }) => self.unpinned.push((segment, ticket)),
             // It was abandoned or revoked meanwhile.
             Err(_) => self.stay(segment, ticket),
@@ -146,6 +155,17 @@ impl Regions {
 }
 
 impl Own {
+    /// The right to touch it where it is, if it may be touched.
+    pub(super) fn lend(&mut self, clock: Duration) -> Option<(Lease, Option<Place>)> {
+        let (way, lease) = (self.way.as_mut(), self.machine.lease().ok());
+        match (way, &lease) {
+            (Some(way), Some(_)) => way.handle_begun(clock),
+            (Some(way), None) => way.handle_wanted(),
+            (None, _) => {}
+        }
+        lease.map(|lease| (lease, Some(Place::Own(self.memory, self.place))))
+    }
+
     /// What an arrival at a new place means: after a question it is that question's answer.
     fn preserved(&mut self, generation: u32) -> Notice {
         self.heard = generation;

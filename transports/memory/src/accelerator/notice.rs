@@ -53,7 +53,9 @@ pub enum Notice {
         generation: u32,
         /// What to answer with.
         ticket: Ticket,
-        /// On the accelerator's clock ([`now`](crate::accelerator::Accelerator::now)).
+        /// When it was asked, on the accelerator's clock ([`now`](crate::accelerator::Accelerator::now)).
+        asked: Duration,
+        /// On the same clock.
         deadline: Duration,
     },
     /// The move was refused or its deadline passed: the generation goes on. What was announced ahead is void.
@@ -71,6 +73,8 @@ pub enum Notice {
         region: Region,
         /// The new generation.
         generation: u32,
+        /// When the last byte was in its place, on the accelerator's clock.
+        copied: Duration,
     },
     /// The memory is gone, without a question; work on it ends stale.
     Revoked {
@@ -150,6 +154,11 @@ impl Notices {
         self.queue.pop()
     }
 
+    /// Whether there is nothing to read, lost notices included.
+    pub fn is_empty(&self) -> bool {
+        self.queue.is_empty() && !self.overflowed.load(Ordering::Acquire)
+    }
+
     /// Whether notices were dropped since the last call.
     pub fn overflowed(&self) -> bool {
         self.overflowed.swap(false, Ordering::AcqRel)
@@ -176,7 +185,8 @@ mod tests {
         let notices = Notices::new(2, move || {
             counter.fetch_add(1, Ordering::Relaxed);
         });
-        let notice = |generation| Notice::Moved { region: Region::new(1, 2), generation };
+        let notice =
+            |generation| Notice::Moved { region: Region::new(1, 2), generation, copied: Duration::ZERO };
         (0..3).for_each(|generation| notices.push(notice(generation)));
         assert_eq!([notices.pop(), notices.pop(), notices.pop()], [Some(notice(0)), Some(notice(1)), None]);
         assert!(notices.overflowed() && !notices.overflowed());

@@ -35,6 +35,7 @@ fn a_store_through_an_old_import_after_a_revoke_is_found() {
     let region = device.region(&pattern(BYTES, 1));
     let (import, there) = (peer.import_from(&device, region), peer.region(&pattern(BYTES, 2)));
     device.accelerator.revoke_now(region, Contents::Preserved).unwrap();
+    device.advance(TICK);
     let store = peer.copy(peer.own(there, 0), imported(import, 0), 1);
     assert_eq!(peer.outcome(&store), Ok(()));
     assert_eq!(device.accelerator.audit(), [Breach::StaleStore { region, generation: 0, offset: 0 }]);
@@ -51,6 +52,7 @@ fn a_stale_load_gives_a_nan_of_every_float_type() {
     let (import, there) = (peer.import_from(&device, region), peer.region(&[0; 64]));
     device.accelerator.move_now(region).unwrap();
     device.accelerator.acknowledge(device.asked(region)).unwrap();
+    device.advance(TICK);
     peer.outcome(&peer.copy(imported(import, 0), peer.own(there, 0), 64)).unwrap();
     let bytes = peer.bytes(there);
     assert!(f64::from_le_bytes(bytes[..8].try_into().unwrap()).is_nan());
@@ -132,6 +134,7 @@ fn a_store_beyond_the_region_is_found_in_the_slack() {
     let region = device.region(&pattern(100, 1));
     let export = device.export(region, 0).unwrap();
     device.accelerator.revoke_now(region, Contents::Lost).unwrap();
+    device.advance(TICK);
     // What a NIC could do that registered whole pages.
     rustix::io::pwrite(&export.descriptor, &[0; 4], export.exported.offset - 4).unwrap();
     assert_eq!(device.accelerator.audit(), [Breach::StaleStore { region, generation: 0, offset: -4 }]);

@@ -168,6 +168,7 @@ fn a_process_that_dies_at_work_leaves_memory_that_cannot_be_checked() {
     child.kill().unwrap();
     child.wait().unwrap();
     device.accelerator.revoke_now(region, Contents::Preserved).unwrap();
+    device.advance(TICK);
     device.advance(Duration::from_secs(11));
     assert_eq!((device.accelerator.audit(), device.accelerator.counters().unchecked), (vec![], 1));
     assert_eq!(device.generation(region), 1, "and yet it moves");

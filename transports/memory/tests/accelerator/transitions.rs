@@ -1,5 +1,7 @@
 //! Every way a region moves, and every answer at every time.
 
+use windlass_memory::accelerator::simulated::Breach;
+
 use super::*;
 
 const BYTES: usize = 10_000;
@@ -21,7 +23,7 @@ fn a_cooperative_move_asks_waits_and_keeps_the_bytes() {
     device.advance(4 * TICK);
     assert_eq!(device.notices(), []);
     device.advance(TICK);
-    assert_eq!(device.notices(), [Notice::Moved { region, generation: 1 }]);
+    assert_eq!(device.notices(), [Notice::Moved { region, generation: 1, copied: 5 * TICK }]);
     assert_eq!(device.bytes(region), pattern(BYTES, 1));
     let dead = device.import(&before).unwrap_err();
     assert_eq!(dead, AcceleratorError::Stale { region, generation: 0 });
@@ -110,7 +112,8 @@ fn pinned_memory_moves_only_once_nobody_imports_it() {
     assert_eq!((peer.outcome(&copy), peer.bytes(there)), (Ok(()), pattern(BYTES, 1)));
     device.accelerator.acknowledge(ticket).unwrap();
     device.advance(TICK);
-    assert_eq!(device.notices(), [Notice::Moved { region, generation: 1 }]);
+    let copied = device.now.get();
+    assert_eq!(device.notices(), [Notice::Moved { region, generation: 1, copied }]);
     assert_eq!(device.bytes(region), pattern(BYTES, 1));
 }
 
@@ -282,4 +285,72 @@ fn lost_notices_are_found_in_the_status() {
     device.accelerator.acknowledge(ticket).unwrap();
     device.advance(TICK);
     assert_eq!(device.generation(b), 1);
+}
+
+/// A region of many pieces: others are worked on between two of them, and it arrives after the last.
+#[test]
+fn a_copy_goes_on_beside_the_engine_and_its_end_is_the_notice() {
+    const LARGE: usize = 2 << 20;
+    for announce_ahead in [false, true] {
+        let device = Device::new(Options { announce_ahead, ..Options::default() });
+        let (region, other) = (device.region(&pattern(LARGE, 1)), device.region(&pattern(BYTES, 2)));
+        device.accelerator.move_now(region).unwrap();
+        assert_eq!(device.notices(), [], "what is large is made ready first");
+        let copy = |at| device.copy(device.own(other, 0), device.own(other, at), 100);
+        let ready = copy(5000);
+        device.step();
+        assert_eq!((ready.outcome(), device.notices()), (Some(&Ok(())), vec![]));
+        device.advance(TICK);
+        device.accelerator.acknowledge(device.asked(region)).unwrap();
+        let (mut steps, mut ended) = (0, 0);
+        let mut copying = copy(6000);
+        let moved = loop {
+            device.now.set(device.now.get() + TICK);
+            device.step();
+            steps += 1;
+            if copying.is_done() {
+                ended += 1;
+                copying = copy(6000 + ended * 100);
+            }
+            let notices = device.notices();
+            if let Some(&notice) = notices.first() {
+                break notice;
+            }
+            assert!(steps < 100, "it does not arrive");
+        };
+        assert_eq!(moved, Notice::Moved { region, generation: 1, copied: device.now.get() });
+        assert!(steps >= 8 && ended >= 7, "{steps} pieces, {ended} copies beside them");
+        assert_eq!(device.bytes(region), pattern(LARGE, 1));
+        device.advance(TICK);
+        assert_eq!(device.accelerator.audit(), []);
+    }
+}
+
+/// Whatever becomes of a region in the middle of its copy, its bytes or its end are right.
+#[test]
+fn a_copy_is_cut_short_by_a_free_and_survives_an_audit() {
+    const LARGE: usize = 1 << 20;
+    for frees in [false, true] {
+        let device = Device::moving(Movement::Cooperative);
+        let peer = Device::new(Options { guarded: false, ..Options::default() });
+        let region = device.region(&pattern(LARGE, 1));
+        let (import, there) = (peer.import_from(&device, region), peer.region(&pattern(BYTES, 2)));
+        device.accelerator.move_now(region).unwrap();
+        device.advance(TICK);
+        device.accelerator.acknowledge(device.asked(region)).unwrap();
+        device.step();
+        device.step();
+        assert_eq!(device.accelerator.audit(), []);
+        if frees {
+            device.accelerator.free(region).unwrap();
+        }
+        device.advance(TICK);
+        if !frees {
+            assert_eq!(device.bytes(region), pattern(LARGE, 1));
+        }
+        let store = peer.copy(peer.own(there, 0), imported(import, 900_000), 10);
+        assert_eq!(peer.outcome(&store), Ok(()), "the liar never knows");
+        let breach = Breach::StaleStore { region, generation: 0, offset: 900_000 };
+        assert_eq!(device.accelerator.audit(), [breach]);
+    }
 }

@@ -327,8 +327,15 @@ fn canary_a_walk_that_does_not_drain() {
             let _ = walk.operate();
             walk.land();
             for notice in walk.devices[0].notices() {
-                if let Notice::MoveAsked { ticket, .. } = notice {
-                    let _ = walk.devices[0].accelerator.acknowledge(ticket);
+                match notice {
+                    Notice::MoveAsked { ticket, .. } => {
+                        let _ = walk.devices[0].accelerator.acknowledge(ticket);
+                    }
+                    Notice::Replaced { region, contents: Contents::Lost, .. } => {
+                        let whole = walk.model.get(&region).map_or(0, Vec::len);
+                        walk.forget(region, 0, whole);
+                    }
+                    _ => {}
                 }
             }
         }

@@ -6,7 +6,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::engine::{Engine, HostCopy};
+use super::engine::{Engine, HostCopy, Turn};
+use super::errand::{Errand, Ran};
 use super::memory::Memory;
 use super::vacated::Breach;
 use super::{Counters, Drive, Options};
@@ -36,13 +37,62 @@ struct State {
     closed: bool,
 }
 
+/// What a device does next, for which it needs no lock.
+#[derive(Debug)]
+struct Doing {
+    errand: Option<(Errand, Option<Ran>)>,
+    turn: Option<Turn>,
+    next: Next,
+}
+
+impl Doing {
+    fn run(&mut self) {
+        if let Some((errand, ran)) = &mut self.errand {
+            *ran = Some(errand.run());
+        }
+        if let Some(turn) = &mut self.turn {
+            turn.run();
+        }
+    }
+}
+
 impl State {
-    fn step(&mut self, now: Duration) -> Next {
+    /// Does what is due at once, and says what is to be done next.
+    fn begin(&mut self, now: Duration) -> Doing {
         self.memory.now = self.memory.now.max(now);
         let (moves_due, moving) = self.memory.step();
-        let (at_once, fences_due, working) = self.engine.step(&mut self.memory);
+        let turn = self.engine.take(&mut self.memory);
+        let errand = self.memory.errand();
+        let (fences_due, working) = self.engine.signal(&self.memory);
         let due = [moves_due, fences_due].into_iter().flatten().min();
-        Next { at_once, due, waiting: moving || working }
+        let at_once = turn.is_some() || errand.is_some();
+        let next = Next { at_once, due, waiting: moving || working };
+        Doing { errand: errand.map(|errand| (errand, None)), turn, next }
+    }
+
+    /// It is done.
+    fn end(&mut self, now: Duration, doing: Doing) -> Next {
+        self.memory.now = self.memory.now.max(now);
+        if let Some((errand, Some(ran))) = &doing.errand {
+            self.memory.ran(errand, ran);
+        }
+        // Whoever closes ends all work, and what has its turn is dropped with its fence signalled.
+        if let Some(turn) = doing.turn.filter(|_| !self.closed) {
+            self.engine.put(&mut self.memory, turn);
+        }
+        doing.next
+    }
+
+    /// The same in one, for a device without a thread.
+    fn step(&mut self, now: Duration) -> Next {
+        let mut doing = self.begin(now);
+        doing.run();
+        let next = self.end(now, doing);
+        // What has just been done may be all that something waited for.
+        let (moves_due, moving) = self.memory.step();
+        let (fences_due, working) = self.engine.signal(&self.memory);
+        let due = [moves_due, fences_due].into_iter().flatten().min();
+        Next { due, waiting: moving || working, ..next }
     }
 }
 
@@ -67,16 +117,16 @@ impl Shared {
     fn run(&self) {
         let mut state = self.lock();
         while !state.closed {
-            let now = self.begin.elapsed();
-            let next = state.step(now);
+            let mut doing = state.begin(self.begin.elapsed());
+            let next = doing.next;
             if next.at_once {
-                // Others may have waited for the lock a whole chunk long.
                 drop(state);
-                std::thread::yield_now();
+                doing.run();
                 state = self.lock();
+                state.end(self.begin.elapsed(), doing);
                 continue;
             }
-            let due = next.due.map(|due| due.saturating_sub(now));
+            let due = next.due.map(|due| due.saturating_sub(self.begin.elapsed()));
             let pause = [due, next.waiting.then_some(LOOK_AGAIN)].into_iter().flatten().min();
             state = match pause {
                 Some(pause) => self.kick.wait_timeout(state, pause).unwrap_or_else(PoisonError::into_inner).0,

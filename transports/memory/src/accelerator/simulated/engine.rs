@@ -133,6 +133,29 @@ impl Drop for Job {
     }
 }
 
+/// Work that has the engine, without the device's lock: it holds all that it touches.
+#[derive(Debug)]
+pub(super) struct Turn {
+    job: Job,
+    /// Where it stood among the others.
+    index: usize,
+    outcome: Outcome,
+    chunk_bytes: u64,
+    /// It has done a chunk.
+    ran: bool,
+}
+
+impl Turn {
+    /// One chunk.
+    pub(super) fn run(&mut self) {
+        // What has died meanwhile is found on the way out; there is no use in going on until then.
+        if self.outcome.is_ok() && !self.job.is_dead() {
+            self.job.run_chunk(self.chunk_bytes);
+            self.ran = true;
+        }
+    }
+}
+
 #[derive(Debug, Default)]
 pub(super) struct Engine {
     imports: BTreeMap<u64, Imported>,
@@ -246,10 +269,8 @@ impl Engine {
         copied
     }
 
-    /// One chunk of one piece of work, and the fences that are due. Returns whether to call again at once, when else, and whether
-    /// work waits for what nobody will tell of.
-    pub(super) fn step(&mut self, memory: &mut Memory) -> (bool, Option<Duration>, bool) {
-        let ran = self.run_one(memory);
+    /// The fences that are due. Returns when the next one is, and whether work waits for what nobody will tell of.
+    pub(super) fn signal(&mut self, memory: &Memory) -> (Option<Duration>, bool) {
         let mut told = false;
         while let Some((_, job, outcome)) = self.ending.pop_front_if(|(at, ..)| *at <= memory.now) {
             job.fence.signal(outcome);
@@ -258,10 +279,11 @@ impl Engine {
         if let Some(notices) = memory.notices.as_ref().filter(|_| told) {
             notices.wake();
         }
-        (ran, self.ending.front().map(|(at, ..)| *at), !self.jobs.is_empty())
+        (self.ending.front().map(|(at, ..)| *at), !self.jobs.is_empty())
     }
 
-    fn run_one(&mut self, memory: &mut Memory) -> bool {
+    /// The next work that can go on, for one [`Turn::run`].
+    pub(super) fn take(&mut self, memory: &mut Memory) -> Option<Turn> {
         let count = self.jobs.len();
         let first = match memory.options.reorder && count > 1 {
             true => memory.random.below(count as u64) as usize,
@@ -279,20 +301,20 @@ impl Engine {
                 },
                 _ => Ok(()),
             };
-            // What has died meanwhile is found on the way out; there is no use in going on until then.
-            if outcome.is_ok() && !job.is_dead() {
-                job.run_chunk(memory.options.chunk_bytes);
-                if job.done < job.count {
-                    return true;
-                }
-            }
-            if let Some(mut job) = self.jobs.remove(index) {
-                let outcome = outcome.and(job.leave());
-                self.end(memory, job, outcome);
-            }
-            return true;
+            let chunk_bytes = memory.options.chunk_bytes;
+            return self.jobs.remove(index).map(|job| Turn { job, index, outcome, chunk_bytes, ran: false });
         }
-        false
+        None
+    }
+
+    /// Takes back what has had its turn, and ends it if it is over.
+    pub(super) fn put(&mut self, memory: &mut Memory, turn: Turn) {
+        let Turn { mut job, index, outcome, ran, .. } = turn;
+        if ran && job.done < job.count {
+            return self.jobs.insert(index.min(self.jobs.len()), job);
+        }
+        let outcome = outcome.and(job.leave());
+        self.end(memory, job, outcome);
     }
 
     fn end(&mut self, memory: &mut Memory, job: Job, outcome: Outcome) {

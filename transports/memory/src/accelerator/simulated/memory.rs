@@ -1,13 +1,16 @@
 //! The owner's half: regions, and how they move.
 //!
-//! A region moves in two halves: it *leaves* (its generation dies, its bytes are copied to its next memory, its place is free), and it
-//! *arrives* (finds a place, comes alive, is told). What differs between the modes is what comes before leaving: nothing, a
-//! question, or waiting for engines. An eviction is a move whose arrival waits until there is room.
+//! A region moves in two halves: it *leaves* (its generation dies, its place is free), and it *arrives* (finds a place, comes alive, is
+//! told). Between the two its bytes are carried to its next memory, by [`errands`]. What differs between the modes is what comes before
+//! leaving: nothing, a question, or waiting for engines. An eviction is a move whose arrival waits until there is room.
+
+mod errands;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::errand::{Errand, begin};
 use super::extents::{Claim, Extents};
 use super::life::State;
 use super::pages::{Pages, SKEW_BYTES, pages_of};
@@ -38,18 +41,32 @@ enum Arrival {
 #[derive(Debug)]
 enum Phase {
     Active,
+    /// It is to be asked for once its next memory is there, up to `at` of which it is.
+    Readying {
+        next: Arc<Pages>,
+        at: u64,
+    },
     Asked {
         ticket: Ticket,
         deadline: Duration,
-        ahead: Option<Arc<Pages>>,
+        next: Arc<Pages>,
+        /// The next memory can be exported.
+        announced: bool,
     },
     /// A transparent move waits until the engines at work have left.
     Draining,
-    /// The bytes are in `next`, which for a transparent move is only their refuge.
+    /// The bytes up to `at` are in `next`, which for a transparent move is only their refuge.
     Away {
         next: Arc<Pages>,
+        at: u64,
         due: Duration,
         arrival: Arrival,
+        /// It was exported before, and poisoned.
+        announced: bool,
+        /// When the last byte came.
+        copied: Duration,
+        /// Not before this is another piece tried: there was no memory.
+        again: Duration,
     },
 }
 
@@ -144,10 +161,13 @@ impl Memory {
             free_bytes: self.extents.free_pages() * page,
             reclaiming: self.extents.is_reserved(),
         })?;
-        let memory =
-            self.create(number, 0, bytes, State::Alive).inspect_err(|_| self.extents.give_back(place))?;
-        // Memory comes as its last user left it: whoever reads before writing should see that.
-        memory.poison().inspect_err(|_| self.extents.give_back(place))?;
+        let made = self.create(number, 0, bytes, State::Alive).and_then(|memory| {
+            memory.populate(0, memory.length())?;
+            // Memory comes as its last user left it: whoever reads before writing should see that.
+            memory.poison(begin(), memory.length())?;
+            Ok(memory)
+        });
+        let memory = made.inspect_err(|_| self.extents.give_back(place))?;
         self.next_region += 1;
         let owned = Owned {
             bytes,
@@ -213,15 +233,20 @@ impl Memory {
         let Some(owned) = self.regions.remove(&number) else { return Ok(()) };
         let generation = owned.pages.generation;
         let until = self.now + self.options.keep;
+        // What has been carried whole is watched already.
+        let mut watched = false;
         match owned.phase {
-            Phase::Away { next, .. } => next.life().set(next.generation, State::Dead),
-            Phase::Asked { ahead: Some(ahead), .. } => {
+            Phase::Away { next, at, arrival, .. } => {
+                next.life().set(next.generation, State::Dead);
+                watched = arrival != Arrival::Followed && at >= next.length();
+            }
+            Phase::Asked { next, announced: true, .. } => {
                 self.extents.give_back(owned.place);
-                self.void(ahead);
+                self.void(next);
             }
             _ => self.extents.give_back(owned.place),
         }
-        if owned.pages.state() != State::Dead {
+        if !watched {
             owned.pages.life().set(generation, State::Dead);
             self.vacated.add(owned.pages, until);
         }
@@ -232,20 +257,21 @@ impl Memory {
     /// What was announced ahead and does not come.
     fn void(&mut self, ahead: Arc<Pages>) {
         ahead.life().set(ahead.generation, State::Dead);
-        self.vacated.look(&ahead, true);
-        self.vacated.add(ahead, self.now + self.options.keep);
+        self.vacated.add_void(ahead, self.now + self.options.keep);
     }
 
     pub(super) fn status(&self, region: Region) -> Result<Status> {
         let owned = self.owned(region)?;
         let (announced, condition) = match &owned.phase {
-            Phase::Asked { ticket, deadline, ahead } => (
-                ahead.as_ref().map(|ahead| ahead.generation),
+            Phase::Asked { ticket, deadline, next, announced } => (
+                announced.then_some(next.generation),
                 Condition::MoveAsked { ticket: *ticket, deadline: *deadline },
             ),
             Phase::Away { arrival: Arrival::Moved | Arrival::Replaced(_), .. } => (None, Condition::Away),
             // Nobody is told of a transparent move.
-            Phase::Active | Phase::Draining | Phase::Away { .. } => (None, Condition::Active),
+            Phase::Active | Phase::Readying { .. } | Phase::Draining | Phase::Away { .. } => {
+                (None, Condition::Active)
+            }
         };
         let generation = owned.pages.generation;
         Ok(Status { bytes: owned.bytes, generation, announced, contents: owned.contents, condition })
@@ -255,7 +281,7 @@ impl Memory {
     pub(super) fn pages(&self, region: Region, generation: u32) -> Result<&Arc<Pages>> {
         let owned = self.owned(region)?;
         let next = match &owned.phase {
-            Phase::Asked { ahead, .. } => ahead.as_ref(),
+            Phase::Asked { next, announced: true, .. } => Some(next),
             Phase::Away { next, arrival, .. } if *arrival != Arrival::Followed => Some(next),
             _ => None,
         };
@@ -279,7 +305,7 @@ impl Memory {
     pub(super) fn find(&self, inode: u64) -> Option<&Arc<Pages>> {
         let own = self.regions.values().flat_map(|owned| {
             let ahead = match &owned.phase {
-                Phase::Asked { ahead, .. } => ahead.as_ref(),
+                Phase::Asked { next, announced: true, .. } => Some(next),
                 _ => None,
             };
             [Some(&owned.pages), ahead]
@@ -291,7 +317,7 @@ impl Memory {
         let number = self.number(region)?;
         match self.regions[&number].phase {
             Phase::Active => self.begin(number),
-            Phase::Asked { .. } | Phase::Draining => Ok(()),
+            Phase::Readying { .. } | Phase::Asked { .. } | Phase::Draining => Ok(()),
             Phase::Away { .. } => Err(AcceleratorError::Away { region }),
         }
     }
@@ -310,23 +336,22 @@ impl Memory {
         }
     }
 
+    /// Whether peers may import a region's next memory before it moves.
+    fn announces(&self) -> bool {
+        self.options.announce_ahead && self.options.movement == Movement::Cooperative
+    }
+
     fn ask(&mut self, number: u64) -> Result<()> {
-        let (region, owned) = (self.region(number), &self.regions[&number]);
-        let (generation, next, bytes) = (owned.pages.generation, owned.next_generation, owned.bytes);
-        let announce = self.options.announce_ahead && self.options.movement == Movement::Cooperative;
-        let ahead = announce.then(|| self.create(number, next, bytes, State::Unborn)).transpose()?;
-        if let Some(ahead) = &ahead {
-            ahead.poison()?;
-            self.tell(Notice::Announced { region, generation: next });
-        }
-        let ticket = Ticket::new(self.next_ticket);
-        self.next_ticket += 1;
-        let deadline = self.now + self.options.patience;
+        let owned = &self.regions[&number];
+        let next = self.create(number, owned.next_generation, owned.bytes, State::Unborn)?;
+        let errand =
+            Errand::Ready { region: number, next: Arc::clone(&next), at: begin(), poison: self.announces() };
+        // A piece at once: what is small is asked for in the call.
+        let ran = errand.run();
         let owned = self.regions.get_mut(&number).expect("looked up above");
-        owned.next_generation += u32::from(announce);
-        owned.phase = Phase::Asked { ticket, deadline, ahead };
-        self.tell(Notice::MoveAsked { region, generation, ticket, deadline });
-        Ok(())
+        owned.phase = Phase::Readying { next, at: begin() };
+        self.ran(&errand, &ran);
+        ran.map(drop)
     }
 
     fn asked(&self, ticket: Ticket) -> Result<u64> {
@@ -350,10 +375,7 @@ impl Memory {
             }
         }
         let at_work = !life.is_quiet();
-        self.leave(number, Arrival::Moved, self.options.move_time).inspect_err(|_| {
-            life.set(generation, State::Alive);
-            self.abandon(number);
-        })?;
+        self.leave(number, Arrival::Moved, self.options.move_time)?;
         if at_work {
             self.vacated.report(Breach::AtWork { region, generation });
         }
@@ -370,9 +392,11 @@ impl Memory {
         let region = self.region(number);
         let Some(owned) = self.regions.get_mut(&number) else { return };
         let generation = owned.pages.generation;
-        if let Phase::Asked { ticket, ahead, .. } = std::mem::replace(&mut owned.phase, Phase::Active) {
-            if let Some(ahead) = ahead {
-                self.void(ahead);
+        if let Phase::Asked { ticket, next, announced, .. } =
+            std::mem::replace(&mut owned.phase, Phase::Active)
+        {
+            if announced {
+                self.void(next);
             }
             self.counters.refused += 1;
             self.tell(Notice::Abandoned { region, generation, ticket });
@@ -395,38 +419,22 @@ impl Memory {
         Ok(())
     }
 
-    /// Ends the generation and saves the bytes. On an error nothing has happened.
-    fn leave(&mut self, number: u64, mut arrival: Arrival, time: Duration) -> Result<()> {
-        let (region, owned) = (self.region(number), &self.regions[&number]);
+    /// Ends the generation; its bytes are carried from now on. On an error nothing has happened.
+    fn leave(&mut self, number: u64, arrival: Arrival, time: Duration) -> Result<()> {
+        let owned = &self.regions[&number];
         let (old, bytes, place) = (Arc::clone(&owned.pages), owned.bytes, owned.place);
-        let (next_generation, ahead) = match &owned.phase {
-            Phase::Asked { ahead: Some(ahead), .. } => (ahead.generation, Some(Arc::clone(ahead))),
-            _ => (owned.next_generation, None),
+        let (next, announced) = match &owned.phase {
+            Phase::Asked { next, announced, .. } => (Arc::clone(next), *announced),
+            Phase::Readying { next, .. } => (Arc::clone(next), false),
+            _ => (self.create(number, owned.next_generation, bytes, State::Unborn)?, false),
         };
-        let next = match ahead {
-            Some(ahead) => {
-                self.vacated.look(&ahead, true);
-                ahead
-            }
-            None => self.create(number, next_generation, bytes, State::Unborn)?,
-        };
-        // From here on nobody enters; who is inside finds out when it leaves (see `life`).
+        // From here on nobody enters; who is inside finds out when it leaves (see `life`), which is why the bytes may be read from now on.
         old.life().set(old.generation, State::Dead);
-        let lost = arrival == Arrival::Replaced(Contents::Lost);
-        if lost || old.copy_to(&next).is_err() {
-            if arrival == Arrival::Moved {
-                self.tell(Notice::Revoked { region, generation: old.generation });
-            }
-            arrival = Arrival::Replaced(Contents::Lost);
-            next.poison()?;
-        } else {
-            self.counters.bytes_copied += bytes;
-        }
-        self.vacated.add(old, self.now + self.options.keep);
         self.extents.give_back(place);
+        let (due, again) = (self.now + time, self.now);
         let owned = self.regions.get_mut(&number).expect("looked up above");
         owned.next_generation = owned.next_generation.max(next.generation + 1);
-        owned.phase = Phase::Away { next, due: self.now + time, arrival };
+        owned.phase = Phase::Away { next, at: begin(), due, arrival, announced, copied: again, again };
         Ok(())
     }
 
@@ -438,15 +446,16 @@ impl Memory {
             return Ok(());
         }
         let saved = self.create(number, pages.generation, bytes, State::Unborn).and_then(|refuge| {
-            pages.copy_to(&refuge)?;
-            pages.poison()?;
+            pages.copy_to(&refuge, 0, refuge.length())?;
+            pages.poison(begin(), pages.length())?;
             Ok(refuge)
         });
         let owned = self.regions.get_mut(&number).expect("looked up above");
         match saved {
             Ok(next) => {
-                let due = self.now + self.options.move_time;
-                owned.phase = Phase::Away { next, due, arrival: Arrival::Followed };
+                let (at, due) = (next.length(), self.now + self.options.move_time);
+                let (arrival, copied) = (Arrival::Followed, self.now);
+                owned.phase = Phase::Away { next, at, due, arrival, announced: false, copied, again: copied };
                 self.extents.give_back(place);
                 self.counters.bytes_copied += bytes;
                 Ok(())
@@ -463,8 +472,9 @@ impl Memory {
     /// Gives a region that is due a place, and life.
     fn arrive(&mut self, number: u64) -> bool {
         let (region, owned) = (self.region(number), &self.regions[&number]);
-        let Phase::Away { next, arrival, .. } = &owned.phase else { return false };
-        let (next, arrival, pages) = (Arc::clone(next), *arrival, pages_of(owned.bytes));
+        let Phase::Away { next, arrival, copied, .. } = &owned.phase else { return false };
+        let (next, arrival, copied) = (Arc::clone(next), *arrival, *copied);
+        let pages = pages_of(owned.bytes);
         let claim = Claim::Returning(number);
         let mut place = self.extents.take(pages, number, claim);
         if place.is_none() && self.make_room(pages, claim) {
@@ -476,9 +486,11 @@ impl Memory {
         let generation = next.generation;
         if arrival == Arrival::Followed {
             let here = Arc::clone(&owned.pages);
-            self.vacated.look(&here, false);
+            if let Some(offset) = here.first_touched(begin(), here.length()) {
+                self.vacated.found(&here, false, offset);
+            }
             // Both are memory that exists: reading and writing it does not fail.
-            let _ = next.copy_to(&here);
+            let _ = next.copy_to(&here, 0, here.length());
             here.life().set(generation, State::Alive);
             self.counters.moves += 1;
             return true;
@@ -493,7 +505,7 @@ impl Memory {
             _ => {
                 owned.contents = Contents::Preserved;
                 self.counters.moves += 1;
-                self.tell(Notice::Moved { region, generation });
+                self.tell(Notice::Moved { region, generation, copied });
             }
         }
         true
@@ -533,6 +545,12 @@ impl Memory {
                 Phase::Asked { deadline, .. } if deadline <= self.now => self.abandon(number),
                 Phase::Asked { deadline, .. } => wake_at(deadline),
                 Phase::Draining => again = true,
+                Phase::Readying { .. } => {}
+                Phase::Away { ref next, at, again, .. } if at < next.length() => {
+                    if again > self.now {
+                        wake_at(again);
+                    }
+                }
                 // Whoever frees memory wakes the device; that compactions may begin again, nobody tells.
                 Phase::Away { due, .. } if due <= self.now => {
                     if !self.arrive(number) {
@@ -543,17 +561,17 @@ impl Memory {
                 Phase::Active => {}
             }
         }
-        self.vacated.step(self.now, self.options.keep_bytes);
         [self.next_move, self.next_revoke, self.vacated.next()].into_iter().flatten().for_each(&mut wake_at);
         (next, again || self.vacated.is_waiting())
     }
 
     pub(super) fn audit(&mut self) -> Vec<Breach> {
         for owned in self.regions.values() {
-            if let Phase::Asked { ahead: Some(ahead), .. } = &owned.phase
-                && self.vacated.look(ahead, true)
+            if let Phase::Asked { next, announced: true, .. } = &owned.phase
+                && let Some(offset) = next.first_touched(begin(), next.length())
             {
-                let _ = ahead.poison();
+                self.vacated.found(next, true, offset);
+                let _ = next.poison(begin(), next.length());
             }
         }
         self.vacated.audit()
@@ -567,7 +585,7 @@ impl Memory {
     pub(super) fn close(&mut self) {
         for (_, owned) in std::mem::take(&mut self.regions) {
             owned.pages.life().set(owned.pages.generation, State::Dead);
-            if let Phase::Away { next, .. } | Phase::Asked { ahead: Some(next), .. } = owned.phase {
+            if let Phase::Away { next, .. } | Phase::Asked { next, .. } = owned.phase {
                 next.life().set(next.generation, State::Dead);
             }
         }

@@ -36,7 +36,8 @@
 //! // Here the scheduler waits for the fences of its work, and its peers withdraw.
 //! device.acknowledge(ticket)?;
 //! device.step(Duration::from_millis(1));
-//! assert_eq!(notices.pop(), Some(Notice::Moved { region, generation: 1 }));
+//! let copied = Duration::from_millis(1);
+//! assert_eq!(notices.pop(), Some(Notice::Moved { region, generation: 1, copied }));
 //!
 //! let mut bytes = [0; 9];
 //! device.read(Operand { place: Place::Own(region, 1), offset: 0 }, &mut bytes)?;
@@ -52,18 +53,22 @@
 //! | `pages` | one generation of a region: a memfd with a header |
 //! | `extents` | the device's address space |
 //! | `memory` | regions, and how they move |
+//! | `errand` | regions made ready, copied, poisoned and looked at, a piece at a time |
 //! | `vacated` | poison, and who stepped in it |
 //! | `engine` | work, and the only addresses |
 //! | `device` | the lock around them, and the thread |
 //!
-//! One lock guards a device. Calls hold it for what they do, the engine's thread for one chunk, a move for its copy: it is a
-//! simulator, and its speed is no measure of anything. Fences and notices are read without it.
+//! One lock guards a device. Calls hold it for what they do, a transparent move for its copy; the engine's chunks and the pieces of other moves'
+//! copies run without it, in turns. It is a simulator, and its speed is no measure of anything. Fences and notices are read without
+//! the lock.
 
 // Device memory is mapped memory, and loom's atomics do not lie in mapped memory.
 #[cfg(not(loom))]
 mod device;
 #[cfg(not(loom))]
 mod engine;
+#[cfg(not(loom))]
+mod errand;
 #[cfg(not(loom))]
 mod extents;
 pub mod life;

@@ -7,8 +7,10 @@
 //! would: beside whatever engines do, and without a Rust access that could race with them.
 
 use std::fmt;
+use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create};
 use rustix::io::{Errno, pread, pwrite};
@@ -26,6 +28,12 @@ const POISON: [u8; 2] = [0xF5, 0x7F];
 /// How much is copied by one call.
 const BOUNCE_BYTES: usize = 256 << 10;
 
+/// Memory of this length is not given back in passing.
+const LARGE_BYTES: usize = 1 << 20;
+
+/// What is left of pages.
+type Left = (Mapping, OwnedFd);
+
 /// Where data may begin in its page.
 pub(super) const SKEW_BYTES: u64 = 64;
 
@@ -42,8 +50,8 @@ pub(super) struct Pages {
     pub(super) bytes: u64,
     /// Where its first byte is in the descriptor.
     pub(super) data: u64,
-    mapping: Mapping,
-    descriptor: OwnedFd,
+    mapping: ManuallyDrop<Mapping>,
+    descriptor: ManuallyDrop<OwnedFd>,
     /// The same for every descriptor of the same memory.
     inode: u64,
 }
@@ -55,7 +63,7 @@ impl fmt::Debug for Pages {
 }
 
 impl Pages {
-    /// New memory. `skew` is where in its page the data begins.
+    /// New memory, whose pages come when they are populated or written. `skew` is where in its page the data begins.
     pub(super) fn create(
         region: Region,
         generation: u32,
@@ -81,9 +89,8 @@ impl Pages {
         }
         write_all(&descriptor, &header, 0)?;
         let mapping = Mapping::open(descriptor.as_fd())?;
-        // A shortage is an error now, not a signal to the engine later.
-        mapping.populate(0, mapping.len())?;
         let inode = fstat(&descriptor).map_err(fail("fstat"))?.st_ino;
+        let (mapping, descriptor) = (ManuallyDrop::new(mapping), ManuallyDrop::new(descriptor));
         let pages = Self { region, generation, bytes, data, mapping, descriptor, inode };
         pages.life().set(generation, state);
         Ok(Arc::new(pages))
@@ -118,8 +125,8 @@ impl Pages {
         if needed_bytes > length {
             return Err(BadDescriptor::TooShort { needed_bytes, bytes: length }.into());
         }
-        let mapping = Mapping::open(descriptor)?;
-        let descriptor = duplicate(descriptor)?;
+        let mapping = ManuallyDrop::new(Mapping::open(descriptor)?);
+        let descriptor = ManuallyDrop::new(duplicate(descriptor)?);
         let region = Region::new(word(1), word(2));
         Ok(Arc::new(Self { region, generation, bytes, data, mapping, descriptor, inode: stat.st_ino }))
     }
@@ -174,48 +181,87 @@ impl Pages {
         write_all(&self.descriptor, from, self.data + at)
     }
 
-    /// Copies the region's bytes to other memory of the same length.
-    pub(super) fn copy_to(&self, other: &Self) -> Result<(), AcceleratorError> {
-        let mut bounce = vec![0; BOUNCE_BYTES.min(usize::try_from(self.bytes).unwrap_or(BOUNCE_BYTES))];
-        let mut at = 0;
-        while at < self.bytes {
-            let part = (self.bytes - at).min(bounce.len() as u64) as usize;
+    /// Of all of it, header included.
+    pub(super) fn length(&self) -> u64 {
+        self.mapping.len() as u64
+    }
+
+    /// Makes pages present, from a byte of the descriptor to another: a shortage is an error now, not a signal to the engine later.
+    pub(super) fn populate(&self, at: u64, end: u64) -> Result<(), AcceleratorError> {
+        Ok(self.mapping.populate(at as usize, (end - at) as usize)?)
+    }
+
+    /// Copies those of the region's bytes that have their place between two bytes of `other`, which has the same length.
+    pub(super) fn copy_to(&self, other: &Self, at: u64, end: u64) -> Result<(), AcceleratorError> {
+        let first = at.saturating_sub(other.data).min(self.bytes);
+        let last = end.saturating_sub(other.data).min(self.bytes);
+        in_parts(first, last, |at, part, bounce| {
             self.read(at, &mut bounce[..part])?;
-            other.write(at, &bounce[..part])?;
-            at += part as u64;
-        }
-        Ok(())
+            other.write(at, &bounce[..part])
+        })
     }
 
-    /// Fills everything but the header with poison, also around the region's bytes.
-    pub(super) fn poison(&self) -> Result<(), AcceleratorError> {
+    /// Fills the bytes from one to another of the descriptor with poison. Behind the header that is all of it, also around the region's bytes.
+    pub(super) fn poison(&self, at: u64, end: u64) -> Result<(), AcceleratorError> {
         let poison = POISON.repeat(BOUNCE_BYTES / POISON.len());
-        let (mut at, end) = (page_bytes() as u64, self.mapping.len() as u64);
-        while at < end {
-            let part = (end - at).min(poison.len() as u64) as usize;
-            write_all(&self.descriptor, &poison[..part], at)?;
-            at += part as u64;
-        }
-        Ok(())
+        in_parts(at, end, |at, part, _| write_all(&self.descriptor, &poison[..part], at))
     }
 
-    /// The first byte that is not poison any more: from the region's begin, which slack before it makes negative.
-    pub(super) fn first_touched(&self) -> Option<i64> {
-        let mut bounce = vec![0; BOUNCE_BYTES];
+    /// The first byte among those that is not poison any more: from the region's begin, which slack before it makes negative.
+    pub(super) fn first_touched(&self, at: u64, end: u64) -> Option<i64> {
         let poison = POISON.repeat(BOUNCE_BYTES / POISON.len());
-        let (mut at, end) = (page_bytes() as u64, self.mapping.len() as u64);
-        while at < end {
-            let part = (end - at).min(bounce.len() as u64) as usize;
-            read_all(self.descriptor.as_fd(), &mut bounce[..part], at).ok()?;
+        let mut touched = None;
+        // What cannot be read cannot be checked.
+        let _ = in_parts(at, end, |at, part, bounce| {
+            read_all(self.descriptor.as_fd(), &mut bounce[..part], at)?;
             // As a whole first: every vacated page is looked at, and nearly none was touched.
-            if bounce[..part] != poison[..part] {
-                let touched = bounce.iter().zip(&poison).take_while(|(is, should)| is == should).count();
-                return Some((at + touched as u64).cast_signed() - self.data.cast_signed());
+            if touched.is_none() && bounce[..part] != poison[..part] {
+                let same = bounce.iter().zip(&poison).take_while(|(is, should)| is == should).count();
+                touched = Some((at + same as u64).cast_signed() - self.data.cast_signed());
             }
-            at += part as u64;
-        }
-        None
+            Ok(())
+        });
+        touched
     }
+}
+
+/// What is large goes by a thread of the process: to unmap memory and give it back takes the system milliseconds, and whoever happens to be the last
+/// with it may be an engine, or hold a lock. Nobody finds the memory by its pages any more, so nobody touches it meanwhile.
+impl Drop for Pages {
+    fn drop(&mut self) {
+        // SAFETY: both are taken once, here, and nothing of the value is used afterwards.
+        let left =
+            unsafe { (ManuallyDrop::take(&mut self.mapping), ManuallyDrop::take(&mut self.descriptor)) };
+        if left.0.len() < LARGE_BYTES {
+            return;
+        }
+        static LEAVING: OnceLock<Option<Sender<Left>>> = OnceLock::new();
+        let leaving = LEAVING.get_or_init(|| {
+            let (sender, receiver) = channel::<Left>();
+            let thread = std::thread::Builder::new().name("windlass-unmap".to_owned()).stack_size(64 << 10);
+            thread.spawn(move || receiver.into_iter().for_each(drop)).ok().map(|_| sender)
+        });
+        // Without a thread it goes here.
+        if let Some(leaving) = leaving {
+            let _ = leaving.send(left);
+        }
+    }
+}
+
+/// Goes from a byte to another with memory for what lies between, in parts.
+fn in_parts(
+    mut at: u64,
+    end: u64,
+    mut f: impl FnMut(u64, usize, &mut [u8]) -> Result<(), AcceleratorError>,
+) -> Result<(), AcceleratorError> {
+    let mut bounce =
+        vec![0; usize::try_from(end.saturating_sub(at)).map_or(BOUNCE_BYTES, |all| all.min(BOUNCE_BYTES))];
+    while at < end {
+        let part = (end - at).min(bounce.len() as u64) as usize;
+        f(at, part, &mut bounce)?;
+        at += part as u64;
+    }
+    Ok(())
 }
 
 /// An import's hold on pinned memory.
