@@ -52,6 +52,6 @@ pub use scope::{Borrowed, Scope};
 pub use simulation::{Estimate, Experiment, ExperimentError, LowerBound, Simulation};
 pub use world::{threads, threads_with};
 
-pub use windlass_collectives::{Algorithm, Call, Choice, Collective, Fingerprint, Model, Topology};
+pub use windlass_collectives::{Algorithm, Call, Choice, Collective, Extent, Fingerprint, Model, Topology};
 pub use windlass_kernels::{Combine, DataType, Element, ReduceOp, bf16, f16};
 pub use windlass_memory::accelerator;
