@@ -16,7 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MAX_RANKS = 128, MAX_ITERATIONS = 8192, BUFFERS = 3, PROBES = 20, PROBE_BATCH = 10 };
+enum { MAX_RANKS = 128, MAX_ITERATIONS = 8192, BUFFERS = 4, PROBES = 20, PROBE_BATCH = 10 };
 
 /* Below this an exchange of flags stays within one core's siblings. */
 static const double NEAR_NS = 110.0;
