@@ -16,8 +16,11 @@ dist.init_process_group("gloo", init_method="file://" + rendezvous, rank=int(ran
 tensors = {}
 
 
-def all_reduce(address, count):
-    """Reduces the memory that the loop owns, which torch sees through a tensor kept per buffer."""
+def all_reduce(_collective, _root, _operand, address, count):
+    """The bench asks for no other collective.
+
+    Reduces the memory that the loop owns, which torch sees through a tensor kept per buffer.
+    """
     tensor = tensors.get((address, count))
     if tensor is None:
         memory = (ctypes.c_float * count).from_address(address)
@@ -25,7 +28,9 @@ def all_reduce(address, count):
     dist.all_reduce(tensor)
 
 
-callback = ctypes.CFUNCTYPE(None, ctypes.c_void_p, ctypes.c_size_t)(all_reduce)
+callback = ctypes.CFUNCTYPE(
+    None, ctypes.c_int, ctypes.c_int, ctypes.c_void_p, ctypes.c_void_p, ctypes.c_size_t
+)(all_reduce)
 bench = ctypes.CDLL(library)
 version = ("Gloo of torch " + torch.__version__).encode()
 status = bench.bench_serve(control.encode(), int(rank), int(ranks), version, callback)

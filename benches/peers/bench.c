@@ -16,10 +16,33 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MAX_RANKS = 128, MAX_ITERATIONS = 8192, BUFFERS = 3, PROBES = 20, PROBE_BATCH = 10 };
+enum { MAX_RANKS = 128, MAX_ITERATIONS = 8192, BUFFERS = 4, PROBES = 20, PROBE_BATCH = 10 };
 
 /* Below this an exchange of flags stays within one core's siblings. */
 static const double NEAR_NS = 110.0;
+
+/* What of its vector a rank's operand or result is: as in windlass's table. */
+enum extent { NOTHING, WHOLE, WHOLE_AT_ROOT, BLOCK, BLOCKS, BLOCKS_AT_ROOT };
+
+static const struct row {
+    const char *name;
+    enum extent input, output;
+    int in_place;
+} ROWS[] = {
+    [BENCH_ALL_REDUCE] = {"all_reduce", WHOLE, WHOLE, 1},
+    [BENCH_REDUCE_SCATTER] = {"reduce_scatter", BLOCKS, BLOCK, 0},
+    [BENCH_ALL_GATHER] = {"all_gather", BLOCK, BLOCKS, 0},
+    [BENCH_BROADCAST] = {"broadcast", WHOLE, WHOLE, 1},
+    [BENCH_BARRIER] = {"barrier", NOTHING, NOTHING, 1},
+    [BENCH_SEND] = {"send", WHOLE, WHOLE, 0},
+    [BENCH_REDUCE] = {"reduce", WHOLE, WHOLE_AT_ROOT, 0},
+    [BENCH_GATHER] = {"gather", BLOCK, BLOCKS_AT_ROOT, 0},
+    [BENCH_SCATTER] = {"scatter", BLOCKS_AT_ROOT, BLOCK, 0},
+    [BENCH_ALL_TO_ALL] = {"all_to_all", BLOCKS, BLOCKS, 0},
+    [BENCH_SCAN] = {"scan", WHOLE, WHOLE, 1},
+    [BENCH_EXSCAN] = {"exscan", WHOLE, WHOLE, 1},
+};
+enum { ROW_COUNT = sizeof ROWS / sizeof ROWS[0] };
 
 /* One flag, alone on the pair of lines that the prefetcher fetches together. */
 struct cell {
@@ -30,7 +53,7 @@ struct cell {
 struct control {
     uint32_t turn; /* futex: counts the commands */
     char pad[124];
-    uint64_t stop, bytes, iterations, warmup, align;
+    uint64_t stop, collective, count, root, iterations, warmup, align;
     struct cell arrived[MAX_RANKS];
     struct cell probe[2];
     struct cell label; /* rank 0's finding, for the others */
@@ -41,11 +64,11 @@ struct control {
 
 struct bench {
     struct control *shared;
-    bench_all_reduce reduce;
+    bench_operation operation;
     int rank, ranks, crowded;
     double ns_per_tick;
     uint64_t barriers, probes;
-    float *buffers[BUFFERS];
+    float *inputs[BUFFERS], *outputs[BUFFERS];
     size_t capacity;
 };
 
@@ -161,30 +184,77 @@ static char probe(struct bench *b) {
     return (b->shared->label.value & 1) ? 'n' : 'f';
 }
 
-/* Small integers: their sum over the ranks is exact in any order. */
-static inline float element(size_t index, uint64_t iteration) {
-    return (float)(((uint32_t)index * 7u + (uint32_t)iteration * 13u) % 64u + 1u);
+/* Small integers: their sum over the ranks is exact in any order. Blocks for different ranks differ. */
+static inline float element(size_t index, uint32_t block, uint64_t iteration) {
+    return (float)(((uint32_t)index * 7u + (uint32_t)iteration * 13u + block * 29u) % 64u + 1u);
 }
 
-static void fill(float *values, size_t count, int rank, uint64_t iteration) {
-    for (size_t i = 0; i < count; i++) values[i] = element(i, iteration) * (float)(rank + 1);
+static int blocks_of(enum extent extent, const struct bench *b) {
+    int root = b->rank == (int)b->shared->root;
+    switch (extent) {
+        case NOTHING: return 0;
+        case WHOLE:
+        case BLOCK: return 1;
+        case WHOLE_AT_ROOT: return root;
+        case BLOCKS: return b->ranks;
+        case BLOCKS_AT_ROOT: return root ? b->ranks : 0;
+    }
+    return 0;
 }
 
-static uint64_t count_wrong(const float *values, size_t count, int ranks, uint64_t iteration) {
-    float weight = (float)ranks * (float)(ranks + 1) / 2.0f;
+/* Every rank's values are its number, from 1, times those of the element. */
+static void fill(float *values, int blocks, const struct bench *b, uint64_t iteration) {
+    size_t count = b->shared->count;
+    for (int block = 0; block < blocks; block++)
+        for (size_t i = 0; i < count; i++)
+            values[(size_t)block * count + i] = element(i, (uint32_t)block, iteration) * (float)(b->rank + 1);
+}
+
+/* By what the elements of a block of this rank's result are multiplied: the sum of the numbers of those who are in it. */
+static float weight(const struct bench *b, int block) {
+    int all = b->ranks * (b->ranks + 1) / 2, rank = b->rank;
+    switch (b->shared->collective) {
+        case BENCH_ALL_GATHER:
+        case BENCH_GATHER:
+        case BENCH_ALL_TO_ALL: return (float)(block + 1);
+        case BENCH_BROADCAST:
+        case BENCH_SCATTER: return (float)(b->shared->root + 1);
+        case BENCH_SEND: return 1.0f;
+        case BENCH_SCAN: return (float)((rank + 1) * (rank + 2) / 2);
+        /* Rank 0's memory is as it was. */
+        case BENCH_EXSCAN: return rank == 0 ? 1.0f : (float)(rank * (rank + 1) / 2);
+        default: return (float)all;
+    }
+}
+
+static uint64_t count_wrong(const float *values, const struct bench *b, uint64_t iteration) {
+    const struct row *row = &ROWS[b->shared->collective];
+    size_t count = b->shared->count;
     uint32_t wrong = 0;
-    for (size_t i = 0; i < count; i++) wrong += values[i] != element(i, iteration) * weight;
+    if (b->shared->collective == BENCH_SEND && b->rank > 1) return 0;
+    /* Where each rank gets one block of several, it is the one of its number. */
+    int scattered = row->output == BLOCK || (row->input == BLOCKS && row->output == BLOCKS);
+    uint32_t source = scattered ? (uint32_t)b->rank : 0;
+    for (int block = 0; block < blocks_of(row->output, b); block++) {
+        float factor = weight(b, block);
+        const float *part = values + (size_t)block * count;
+        for (size_t i = 0; i < count; i++) wrong += part[i] != element(i, source, iteration) * factor;
+    }
     return wrong;
 }
 
-static int reserve(struct bench *b, size_t bytes) {
+static int reserve(struct bench *b) {
+    const struct row *row = &ROWS[b->shared->collective];
+    int blocks = row->input == BLOCK || row->output == BLOCK || row->input == BLOCKS ? b->ranks : 1;
+    size_t bytes = (b->shared->count * (size_t)blocks + 1) * sizeof(float);
     if (bytes <= b->capacity) return 0;
-    for (int i = 0; i < BUFFERS; i++) {
+    for (int i = 0; i < 2 * BUFFERS; i++) {
+        float **buffer = i < BUFFERS ? &b->inputs[i] : &b->outputs[i - BUFFERS];
         void *memory = NULL;
-        free(b->buffers[i]);
-        b->buffers[i] = NULL;
+        free(*buffer);
+        *buffer = NULL;
         if (posix_memalign(&memory, 4096, bytes) != 0) return -1;
-        b->buffers[i] = (float *)memory;
+        *buffer = (float *)memory;
     }
     b->capacity = bytes;
     return 0;
@@ -202,13 +272,16 @@ static void relabel(char *labels, uint64_t from, uint64_t to, char before, char 
 
 static void run(struct bench *b) {
     struct control *shared = b->shared;
-    size_t count = shared->bytes / sizeof(float);
+    const struct row *row = &ROWS[shared->collective];
+    int collective = (int)shared->collective, root = (int)shared->root;
+    size_t count = shared->count;
     uint64_t warmup = shared->warmup, iterations = shared->iterations, wrong = 0, batch = 0;
-    uint64_t stride = probe_stride(shared->bytes);
+    uint64_t stride = probe_stride(count * sizeof(float));
     char before = 'u';
     for (uint64_t i = 0; i < warmup + iterations; i++) {
-        float *values = b->buffers[i % BUFFERS];
-        fill(values, count, b->rank, i);
+        float *input = b->inputs[i % BUFFERS];
+        float *output = row->in_place ? input : b->outputs[i % BUFFERS];
+        fill(input, blocks_of(row->input, b), b, i);
         if (i >= warmup && (i - warmup) % stride == 0) {
             char now = probe(b);
             if (b->rank == 0) relabel(shared->labels, batch, i - warmup, before, now);
@@ -217,10 +290,10 @@ static void run(struct bench *b) {
         }
         if (shared->align) barrier(b);
         uint64_t start = ticks_now();
-        b->reduce(values, count);
+        b->operation(collective, root, input, output, count);
         uint64_t ticks = ticks_now() - start;
         if (i >= warmup) shared->ticks[b->rank][i - warmup] = ticks;
-        wrong += count_wrong(values, count, b->ranks, i);
+        wrong += count_wrong(output, b, i);
     }
     char after = probe(b);
     if (b->rank == 0) relabel(shared->labels, batch, iterations, before, after);
@@ -232,28 +305,39 @@ static void answer(const struct bench *b) {
     const struct control *shared = b->shared;
     uint64_t wrong = 0;
     for (int rank = 0; rank < b->ranks; rank++) wrong += shared->wrong[rank];
-    printf("{\"bytes\":%llu,\"wrong\":%llu,\"labels\":\"%.*s\",\"ns\":[", (unsigned long long)shared->bytes,
+    double share = shared->collective == BENCH_SEND ? 0.5 : 1.0;
+    printf("{\"count\":%llu,\"wrong\":%llu,\"labels\":\"%.*s\",\"ns\":[", (unsigned long long)shared->count,
            (unsigned long long)wrong, (int)shared->iterations, shared->labels);
     for (uint64_t i = 0; i < shared->iterations; i++) {
         uint64_t slowest = 0;
         for (int rank = 0; rank < b->ranks; rank++)
             if (shared->ticks[rank][i] > slowest) slowest = shared->ticks[rank][i];
-        printf("%s%.0f", i ? "," : "", (double)slowest * b->ns_per_tick);
+        printf("%s%.0f", i ? "," : "", (double)slowest * b->ns_per_tick * share);
     }
     printf("]}\n");
     fflush(stdout);
 }
 
+static int row_of(const char *name) {
+    int row = 0;
+    while (row < ROW_COUNT && strcmp(ROWS[row].name, name) != 0) row++;
+    return row;
+}
+
 /* Rank 0: reads a command and publishes it. Returns 0 when there is none any more. */
 static int next_command(struct bench *b, uint32_t turn) {
     struct control *shared = b->shared;
-    char line[256];
-    unsigned long long bytes = 0, iterations = 0, warmup = 0, align = 0;
-    int stop = fgets(line, sizeof line, stdin) == NULL ||
-               sscanf(line, "run %llu %llu %llu %llu", &bytes, &iterations, &warmup, &align) != 4 ||
-               iterations > MAX_ITERATIONS;
+    char line[256], name[32];
+    unsigned long long count = 0, root = 0, iterations = 0, warmup = 0, align = 0;
+    int row = ROW_COUNT;
+    if (fgets(line, sizeof line, stdin) != NULL &&
+        sscanf(line, "run %31s %llu %llu %llu %llu %llu", name, &count, &root, &iterations, &warmup, &align) == 6)
+        row = row_of(name);
+    int stop = row == ROW_COUNT || iterations > MAX_ITERATIONS || root >= (unsigned long long)b->ranks;
     shared->stop = (uint64_t)stop;
-    shared->bytes = bytes;
+    shared->collective = (uint64_t)row;
+    shared->count = count;
+    shared->root = root;
     shared->iterations = iterations;
     shared->warmup = warmup;
     shared->align = align;
@@ -270,8 +354,8 @@ static int await_command(struct bench *b, uint32_t turn) {
     return !shared->stop;
 }
 
-int bench_serve(const char *control, int rank, int ranks, const char *version, bench_all_reduce reduce) {
-    struct bench b = {.reduce = reduce, .rank = rank, .ranks = ranks};
+int bench_serve(const char *control, int rank, int ranks, const char *version, bench_operation operation) {
+    struct bench b = {.operation = operation, .rank = rank, .ranks = ranks};
     prctl(PR_SET_PDEATHSIG, SIGKILL);
     int file = open(control, O_RDWR | O_CLOEXEC);
     if (file < 0 || ranks > MAX_RANKS) return 1;
@@ -285,7 +369,7 @@ int bench_serve(const char *control, int rank, int ranks, const char *version, b
         fflush(stdout);
     }
     for (uint32_t turn = 1; rank == 0 ? next_command(&b, turn) : await_command(&b, turn); turn++) {
-        if (reserve(&b, b.shared->bytes) != 0) return 1;
+        if (reserve(&b) != 0) return 1;
         run(&b);
         if (rank == 0) answer(&b);
     }

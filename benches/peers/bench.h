@@ -1,13 +1,14 @@
 /* The measuring loop that every peer's program shares.
  *
- * A peer's program says how it all-reduces, and `bench_serve` does the rest: it takes commands on rank
+ * A peer's program says how it does an operation, and `bench_serve` does the rest: it takes commands on rank
  * 0's standard input and answers each with one JSON line on rank 0's standard output:
  *
- *   run BYTES ITERATIONS WARMUP ALIGN
- *   -> {"bytes":8,"wrong":0,"labels":"nnff","ns":[310,305,540,548]}
+ *   run COLLECTIVE COUNT ROOT ITERATIONS WARMUP ALIGN
+ *   -> {"count":2,"wrong":0,"labels":"nnff","ns":[310,305,540,548]}
  *
- * One sample is one operation, and it is the slowest rank's time. While no command runs, every rank sleeps
- * in the kernel, so that another program can be measured in between.
+ * Collectives, counts and roots are windlass's: COUNT is of one rank's block where the vector has a block for each.
+ * One sample is one operation, and it is the slowest rank's time; of a ping-pong it is half. While no command runs,
+ * every rank sleeps in the kernel, so that another program can be measured in between.
  */
 #ifndef WINDLASS_PEER_BENCH_H
 #define WINDLASS_PEER_BENCH_H
@@ -18,15 +19,31 @@
 extern "C" {
 #endif
 
-/* Sums `count` floats over all ranks, in place. */
-typedef void (*bench_all_reduce)(float *values, size_t count);
+enum bench_collective {
+    BENCH_ALL_REDUCE,
+    BENCH_REDUCE_SCATTER,
+    BENCH_ALL_GATHER,
+    BENCH_BROADCAST,
+    BENCH_BARRIER,
+    BENCH_SEND, /* to and fro between ranks 0 and 1; the others do nothing */
+    BENCH_REDUCE,
+    BENCH_GATHER,
+    BENCH_SCATTER,
+    BENCH_ALL_TO_ALL,
+    BENCH_SCAN,
+    BENCH_EXSCAN
+};
+
+/* Does one operation on floats, by sum where it reduces. `input` equals `output` where operand and result are
+ * of the same shape, but for a reduction to the root, all-to-all and send. */
+typedef void (*bench_operation)(int collective, int root, float *input, float *output, size_t count);
 
 /* Pins the calling thread to the allowed CPU number `rank`, when there are at least `ranks` of them. */
 void bench_pin(int rank, int ranks);
 
 /* Serves commands until standard input ends; 0 on success. `control` is a zeroed file on a memory file
  * system, of at least `bench_control_bytes()`. */
-int bench_serve(const char *control, int rank, int ranks, const char *version, bench_all_reduce reduce);
+int bench_serve(const char *control, int rank, int ranks, const char *version, bench_operation operation);
 
 /* How large the control file is. */
 size_t bench_control_bytes(void);

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 use clap::Args;
 use windlass::{Algorithm, Call, Choice, Collective, Config, DataType, ReduceOp, Topology, TransportChoice};
 
-use crate::bench::{bytes, name};
+use crate::bench::{bytes, name, names, sized};
 use crate::cli::Transport;
 
 pub(crate) const EXAMPLES: &str = "\
@@ -22,8 +22,7 @@ model predicts, to compare algorithms; `windlass bench` measures.";
 /// The flags of `windlass explain`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ExplainArguments {
-    /// all_reduce, reduce_scatter, all_gather, broadcast, barrier, send or recv.
-    #[arg(value_name = "COLLECTIVE", value_parser = name::<Collective>)]
+    #[arg(value_name = "COLLECTIVE", value_parser = sized, help = names(|_| true))]
     collective: Collective,
     /// How many ranks, all on one host.
     #[arg(short = 'n', long = "ranks", value_name = "N", default_value_t = 2,
@@ -94,10 +93,7 @@ fn answer(arguments: &ExplainArguments) -> Result<String, String> {
 
 impl Question<'_> {
     fn blocks(&self) -> u64 {
-        match self.arguments.collective {
-            Collective::AllGather | Collective::ReduceScatter => u64::from(self.topology.ranks),
-            _ => 1,
-        }
+        if self.arguments.collective.has_blocks() { u64::from(self.topology.ranks) } else { 1 }
     }
 
     /// The smallest unit by which sizes differ.

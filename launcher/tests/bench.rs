@@ -31,6 +31,22 @@ const FIELDS: [&str; 19] = [
     "wrong",
 ];
 
+/// What can be benched; `the_help_and_the_errors_name_every_collective` knows of a new one.
+const COLLECTIVES: [&str; 12] = [
+    "all_reduce",
+    "reduce_scatter",
+    "all_gather",
+    "broadcast",
+    "barrier",
+    "send",
+    "reduce",
+    "gather",
+    "scatter",
+    "all_to_all",
+    "scan",
+    "exscan",
+];
+
 /// A short bench; its rows, all of which must be right.
 fn rows(name: &str, arguments: &[&str]) -> Vec<Value> {
     let json = Scratch::new(name);
@@ -55,7 +71,7 @@ fn rows(name: &str, arguments: &[&str]) -> Vec<Value> {
 
 #[test]
 fn every_collective_is_right_on_every_transport_from_every_memory() {
-    for collective in ["all_reduce", "reduce_scatter", "all_gather", "broadcast", "barrier", "send"] {
+    for collective in COLLECTIVES {
         for transport in ["shm", "tcp"] {
             for memory in ["registered", "heap", "device"] {
                 if (collective, memory) == ("send", "device") {
@@ -87,11 +103,13 @@ fn every_collective_is_right_on_every_transport_from_every_memory() {
 
 #[test]
 fn more_ranks_than_cores_and_every_type_and_operator() {
-    for collective in ["all_reduce", "reduce_scatter", "all_gather"] {
-        rows(
-            &format!("three-{collective}"),
-            &[collective, "-n", "3", "-b", "1000", "-e", "100000", "-f", "10"],
-        );
+    for collective in COLLECTIVES {
+        let arguments = [collective, "-n", "3", "-b", "1000", "-e", "100000", "-f", "10"];
+        rows(&format!("three-{collective}"), &arguments);
+    }
+    for collective in ["reduce", "gather", "scatter", "broadcast"] {
+        let arguments = [collective, "-n", "3", "-b", "8", "-e", "64K", "-f", "64", "--root", "2"];
+        rows(&format!("root-{collective}"), &arguments);
     }
     // Every type, and between them every operator.
     for (dtype, op) in [
@@ -125,6 +143,17 @@ fn more_ranks_than_cores_and_every_type_and_operator() {
         let rows = rows(&format!("{op}-{dtype}"), &arguments);
         assert_eq!((&rows[0]["dtype"], &rows[0]["op"]), (&dtype.into(), &op.into()));
     }
+    for op in ["sum", "prod", "min", "max", "avg"] {
+        for dtype in ["bf16", "i32"] {
+            for collective in ["all_reduce", "reduce", "scan", "exscan"] {
+                if op == "avg" && collective.ends_with("scan") {
+                    continue;
+                }
+                let arguments = ["-n", "2", "-e", "32K", "-f", "64", "--op", op, "--dtype", dtype];
+                rows(&format!("{op}-{dtype}-{collective}"), &[&[collective][..], &arguments].concat());
+            }
+        }
+    }
     rows("moved-pairs", &["all_gather", "-n", "2", "-e", "4K", "-f", "64", "--dtype", "f64i32"]);
 }
 
@@ -140,7 +169,10 @@ fn device_memory_is_right_while_it_moves() {
 
 #[test]
 fn training_is_right_and_limits_take_turns() {
-    for collective in ["all_reduce", "reduce_scatter", "all_gather", "broadcast"] {
+    for collective in COLLECTIVES {
+        if ["barrier", "send"].contains(&collective) {
+            continue;
+        }
         let arguments = [collective, "-n", "2", "-b", "4K", "-e", "64K", "-f", "16", "--pattern", "training"];
         let rows = rows(&format!("training-{collective}"), &arguments);
         assert_eq!((&rows[0]["pattern"], &rows[0]["memory"]), (&"training".into(), &"mixed".into()));
@@ -157,6 +189,51 @@ fn training_is_right_and_limits_take_turns() {
     assert!(rows.as_array().unwrap().iter().any(|row| row["limit_us"].as_f64().is_some_and(|us| us > 0.0)));
     let svg = std::fs::read_to_string(&plot.0).unwrap();
     assert!(svg.starts_with("<svg") && svg.contains("windlass") && svg.contains("limit"));
+}
+
+#[test]
+fn all_of_them_make_one_table() {
+    let json = Scratch::new("all");
+    let arguments = ["bench", "all", "-n", "2", "-e", "4K", "-i", "4", "-w", "1", "--json", json.path()];
+    let output = windlass(&arguments).output().unwrap();
+    succeeded(&output);
+    let rows: Value = serde_json::from_str(&std::fs::read_to_string(&json.0).unwrap()).unwrap();
+    let table = text(&output.stdout);
+    for collective in COLLECTIVES {
+        let of = |row: &&Value| row["collective"] == collective;
+        let sizes: Vec<u64> =
+            rows.as_array().unwrap().iter().filter(of).map(|row| row["bytes"].as_u64().unwrap()).collect();
+        assert_eq!(sizes, if collective == "barrier" { vec![0] } else { vec![8, 4096] }, "{collective}");
+        assert!(table.contains(&format!("\n {collective} ")), "{table}");
+    }
+}
+
+#[test]
+fn the_help_and_the_errors_name_every_collective() {
+    for command in ["bench", "explain", "simulate"] {
+        let help = windlass(&[command, "--help"]).output().unwrap();
+        let error = windlass(&[command, "all_redcue", "-n", "2"]).output().unwrap();
+        assert_eq!(error.status.code(), Some(2));
+        for collective in COLLECTIVES {
+            if (command, collective) == ("simulate", "send") {
+                continue;
+            }
+            for told in [text(&help.stdout), text(&error.stderr)] {
+                assert!(
+                    told.contains(&format!("{collective},")) || told.contains(&format!(" {collective}")),
+                    "{told}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_peer_without_the_collective_is_named() {
+    let arguments = ["bench", "scan", "-e", "8", "-i", "2", "--compare", "gloo"];
+    let output = windlass(&arguments).output().unwrap();
+    succeeded(&output);
+    assert!(text(&output.stderr).contains("gloo has no scan of f32 by sum"), "{}", text(&output.stderr));
 }
 
 #[test]
@@ -190,6 +267,12 @@ fn what_is_wrong_is_said_before_anything_runs() {
         (&["all_reduce", "--plot", "/nonexistent/x"], "/nonexistent/x"),
         (&["send", "-n", "1"], "send"),
         (&["barrier", "--pattern", "training"], "training"),
+        (&["scan", "--op", "avg"], "prefixes"),
+        (&["reduce", "--root", "2"], "2 ranks"),
+        (&["scan", "--root", "1"], "gather"),
+        (&["all", "-b", "16", "-e", "1K"], "none of the sizes"),
+        (&["all", "--plot", "x.svg"], "name it"),
+        (&["all", "--memory", "device"], "name a collective"),
         (&["overlap", "--compute", "5"], "5ms"),
         (&["overlap", "--memory", "device"], "heap"),
         (&["send", "--memory", "device"], "heap"),

@@ -15,6 +15,20 @@ fn simulate(name: &str, arguments: &[&str]) -> (String, Value) {
     (text(&output.stdout), found)
 }
 
+const COLLECTIVES: [&str; 11] = [
+    "all_reduce",
+    "reduce_scatter",
+    "all_gather",
+    "broadcast",
+    "barrier",
+    "reduce",
+    "gather",
+    "scatter",
+    "all_to_all",
+    "scan",
+    "exscan",
+];
+
 fn refused(arguments: &[&str], code: i32, why: &str) {
     let output = windlass(&["simulate"]).args(arguments).output().unwrap();
     assert_eq!(output.status.code(), Some(code), "{arguments:?}: {}", text(&output.stderr));
@@ -23,7 +37,7 @@ fn refused(arguments: &[&str], code: i32, why: &str) {
 
 #[test]
 fn every_collective_is_right_and_no_algorithm_beats_the_bounds() {
-    for collective in ["all_reduce", "reduce_scatter", "all_gather", "broadcast", "barrier"] {
+    for collective in COLLECTIVES {
         let (table, json) = simulate(collective, &[collective, "--ranks", "48", "--bytes", "96K"]);
         assert!(table.contains("on every rank") || table.contains("no rank left before"), "{table}");
         let rows = json["rows"].as_array().unwrap();
@@ -97,7 +111,7 @@ fn everybody_hears_of_a_loss() {
 
 #[test]
 fn one_rank_and_odd_numbers_of_them_are_simulated_too() {
-    for collective in ["all_reduce", "reduce_scatter", "all_gather", "broadcast", "barrier"] {
+    for collective in COLLECTIVES {
         for ranks in ["1", "3", "13"] {
             let (_, json) = simulate(&format!("{collective}-{ranks}"), &[collective, "-n", ranks, "-b", "1"]);
             let rows = json["rows"].as_array().unwrap();

@@ -1,20 +1,21 @@
-//! Runs peers alone: `peers [-n RANKS] [-i ITERATIONS] [--cache FOLDER] [PEER…] [BYTES…]`.
+//! Runs peers alone: `peers [-n RANKS] [-i ITERATIONS] [--cache FOLDER] [PEER…] [COLLECTIVE…] [BYTES…]`.
 //!
 //! Prints one JSON line per peer, size and label.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use windlass::{Call, Collective, DataType, ReduceOp};
 use windlass_benches::peers::{Budget, Peer, default_cache};
 
-const USAGE: &str =
-    "usage: peers [-n RANKS] [-i ITERATIONS] [--cache FOLDER] [openmpi|mpich|gloo|torch…] [BYTES…]";
+const USAGE: &str = "usage: peers [-n RANKS] [-i ITERATIONS] [--cache FOLDER] [openmpi|mpich|gloo|torch…] [COLLECTIVE…] [BYTES…]";
 
 struct Wanted {
     ranks: usize,
     cache: PathBuf,
     peers: Vec<Peer>,
-    sizes: Vec<usize>,
+    collectives: Vec<Collective>,
+    sizes: Vec<u64>,
     budget: Budget,
 }
 
@@ -23,6 +24,7 @@ fn parse(mut words: impl Iterator<Item = String>) -> Option<Wanted> {
         ranks: 2,
         cache: default_cache(),
         peers: Vec::new(),
+        collectives: Vec::new(),
         sizes: Vec::new(),
         budget: Budget::default(),
     };
@@ -31,19 +33,39 @@ fn parse(mut words: impl Iterator<Item = String>) -> Option<Wanted> {
             "-n" => wanted.ranks = words.next()?.parse().ok()?,
             "-i" => wanted.budget.iterations = words.next()?.parse().ok()?,
             "--cache" => wanted.cache = words.next()?.into(),
-            name => match Peer::from_name(name) {
-                Some(peer) => wanted.peers.push(peer),
-                None => wanted.sizes.push(name.parse().ok()?),
+            name => match (Peer::from_name(name), name.parse()) {
+                (Some(peer), _) => wanted.peers.push(peer),
+                (None, Ok(collective)) => wanted.collectives.push(collective),
+                (None, Err(_)) => wanted.sizes.push(name.parse().ok()?),
             },
         }
     }
     if wanted.peers.is_empty() {
         wanted.peers.extend([Peer::OpenMpi, Peer::Mpich, Peer::Gloo]);
     }
+    if wanted.collectives.is_empty() {
+        wanted.collectives.push(Collective::AllReduce);
+    }
     if wanted.sizes.is_empty() {
         wanted.sizes.extend([8, 4 << 10, 32 << 10, 256 << 10, 2 << 20, 16 << 20]);
     }
     Some(wanted)
+}
+
+impl Wanted {
+    /// Each collective of each size, or about it.
+    fn calls(&self) -> Vec<Call> {
+        let call = |collective: Collective, bytes: u64| {
+            let blocks = if collective.has_blocks() { self.ranks.max(1) as u64 } else { 1 };
+            let some = collective != Collective::Barrier;
+            let count = if some { (bytes / size_of::<f32>() as u64 / blocks).max(1) } else { 0 };
+            Call { collective, data_type: DataType::F32, op: ReduceOp::Sum, count, root: 0 }
+        };
+        let collectives = self.collectives.iter();
+        collectives
+            .flat_map(|&collective| self.sizes.iter().map(move |&bytes| call(collective, bytes)))
+            .collect()
+    }
 }
 
 fn main() -> ExitCode {
@@ -52,10 +74,11 @@ fn main() -> ExitCode {
         return ExitCode::from(2);
     };
     let mut status = ExitCode::SUCCESS;
-    for peer in wanted.peers {
+    let calls = wanted.calls();
+    for &peer in &wanted.peers {
         let report = peer
             .prepare(&wanted.cache, &mut |line| eprintln!("{line}"))
-            .and_then(|prepared| prepared.run(wanted.ranks, &wanted.sizes, wanted.budget));
+            .and_then(|prepared| prepared.run(wanted.ranks, &calls, wanted.budget));
         match report {
             Ok(lines) => {
                 for line in lines {

@@ -1,4 +1,4 @@
-//! The peers: Open MPI, MPICH and Gloo, each doing its own all-reduce under the same loop.
+//! The peers: Open MPI, MPICH and Gloo, each doing its own collectives under the same loop.
 //!
 //! [`Peer::prepare`] installs a peer into a folder of ours (nothing on the system changes) and compiles the
 //! loop against it. [`Prepared::session`] starts its ranks; they sleep until [`Session::run`] asks for a block
@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::Serialize;
+use windlass::{Call, Collective, DataType, ReduceOp};
 
-use crate::stats::{Label, Sample, by_label};
+use crate::stats::{Label, by_label};
 pub use session::{Block, MOST_ITERATIONS, Session};
 
 /// Somebody else's runtime.
@@ -46,6 +47,16 @@ impl Peer {
     /// The peer of that name.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|peer| peer.name() == name)
+    }
+
+    /// Whether the peer's program does calls like this one: floats by sum, and Gloo's the all-reduce alone.
+    pub fn serves(self, call: &Call) -> bool {
+        let floats = call.data_type == DataType::F32 && call.op == ReduceOp::Sum;
+        floats
+            && match self {
+                Self::OpenMpi | Self::Mpich => call.collective != Collective::Recv,
+                Self::Gloo | Self::Torch => call.collective == Collective::AllReduce,
+            }
     }
 
     /// Installs the peer under `cache` and compiles its program, unless that has been done. `progress` is told
@@ -117,6 +128,21 @@ pub enum PeerError {
         /// The start of its answer.
         line: String,
     },
+    /// The peer's program does no such call.
+    #[error(
+        "{} has no {collective} of {data_type} by {op} to compare with: Open MPI and MPICH do every collective of f32 by sum, Gloo does all_reduce",
+        .peer.name()
+    )]
+    Unserved {
+        /// Which peer.
+        peer: Peer,
+        /// What was asked for.
+        collective: Collective,
+        /// Of this type.
+        data_type: DataType,
+        /// By this operator.
+        op: ReduceOp,
+    },
     /// More than one command can hold, or nothing.
     #[error("{name} is {value}, but must be from {least} to {most}")]
     Argument {
@@ -137,6 +163,14 @@ pub enum PeerError {
         /// What the system said.
         error: String,
     },
+}
+
+impl PeerError {
+    /// That the peer does no such call.
+    pub const fn unserved(peer: Peer, call: &Call) -> Self {
+        let Call { collective, data_type, op, .. } = *call;
+        Self::Unserved { peer, collective, data_type, op }
+    }
 }
 
 /// How a prepared peer is started.
@@ -188,6 +222,8 @@ pub struct PeerSample {
     pub peer: &'static str,
     /// The version, in its own words.
     pub version: String,
+    /// What was done.
+    pub collective: &'static str,
     /// How many ranks.
     pub ranks: usize,
     /// The size of the operation.
@@ -220,48 +256,43 @@ impl Prepared {
         Session::start(self, ranks, timeout)
     }
 
-    /// Measures a list of sizes in a session of its own.
+    /// Measures a list of calls in a session of its own.
     ///
     /// # Errors
     /// When the peer does not start, dies, or does not answer in time; its processes are gone then.
-    pub fn run(&self, ranks: usize, sizes: &[usize], budget: Budget) -> Result<Vec<PeerSample>, PeerError> {
+    pub fn run(&self, ranks: usize, calls: &[Call], budget: Budget) -> Result<Vec<PeerSample>, PeerError> {
         let mut session = self.session(ranks, budget.timeout)?;
         let mut report = Vec::new();
-        for &bytes in sizes {
-            let block = session.run_within(bytes, budget)?;
-            report.extend(summarize(self.peer, session.version(), ranks, bytes, &block.samples, block.wrong));
+        for call in calls {
+            let block = session.run_within(call, budget)?;
+            report.extend(summarize(self.peer, session.version(), ranks, call, &block));
         }
         Ok(report)
     }
 }
 
-/// The report's lines for samples of one size, pooled over as many blocks as the caller ran.
-pub fn summarize(
-    peer: Peer,
-    version: &str,
-    ranks: usize,
-    bytes: usize,
-    samples: &[Sample],
-    wrong: u64,
-) -> Vec<PeerSample> {
+/// The report's lines for a block of one call.
+pub fn summarize(peer: Peer, version: &str, ranks: usize, call: &Call, block: &Block) -> Vec<PeerSample> {
     let line = |(label, summary): (Label, crate::stats::Summary)| PeerSample {
         peer: peer.name(),
         version: version.to_owned(),
+        collective: call.collective.name(),
         ranks,
-        bytes,
+        bytes: call.size_bytes(ranks as u32) as usize,
         iterations: summary.count,
         min_us: summary.min_ns / 1e3,
         median_us: summary.median_ns / 1e3,
         p99_us: summary.p99_ns / 1e3,
         label,
-        wrong,
+        wrong: block.wrong,
     };
-    by_label(samples).into_iter().map(line).collect()
+    by_label(&block.samples).into_iter().map(line).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stats::Sample;
 
     #[test]
     fn names_lead_back_to_their_peers() {
@@ -272,10 +303,13 @@ mod tests {
     #[test]
     fn a_report_has_a_line_per_label() {
         let samples = [Sample { ns: 1500.0, label: Label::Near }, Sample { ns: 4000.0, label: Label::Far }];
-        let lines = summarize(Peer::Mpich, "MPICH 5", 2, 8, &samples, 0);
+        let (collective, data_type, op) = (Collective::Scatter, DataType::F32, ReduceOp::Sum);
+        let call = Call { collective, data_type, op, count: 1, root: 0 };
+        let block = Block { count: 1, samples: samples.to_vec(), wrong: 0 };
+        let lines = summarize(Peer::Mpich, "MPICH 5", 2, &call, &block);
         assert_eq!(
             serde_json::to_string(&lines[0]).unwrap(),
-            "{\"peer\":\"mpich\",\"version\":\"MPICH 5\",\"ranks\":2,\"bytes\":8,\"iterations\":1,\
+            "{\"peer\":\"mpich\",\"version\":\"MPICH 5\",\"collective\":\"scatter\",\"ranks\":2,\"bytes\":8,\"iterations\":1,\
              \"min_us\":1.5,\"median_us\":1.5,\"p99_us\":1.5,\"label\":\"near\",\"wrong\":0}"
         );
         assert_eq!((lines.len(), lines[1].label), (2, Label::Far));

@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 use serde::Deserialize;
+use windlass::{Call, Collective};
 
 use super::install::{last_lines, system};
 use super::{Budget, Launch, Peer, PeerError, Prepared};
@@ -34,8 +35,8 @@ const KEPT_OUTPUT: usize = 16 << 10;
 /// The answer to one command.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Block {
-    /// The size of each operation.
-    pub bytes: usize,
+    /// The count of each operation's call.
+    pub count: u64,
     /// One per operation, in order.
     pub samples: Vec<Sample>,
     /// Wrong elements, over all ranks and operations.
@@ -44,7 +45,7 @@ pub struct Block {
 
 #[derive(Deserialize)]
 struct Answer {
-    bytes: usize,
+    count: u64,
     wrong: u64,
     labels: String,
     ns: Vec<f64>,
@@ -60,6 +61,7 @@ struct Ready {
 #[derive(Debug)]
 pub struct Session {
     peer: Peer,
+    ranks: usize,
     children: Vec<Child>,
     commands: Option<ChildStdin>,
     lines: Receiver<String>,
@@ -121,6 +123,7 @@ impl Session {
         let complaints = Arc::new(Mutex::new(String::new()));
         let mut session = Self {
             peer: prepared.peer,
+            ranks,
             children: Vec::new(),
             commands: None,
             lines,
@@ -174,7 +177,7 @@ impl Session {
         &self.version
     }
 
-    /// A block of operations of one size, each timed; the ranks sleep again afterwards.
+    /// A block of operations of one call, each timed; the ranks sleep again afterwards.
     ///
     /// MPI's ranks meet before each operation. Gloo's do not: its threads need the cores on which waiting
     /// ranks would spin, and it would look ten times slower than it is.
@@ -183,16 +186,18 @@ impl Session {
     /// When the peer dies or does not answer in time. The session is of no use then.
     pub fn run(
         &mut self,
-        bytes: usize,
+        call: &Call,
         iterations: usize,
         warmup: usize,
         timeout: Duration,
     ) -> Result<Block, PeerError> {
         check("iterations", iterations, 1, MOST_ITERATIONS)?;
-        check("bytes", bytes, size_of::<f32>(), i32::MAX as usize)?;
+        self.check(call)?;
+        let Call { collective, count, root, .. } = *call;
         let align = u8::from(matches!(self.peer, Peer::OpenMpi | Peer::Mpich));
-        let doing = format!("doing {iterations} operations of {bytes} bytes");
-        let command = format!("run {bytes} {iterations} {warmup} {align}\n");
+        let bytes = call.size_bytes(self.ranks as u32);
+        let doing = format!("doing {iterations} {collective} of {bytes} bytes");
+        let command = format!("run {collective} {count} {root} {iterations} {warmup} {align}\n");
         let written = self.commands.as_mut().map(|pipe| pipe.write_all(command.as_bytes()).and(pipe.flush()));
         if !matches!(written, Some(Ok(()))) {
             return Err(self.ended(&doing));
@@ -201,23 +206,34 @@ impl Session {
         // All ranks took part, so all have mapped it: even if we are killed now, nothing is left behind.
         self.files.remove();
         parse(&line)
-            .filter(|block| block.bytes == bytes && block.samples.len() == iterations)
+            .filter(|block| block.count == count && block.samples.len() == iterations)
             .ok_or_else(|| self.misunderstood(&line))
+    }
+
+    /// Whether one command can hold the call.
+    fn check(&self, call: &Call) -> Result<(), PeerError> {
+        if !self.peer.serves(call) {
+            return Err(PeerError::unserved(self.peer, call));
+        }
+        // MPI counts in int, and also the bytes of a vector of blocks are to be fewer.
+        let least = if call.collective == Collective::Barrier { 0 } else { size_of::<f32>() };
+        check("bytes", call.size_bytes(self.ranks as u32) as usize, least, i32::MAX as usize)?;
+        check("the root", call.root as usize, 0, self.ranks - 1)
     }
 
     /// As many operations as the budget has time for, judged by three of them.
     ///
     /// # Errors
     /// As [`Session::run`].
-    pub fn run_within(&mut self, bytes: usize, budget: Budget) -> Result<Block, PeerError> {
+    pub fn run_within(&mut self, call: &Call, budget: Budget) -> Result<Block, PeerError> {
         check("iterations", budget.iterations, 1, MOST_ITERATIONS)?;
         let started = Instant::now();
-        self.run(bytes, 3, 1, budget.timeout)?;
+        self.run(call, 3, 1, budget.timeout)?;
         // Filling and checking count too: four operations have been done.
         let each = started.elapsed().div_f64(4.0).max(Duration::from_nanos(100));
         let affordable = (budget.per_size.as_secs_f64() / each.as_secs_f64()) as usize;
         let iterations = budget.iterations.min(affordable.max(5));
-        self.run(bytes, iterations, budget.warmup.min(iterations), budget.timeout)
+        self.run(call, iterations, budget.warmup.min(iterations), budget.timeout)
     }
 
     fn answer(&mut self, doing: &str, timeout: Duration) -> Result<String, PeerError> {
@@ -316,7 +332,7 @@ fn parse(line: &str) -> Option<Block> {
     };
     let pairs = answer.ns.iter().zip(answer.labels.bytes());
     let samples = pairs.map(|(&ns, letter)| Sample { ns, label: label(letter) }).collect();
-    Some(Block { bytes: answer.bytes, samples, wrong: answer.wrong })
+    Some(Block { count: answer.count, samples, wrong: answer.wrong })
 }
 
 /// The processes below `root`, by their parents' numbers.
@@ -364,13 +380,15 @@ fn check(name: &'static str, value: usize, least: usize, most: usize) -> Result<
 
 #[cfg(test)]
 mod tests {
+    use windlass::{DataType, ReduceOp};
+
     use super::*;
 
     #[test]
     fn an_answer_is_read() {
-        let line = r#"{"bytes":8,"wrong":1,"labels":"nfu","ns":[310,305,540]}"#;
+        let line = r#"{"count":8,"wrong":1,"labels":"nfu","ns":[310,305,540]}"#;
         let block = parse(line).unwrap();
-        assert_eq!((block.bytes, block.wrong), (8, 1));
+        assert_eq!((block.count, block.wrong), (8, 1));
         assert_eq!(block.samples[0], Sample { ns: 310.0, label: Label::Near });
         assert_eq!(block.samples[1].label, Label::Far);
         assert_eq!(block.samples[2].label, Label::Unsettled);
@@ -378,7 +396,7 @@ mod tests {
 
     #[test]
     fn a_broken_answer_is_not() {
-        assert_eq!(parse(r#"{"bytes":8,"wrong":0,"labels":"n","ns":[310,305]}"#), None);
+        assert_eq!(parse(r#"{"count":8,"wrong":0,"labels":"n","ns":[310,305]}"#), None);
         assert_eq!(parse("prterun noticed something"), None);
     }
 
@@ -386,6 +404,23 @@ mod tests {
     fn a_parent_is_found_behind_any_name() {
         assert_eq!(parent_of("42 (a ) b) S 7 42 42 0"), Some(7));
         assert_eq!(parent_of("nonsense"), None);
+    }
+
+    fn sum(count: u64) -> Call {
+        let (collective, data_type, op) = (Collective::AllReduce, DataType::F32, ReduceOp::Sum);
+        Call { collective, data_type, op, count, root: 0 }
+    }
+
+    #[test]
+    fn a_call_that_a_peer_does_not_do_is_refused() {
+        let mut session = pretend(&format!("{READY} cat")).session(2, SOON).unwrap();
+        let refused = |session: &mut Session, call: Call| session.run(&call, 1, 0, SOON).unwrap_err();
+        let error = refused(&mut session, Call { op: ReduceOp::Max, ..sum(8) });
+        assert!(matches!(error, PeerError::Unserved { op: ReduceOp::Max, .. }), "{error}");
+        let error = refused(&mut session, Call { root: 2, collective: Collective::Reduce, ..sum(8) });
+        assert!(matches!(error, PeerError::Argument { name: "the root", .. }), "{error}");
+        assert!(Peer::Mpich.serves(&Call { collective: Collective::Scan, ..sum(8) }));
+        assert!(!Peer::Gloo.serves(&Call { collective: Collective::Scan, ..sum(8) }));
     }
 
     /// A stand-in for a peer, which speaks the protocol.
@@ -405,22 +440,22 @@ mod tests {
 
     #[test]
     fn a_session_asks_and_is_answered() {
-        let reply = r#"echo noise; echo '{"bytes":8,"wrong":0,"labels":"nn","ns":[1,2]}'"#;
+        let reply = r#"echo noise; echo '{"count":8,"wrong":0,"labels":"nn","ns":[1,2]}'"#;
         let prepared = pretend(&format!("{READY} while read line; do {reply}; done"));
         let mut session = prepared.session(2, SOON).unwrap();
         assert_eq!(session.version(), "pretended");
         for _ in 0..3 {
-            assert_eq!(session.run(8, 2, 0, SOON).unwrap().samples.len(), 2);
+            assert_eq!(session.run(&sum(8), 2, 0, SOON).unwrap().samples.len(), 2);
         }
-        assert!(matches!(session.run(16, 2, 0, SOON), Err(PeerError::Answer { .. })));
-        assert!(matches!(session.run(8, 0, 0, SOON), Err(PeerError::Argument { .. })));
+        assert!(matches!(session.run(&sum(16), 2, 0, SOON), Err(PeerError::Answer { .. })));
+        assert!(matches!(session.run(&sum(8), 0, 0, SOON), Err(PeerError::Argument { .. })));
     }
 
     #[test]
     fn a_peer_that_dies_leaves_its_last_words() {
         let prepared = pretend(&format!("{READY} read line; echo 'out of luck' >&2; sleep 0.2; exit 1"));
         let mut session = prepared.session(2, SOON).unwrap();
-        let error = session.run(8, 2, 0, SOON).unwrap_err();
+        let error = session.run(&sum(8), 2, 0, SOON).unwrap_err();
         assert!(matches!(&error, PeerError::Ended { output, .. } if output == "out of luck"), "{error}");
     }
 
@@ -434,7 +469,7 @@ mod tests {
             std::thread::yield_now();
             below = descendants(session.children[0].id());
         }
-        let error = session.run(8, 2, 0, Duration::from_millis(50)).unwrap_err();
+        let error = session.run(&sum(8), 2, 0, Duration::from_millis(50)).unwrap_err();
         assert!(matches!(error, PeerError::TimedOut { .. }), "{error}");
         assert_eq!(below.len(), 2, "both sleepers had started");
         for pid in below {

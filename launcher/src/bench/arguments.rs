@@ -18,10 +18,12 @@ Examples:
   windlass bench all_reduce -n 2 --pattern training --limit        what a training job does
   windlass bench all_reduce -n 2 --memory device --moves-per-second 50
   windlass bench send -n 2                                         ping-pong, half of a round trip
+  windlass bench all -n 4 --compare openmpi,mpich                  every collective, in one table
   windlass bench overlap -n 2 -e 16M --compute 5ms                 what runs behind a computation
 
-Columns: those of nccl-tests (busbw by its factors), and the fastest operation and the 99th percentile. Times are per
-operation, the slowest rank's, the median. Every element of every iteration is checked outside the timed region;
+Columns: those of nccl-tests (busbw by its factors; 1 for scan and exscan, of which it has none), and the fastest operation and
+the 99th percentile. Times are per operation, the slowest rank's, the median: from a common start until the last rank has what
+it gets, so that a root or a leaf that runs ahead hides nothing. Every element of every iteration is checked outside the timed region;
 inputs change from iteration to iteration and 4 buffers rotate (fewer where they would exceed 256 MiB in all).
 
 Windlass and what it is compared with take turns in blocks of at most 10 ms (at least one operation). A probe before
@@ -32,8 +34,7 @@ benches/README.md. A ratio against a limit should be small, one against a peer l
 /// The flags of `windlass bench`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct BenchArguments {
-    /// all_reduce, reduce_scatter, all_gather, broadcast, barrier, send, or overlap.
-    #[arg(value_name = "COLLECTIVE", value_parser = benched)]
+    #[arg(value_name = "COLLECTIVE", value_parser = benched, help = what())]
     pub(crate) collective: Benched,
     /// How many ranks, all on this host [default: 2].
     #[arg(short = 'n', long = "ranks", value_name = "N", default_value_t = 2, hide_default_value = true,
@@ -62,6 +63,9 @@ pub(crate) struct BenchArguments {
     /// sum, prod, min, max, avg, scaled_sum, band, bor, bxor, land, lor, lxor, minloc or maxloc.
     #[arg(long, value_name = "OP", default_value = "sum", value_parser = name::<ReduceOp>)]
     pub(crate) op: ReduceOp,
+    /// The root, of collectives that have one [default: 0].
+    #[arg(long, value_name = "RANK", default_value_t = 0, hide_default_value = true)]
+    pub(crate) root: u32,
     /// The transport [default: WINDLASS_TRANSPORT, else auto].
     #[arg(long, value_enum)]
     pub(crate) transport: Option<Transport>,
@@ -101,8 +105,45 @@ pub(crate) struct BenchArguments {
 pub(crate) enum Benched {
     /// One collective, or ping-pong by send.
     Collective(Collective),
+    /// Every collective.
+    All,
     /// An all-reduce behind a computation.
     Overlap,
+}
+
+/// What is typed for every collective, and its sizes.
+pub(crate) const ALL: &str = "all";
+const ALL_SIZES: [u64; 4] = [8, 4 << 10, 256 << 10, 16 << 20];
+
+impl Benched {
+    /// Those of the table that are measured. A receive is the other half of a send.
+    pub(crate) fn collectives(self) -> Vec<Collective> {
+        match self {
+            Self::Collective(collective) => vec![collective],
+            Self::All => Collective::ALL.iter().copied().filter(|c| is_benchable(*c)).collect(),
+            Self::Overlap => vec![Collective::AllReduce],
+        }
+    }
+}
+
+/// The names of some collectives of the table.
+pub(crate) fn names(of: impl Fn(Collective) -> bool) -> String {
+    let names = Collective::ALL.iter().copied().filter(|c| is_benchable(*c) && of(*c)).map(Collective::name);
+    names.collect::<Vec<_>>().join(", ")
+}
+
+/// A size says nothing of lengths that differ, and a receive is measured with its send.
+fn is_benchable(collective: Collective) -> bool {
+    collective != Collective::Recv && !collective.is_uneven()
+}
+
+fn benchable() -> String {
+    names(|_| true)
+}
+
+fn what() -> String {
+    let sizes = "at 8 B, 4 KiB, 256 KiB and 16 MiB, those from -b to -e";
+    format!("{}; all: every one of them, {sizes}; or overlap", benchable())
 }
 
 /// `--memory`.
@@ -130,9 +171,6 @@ pub(crate) enum Pattern {
 impl BenchArguments {
     /// The sizes to measure.
     pub(crate) fn sizes(&self) -> Result<Vec<u64>, String> {
-        if self.collective == Benched::Collective(Collective::Barrier) {
-            return Ok(vec![0]);
-        }
         if self.begin > self.end {
             return Err(format!(
                 "-b {} is more than -e {}: there is no size to measure",
@@ -141,6 +179,14 @@ impl BenchArguments {
         }
         if self.collective == Benched::Overlap {
             return Ok(vec![self.end]);
+        }
+        if self.collective == Benched::All {
+            let within: Vec<u64> =
+                ALL_SIZES.into_iter().filter(|size| (self.begin..=self.end).contains(size)).collect();
+            let none = || {
+                Err(format!("between -b {} and -e {} lies none of the sizes of `all`", self.begin, self.end))
+            };
+            return if within.is_empty() { none() } else { Ok(within) };
         }
         let next = |size: &u64| size.checked_mul(self.factor).filter(|next| *next <= self.end);
         let mut sizes: Vec<u64> = std::iter::successors(Some(self.begin), next).collect();
@@ -153,37 +199,66 @@ impl BenchArguments {
 
     /// What does not go together.
     pub(crate) fn check(&self) -> Result<(), String> {
-        if let Benched::Collective(collective) = self.collective
-            && collective.reduces()
-        {
+        let collectives = self.collective.collectives();
+        let has = |collective| collectives.contains(&collective);
+        let alone = collectives.len() == 1;
+        if collectives.iter().any(|c| c.reduces()) {
             self.op.on(self.dtype).map_err(|error| error.to_string())?;
-            if self.op == ReduceOp::ScaledSum
-                && (collective != Collective::AllReduce || self.memory == MemoryKind::Device)
-            {
+            let scales = alone && has(Collective::AllReduce) && self.memory != MemoryKind::Device;
+            if self.op == ReduceOp::ScaledSum && !scales {
                 return Err("scaled_sum is for all_reduce of --memory registered or heap".to_owned());
             }
         }
-        let send = self.collective == Benched::Collective(Collective::Send);
-        if send && self.ranks < 2 {
+        if has(Collective::Send) && self.ranks < 2 {
             return Err("send is between ranks 0 and 1: use -n 2 or more".to_owned());
         }
-        let overlap = self.collective == Benched::Overlap;
-        let f32_sum = self.dtype == DataType::F32 && self.op == ReduceOp::Sum;
-        if overlap
-            && (!f32_sum
-                || self.json.is_some()
-                || self.plot.is_some()
-                || self.limit
-                || !self.compare.is_empty())
+        let prefixes = has(Collective::Scan) || has(Collective::ExScan);
+        if prefixes && self.op == ReduceOp::Avg {
+            return Err("scan and exscan have no avg: prefixes are of different numbers of ranks".to_owned());
+        }
+        let rooted = |c: &Collective| c.rooted() && !c.is_point_to_point();
+        if self.root > 0 && !collectives.iter().any(rooted) {
+            let names = names(|c| rooted(&c));
+            return Err(format!("--root is for collectives that have one: {names}"));
+        }
+        if self.root >= self.ranks {
+            return Err(format!("--root {} is none of {} ranks", self.root, self.ranks));
+        }
+        if !alone && self.plot.is_some() {
+            return Err("--plot draws one collective: name it".to_owned());
+        }
+        if self.collective == Benched::Overlap {
+            self.check_overlap()?;
+        }
+        self.check_memory(has(Collective::Send), alone)?;
+        if self.pattern == Pattern::Training
+            && collectives.iter().any(|c| c.is_point_to_point() || *c == Collective::Barrier)
         {
+            let names = names(|c| !c.is_point_to_point() && c != Collective::Barrier);
+            return Err(format!("--pattern training is for one of {names}"));
+        }
+        Ok(())
+    }
+
+    fn check_overlap(&self) -> Result<(), String> {
+        let f32_sum = self.dtype == DataType::F32 && self.op == ReduceOp::Sum;
+        let other = self.json.is_some() || self.plot.is_some() || self.limit || !self.compare.is_empty();
+        if !f32_sum || other {
             return Err("overlap takes -n, -e, -i, --compute, --memory and --transport only".to_owned());
         }
+        if self.memory == MemoryKind::Device {
+            return Err("overlap takes --memory registered or heap".to_owned());
+        }
+        Ok(())
+    }
+
+    fn check_memory(&self, send: bool, alone: bool) -> Result<(), String> {
         let device = self.memory == MemoryKind::Device;
         if device && send {
-            return Err("send takes --memory registered or heap: device memory is for collectives".to_owned());
-        }
-        if device && overlap {
-            return Err("overlap takes --memory registered or heap".to_owned());
+            let instead = if alone { "" } else { "; name a collective" };
+            return Err(format!(
+                "send takes --memory registered or heap: device memory is for collectives{instead}"
+            ));
         }
         if device && self.pattern == Pattern::Training {
             return Err(
@@ -193,25 +268,16 @@ impl BenchArguments {
         if !device && self.moves_per_second > 0.0 {
             return Err("--moves-per-second is for --memory device: other memory does not move".to_owned());
         }
-        if self.pattern == Pattern::Training {
-            let fits = matches!(self.collective, Benched::Collective(c) if !c.is_point_to_point() && c != Collective::Barrier);
-            if !fits {
-                return Err("--pattern training is for all_reduce, reduce_scatter, all_gather and broadcast"
-                    .to_owned());
-            }
-        }
         Ok(())
     }
 }
 
 fn benched(text: &str) -> Result<Benched, String> {
-    if text == "overlap" {
-        return Ok(Benched::Overlap);
-    }
-    let names = "all_reduce, reduce_scatter, all_gather, broadcast, barrier, send or overlap";
-    match text.parse() {
-        Ok(Collective::Recv) | Err(_) => Err(format!("it is none that can be benched; use {names}")),
-        Ok(collective) => Ok(Benched::Collective(collective)),
+    match (text, text.parse()) {
+        ("overlap", _) => Ok(Benched::Overlap),
+        (ALL, _) => Ok(Benched::All),
+        (_, Ok(collective)) if is_benchable(collective) => Ok(Benched::Collective(collective)),
+        _ => Err(format!("it is none that can be benched; use {}, all or overlap", benchable())),
     }
 }
 
@@ -240,6 +306,18 @@ fn positive(text: &str) -> Result<usize, String> {
         Ok(number @ 1..=1_000_000_000) => Ok(number),
         _ => Err("it is not a number from 1 to 1000000000".to_owned()),
     }
+}
+
+/// A collective that a size describes.
+pub(crate) fn sized(text: &str) -> Result<Collective, String> {
+    let collective = name::<Collective>(text)?;
+    if collective.is_uneven() {
+        return Err(format!(
+            "a size says nothing of the lengths of its blocks; ask for {}",
+            collective.even()
+        ));
+    }
+    Ok(collective)
 }
 
 /// A data type or an operator; the error lists what there is.

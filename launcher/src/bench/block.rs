@@ -19,6 +19,10 @@ pub(super) trait Subject {
     fn operations(&self) -> f64 {
         1.0
     }
+    /// Whether no rank's operation ends before all have begun theirs.
+    fn closes(&self) -> bool {
+        true
+    }
 }
 
 /// When ranks compute between the barrier and the operation.
@@ -27,6 +31,8 @@ pub(super) enum Arrival {
     /// They do not; the slowest rank's time counts.
     Together,
     /// About 20 µs, each rank another time: the last to arrive waits for nobody, so its time counts, the shortest.
+    /// Where it may leave before the others have what they wait for, as a root does, all meet at a second
+    /// barrier, which is timed too: nobody's time ends before everybody's operation has.
     Jittered,
 }
 
@@ -69,6 +75,7 @@ impl Stopwatch {
         let shared = self.shared;
         let (_, before) = probe_near_far(&shared.arena, shared.rank, shared.wait());
         let begin = self.clock.now();
+        let closing = self.arrival == Arrival::Jittered && !subject.closes();
         let mut wrong = 0;
         for turn in 0..warmup + iterations {
             let (iteration, index) = (self.iteration, self.iteration % self.buffers);
@@ -80,6 +87,9 @@ impl Stopwatch {
             }
             let start = self.clock.now();
             let done = subject.run(index);
+            if closing {
+                shared.barrier();
+            }
             let ns = self.clock.ns_between(start, self.clock.now());
             done?;
             if turn >= warmup {

@@ -26,11 +26,13 @@ use std::time::Duration;
 
 use rustix::fs::MemfdFlags;
 use serde::{Deserialize, Serialize};
-use windlass::{Collective, DataType, ReduceOp};
+use windlass::{Call, Collective, DataType, ReduceOp};
 use windlass_benches::limits::Shape;
 use windlass_benches::peers::default_cache;
 
-pub(crate) use arguments::{BenchArguments, Benched, EXAMPLES, MemoryKind, Pattern, bytes, name};
+pub(crate) use arguments::{
+    ALL, BenchArguments, Benched, EXAMPLES, MemoryKind, Pattern, bytes, name, names, sized,
+};
 pub(crate) use rank::rank;
 pub(crate) use report::Row;
 
@@ -66,8 +68,10 @@ impl LimitKind {
 /// What the ranks are to do.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub(crate) struct Plan {
-    pub(crate) collective: String,
+    pub(crate) collectives: Vec<String>,
     pub(crate) ranks: usize,
+    /// Of the rooted ones.
+    pub(crate) root: usize,
     pub(crate) sizes: Vec<u64>,
     pub(crate) warmup: usize,
     pub(crate) iterations: Option<usize>,
@@ -112,10 +116,11 @@ pub(crate) enum RankError {
 }
 
 impl Plan {
-    pub(crate) fn new(collective: Collective, ranks: usize, sizes: Vec<u64>) -> Self {
+    pub(crate) fn new(collectives: &[Collective], ranks: usize, sizes: Vec<u64>) -> Self {
         Self {
-            collective: collective.name().to_owned(),
+            collectives: collectives.iter().map(ToString::to_string).collect(),
             ranks,
+            root: 0,
             sizes,
             warmup: 20,
             iterations: None,
@@ -134,6 +139,41 @@ impl Plan {
             overlap: None,
             files: [String::new(), String::new()],
         }
+    }
+
+    /// The collectives, each with its sizes: a barrier has one, without bytes.
+    fn runs(&self) -> Result<Vec<(Collective, Vec<u64>)>, RankError> {
+        let run = |name: &String| {
+            let collective = name.parse().map_err(|error| RankError::Plan(format!("{error}")))?;
+            let sizes = if collective == Collective::Barrier { vec![0] } else { self.sizes.clone() };
+            Ok((collective, sizes))
+        };
+        self.collectives.iter().map(run).collect()
+    }
+
+    /// How many rows the table has.
+    fn rows(&self) -> usize {
+        self.runs().map_or(0, |runs| runs.iter().map(|(_, sizes)| sizes.len()).sum())
+    }
+
+    /// A call whose size is about `bytes`, of one element at least.
+    fn call(&self, collective: Collective, bytes: u64, data_type: DataType, op: ReduceOp) -> Call {
+        let blocks = if collective.has_blocks() { self.ranks as u64 } else { 1 };
+        let some = collective != Collective::Barrier;
+        let count = if some { (bytes / data_type.size_bytes() as u64 / blocks).max(1) } else { 0 };
+        Call { collective, data_type, op, count, root: self.root as u32 }
+    }
+
+    fn name(&self) -> &str {
+        match &self.collectives[..] {
+            [one] => one,
+            _ => ALL,
+        }
+    }
+
+    /// A column that a table of several collectives has before the others.
+    fn several<'t>(&self, text: impl FnOnce() -> &'t str) -> String {
+        if self.collectives.len() > 1 { format!("{:<14} ", text()) } else { String::new() }
     }
 
     fn memory_name(&self) -> &'static str {
@@ -216,11 +256,9 @@ fn plan(arguments: &BenchArguments) -> Result<Plan, String> {
     for path in arguments.json.iter().chain(&arguments.plot) {
         writable(path)?;
     }
-    let collective = match arguments.collective {
-        Benched::Collective(collective) => collective,
-        Benched::Overlap => Collective::AllReduce,
-    };
-    let mut plan = Plan::new(collective, arguments.ranks as usize, sizes);
+    let collectives = arguments.collective.collectives();
+    let mut plan = Plan::new(&collectives, arguments.ranks as usize, sizes);
+    plan.root = arguments.root as usize;
     plan.warmup = arguments.warmup;
     plan.iterations = arguments.iterations;
     plan.dtype = arguments.dtype.to_string();
@@ -231,19 +269,17 @@ fn plan(arguments: &BenchArguments) -> Result<Plan, String> {
     plan.table = true;
     plan.overlap = (arguments.collective == Benched::Overlap).then_some(arguments.compute);
     plan.cache = arguments.cache.clone().unwrap_or_else(default_cache);
-    let comparable = collective == Collective::AllReduce
+    let calls: Vec<Call> =
+        collectives.iter().map(|&c| plan.call(c, 0, arguments.dtype, arguments.op)).collect();
+    let limited = collectives == [Collective::AllReduce]
         && arguments.dtype == DataType::F32
         && arguments.op == ReduceOp::Sum;
-    if (arguments.limit || !arguments.compare.is_empty()) && !comparable {
-        eprintln!(
-            "windlass: limits and peers do all_reduce of f32 by sum only; this bench has none to compare with"
-        );
-    } else {
-        if arguments.limit {
-            plan.limits = limits(arguments);
-        }
-        plan.peers = peers::prepare(&arguments.compare, &plan.cache);
+    if arguments.limit && !limited {
+        eprintln!("windlass: limits do all_reduce of f32 by sum only; this bench has none to compare with");
+    } else if arguments.limit {
+        plan.limits = limits(arguments);
     }
+    plan.peers = peers::prepare(&arguments.compare, &plan.cache, &calls);
     if rustix::termios::isatty(rustix::stdio::stderr()) {
         plan.terminal = Some(shared::path_of(&rustix::stdio::stderr()));
         plan.one_terminal = rustix::termios::isatty(rustix::stdio::stdout());

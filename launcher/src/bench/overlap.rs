@@ -45,7 +45,7 @@ pub(super) fn overlap(
     compute: Duration,
 ) -> Result<u64, RankError> {
     let count = plan.sizes.last().map_or(1, |&bytes| (bytes as usize / size_of::<f32>()).max(1));
-    let patterns = Patterns::new(plan.ranks, windlass::DataType::F32, ReduceOp::Sum);
+    let patterns = Patterns::new(plan.ranks, plan.ranks, windlass::DataType::F32, ReduceOp::Sum);
     let mut memory = match plan.memory {
         // Device memory is refused before.
         MemoryKind::Registered | MemoryKind::Device => Owned::Registered(communicator.alloc(count)?),

@@ -15,6 +15,9 @@ const REPEAT: usize = 8;
 /// How far the pattern shifts from one iteration to the next.
 const SHIFT: usize = 101;
 
+/// How far the pattern shifts from one block of an operand to the next. Blocks for different ranks differ, whatever their length.
+const BLOCK_SHIFT: usize = 53;
+
 /// Ranks that contribute more than a 1 to a product, which would overflow otherwise.
 const FACTORS: usize = 8;
 
@@ -24,7 +27,12 @@ struct Tile {
     bytes: Vec<u8>,
 }
 
-/// The inputs of all ranks and the reduction of them.
+/// Where the values of a block begin, of an operand that has a block for each rank.
+pub(super) const fn block_start(block: usize) -> usize {
+    block * BLOCK_SHIFT
+}
+
+/// The inputs of all ranks and the reduction of them, or of the first of them.
 #[derive(Debug)]
 pub(super) struct Patterns {
     element: usize,
@@ -37,7 +45,7 @@ pub(super) struct Patterns {
 pub(super) enum Values {
     /// What this rank puts in.
     Of(usize),
-    /// The reduction over all ranks.
+    /// The reduction.
     Reduced,
 }
 
@@ -49,15 +57,16 @@ struct Entry {
 }
 
 impl Patterns {
-    /// For `ranks` ranks that reduce with `op`.
-    pub(super) fn new(ranks: usize, data_type: DataType, op: ReduceOp) -> Self {
+    /// For `ranks` ranks, of which the first `reduced` ones are reduced with `op`.
+    pub(super) fn new(ranks: usize, reduced: usize, data_type: DataType, op: ReduceOp) -> Self {
         let op = meant(data_type, op);
         let input = |rank| {
             let entry = |at| Entry { number: input(rank, ranks, at, data_type, op), rank };
             (0..PERIOD).map(entry).collect::<Vec<_>>()
         };
         let columns: Vec<Vec<Entry>> = (0..ranks).map(input).collect();
-        let results = (0..PERIOD).map(|at| reduce(columns.iter().map(|column| column[at]), op));
+        let first = &columns[..reduced];
+        let results = (0..PERIOD).map(|at| reduce(first.iter().map(|column| column[at]), op));
         let divisor = if op == ReduceOp::Avg { ranks } else { 1 };
         let reduced = Tile::new(&results.collect::<Vec<_>>(), data_type, op, divisor);
         let inputs = columns.iter().map(|column| Tile::new(column, data_type, op, 1)).collect();
@@ -250,7 +259,7 @@ mod tests {
     #[test]
     fn what_is_filled_is_found_and_what_is_not_is_counted() {
         for &data_type in DataType::ALL {
-            let patterns = Patterns::new(3, data_type, ReduceOp::Sum);
+            let patterns = Patterns::new(3, 3, data_type, ReduceOp::Sum);
             let size = data_type.size_bytes();
             let mut buffer = vec![0; 12_345 * size];
             patterns.fill(&mut buffer, Values::Reduced, 7, 11);
@@ -260,6 +269,24 @@ mod tests {
             assert_eq!(patterns.wrong(&buffer, Values::Reduced, 7, 11), 2);
             assert!(patterns.wrong(&buffer, Values::Reduced, 8, 11) > 10_000, "another iteration");
             assert!(patterns.wrong(&buffer, Values::Of(0), 7, 11) > 10_000, "an operand alone");
+        }
+    }
+
+    #[test]
+    fn a_prefix_and_another_block_are_told_apart() {
+        let of = |reduced| Patterns::new(4, reduced, DataType::F32, ReduceOp::Sum);
+        let mut buffer = vec![0; 4 * 12_345];
+        for (longer, shorter) in [(4, 3), (3, 2), (2, 1)] {
+            of(longer).fill(&mut buffer, Values::Reduced, 5, 0);
+            assert_eq!(of(longer).wrong(&buffer, Values::Reduced, 5, 0), 0);
+            // Every input is at least 1.
+            assert_eq!(of(shorter).wrong(&buffer, Values::Reduced, 5, 0), 12_345);
+        }
+        for block in 1..128 {
+            of(4).fill(&mut buffer, Values::Of(2), 5, block_start(block));
+            assert_eq!(of(4).wrong(&buffer, Values::Of(2), 5, block_start(block)), 0);
+            assert!(of(4).wrong(&buffer, Values::Of(2), 5, block_start(block - 1)) > 10_000, "{block}");
+            assert!(of(4).wrong(&buffer, Values::Of(3), 5, block_start(block)) > 10_000, "{block}");
         }
     }
 

@@ -6,7 +6,8 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use windlass_benches::peers::{MOST_ITERATIONS, Peer, Session};
+use windlass::Call;
+use windlass_benches::peers::{MOST_ITERATIONS, Peer, PeerError, Session};
 use windlass_benches::stats::{Label, Sample, Summary};
 
 use super::report::PeerTime;
@@ -17,10 +18,14 @@ const PATIENCE: Duration = Duration::from_secs(60);
 /// How long a block of a peer's operations takes, about.
 const BLOCK: Duration = Duration::from_millis(30);
 
-/// Installs the peers; who cannot be is named with what to do, and left out.
-pub(super) fn prepare(peers: &[Peer], cache: &Path) -> Vec<String> {
+/// Installs the peers; who cannot be is named with what to do, and left out, as is one that does none of the calls.
+pub(super) fn prepare(peers: &[Peer], cache: &Path, calls: &[Call]) -> Vec<String> {
     let mut names: Vec<String> = Vec::new();
     for peer in peers {
+        if let Some(call) = calls.first().filter(|_| !calls.iter().any(|call| peer.serves(call))) {
+            eprintln!("windlass: {}", PeerError::unserved(*peer, call));
+            continue;
+        }
         match peer.prepare(cache, &mut |line| eprintln!("windlass: {}: {line}", peer.name())) {
             Ok(_) if names.iter().any(|name| name == peer.name()) => {}
             Ok(_) => names.push(peer.name().to_owned()),
@@ -64,7 +69,7 @@ impl Drop for Backing {
 /// One peer, as rank 0 asks it.
 #[derive(Debug)]
 pub(super) struct Rival {
-    name: String,
+    peer: Peer,
     /// None when it has failed.
     session: Option<Session>,
     samples: Vec<Sample>,
@@ -83,38 +88,47 @@ pub(super) fn start(names: &[String], cache: &Path, ranks: usize) -> Vec<Rival> 
                 None
             }
         };
-        Some(Rival { name: name.clone(), session, samples: Vec::new(), iterations: 1 })
+        Some(Rival { peer, session, samples: Vec::new(), iterations: 1 })
     };
     names.iter().filter_map(started).collect()
 }
 
 impl Rival {
-    pub(super) fn name(&self) -> &str {
-        &self.name
+    pub(super) fn name(&self) -> &'static str {
+        self.peer.name()
     }
 
     pub(super) fn begin(&mut self) {
         self.samples.clear();
-        self.iterations = 3;
+        self.iterations = 1;
     }
 
     /// One block, as long as the last one says that a block should be.
-    pub(super) fn block(&mut self, bytes: u64) {
-        let Some(session) = &mut self.session else { return };
+    pub(super) fn block(&mut self, call: &Call) {
+        let name = self.name();
+        let Some(session) = self.session.as_mut().filter(|_| self.peer.serves(call)) else { return };
         let started = std::time::Instant::now();
-        let first = self.samples.is_empty();
-        let warmup = if first { 5 } else { 2 };
-        match session.run(bytes as usize, self.iterations, warmup, PATIENCE) {
+        // Without cores enough one operation may take seconds.
+        let warmup = match self.iterations {
+            1 if self.samples.is_empty() => 1,
+            1 => 0,
+            _ => 2,
+        };
+        match session.run(call, self.iterations, warmup, PATIENCE) {
             Ok(block) => {
                 if block.wrong > 0 {
-                    eprintln!("windlass: {} gave {} wrong elements of {bytes} bytes", self.name, block.wrong);
+                    eprintln!(
+                        "windlass: {name} gave {} wrong elements of {}",
+                        block.wrong,
+                        call.fingerprint()
+                    );
                 }
                 let each = started.elapsed().as_secs_f64() / (warmup + self.iterations) as f64;
-                self.iterations = ((BLOCK.as_secs_f64() / each) as usize).clamp(3, MOST_ITERATIONS);
+                self.iterations = ((BLOCK.as_secs_f64() / each) as usize).clamp(1, MOST_ITERATIONS);
                 self.samples.extend(block.samples);
             }
             Err(error) => {
-                eprintln!("windlass: {} is not compared any more: {error}", self.name);
+                eprintln!("windlass: {name} is not compared any more: {error}");
                 self.session = None;
             }
         }

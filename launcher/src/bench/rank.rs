@@ -9,7 +9,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use windlass::accelerator::simulated::{Options, SimulatedAccelerator};
-use windlass::{Collective, Communicator, DataType, Device, ReduceOp, TransportChoice};
+use windlass::{Call, Collective, Communicator, DataType, Device, ReduceOp, TransportChoice};
 use windlass_benches::limits::{cpus, pin};
 use windlass_benches::stats::{Label, Sample, Summary, by_label};
 
@@ -88,7 +88,6 @@ fn run(plan: &Plan) -> Result<(), RankError> {
             wrong => Err(RankError::Wrong(wrong)),
         };
     }
-    let collective: Collective = plan.collective.parse().map_err(|error| bad(&error))?;
     let data_type: DataType = plan.dtype.parse().map_err(|error| bad(&error))?;
     let op: ReduceOp = plan.op.parse().map_err(|error| bad(&error))?;
     let training = plan.pattern == Pattern::Training;
@@ -105,8 +104,8 @@ fn run(plan: &Plan) -> Result<(), RankError> {
         limits: Limits::new(shared, &plan.limits)?,
         device,
         rivals,
-        patterns: Rc::new(Patterns::new(plan.ranks, data_type, op)),
-        collective,
+        patterns: Rc::new(Patterns::new(plan.ranks, plan.ranks, data_type, op)),
+        collective: Collective::AllReduce,
         data_type,
         op,
     };
@@ -133,18 +132,23 @@ impl Bench<'_> {
     fn all(&mut self) -> Result<Vec<Row>, RankError> {
         let first = self.shared.rank == 0;
         let terminal = self.plan.terminal.as_deref().filter(|_| first);
-        let progress = Progress::new(terminal, self.plan.one_terminal, self.plan.sizes.len());
+        let progress = Progress::new(terminal, self.plan.one_terminal, self.plan.rows());
         if first && self.plan.table {
             progress.line(&report::header(self.plan, self.transport()));
         }
         let mut rows = Vec::new();
-        for (done, &bytes) in self.plan.sizes.iter().enumerate() {
-            let measured = self.size(bytes, &|spent, budget| progress.at(done, bytes, spent, budget))?;
-            let (row, comparison) = self.row(&measured);
-            if first && self.plan.table {
-                progress.line(&report::line(&row, &comparison));
+        for (collective, sizes) in self.plan.runs()? {
+            self.collective = collective;
+            self.patterns = Rc::new(self.patterns());
+            for bytes in sizes {
+                let done = rows.len();
+                let measured = self.size(bytes, &|spent, budget| progress.at(done, bytes, spent, budget))?;
+                let (row, comparison) = self.row(&measured);
+                if first && self.plan.table {
+                    progress.line(&report::line(self.plan, &row, &comparison));
+                }
+                rows.push(row);
             }
-            rows.push(row);
         }
         progress.end();
         if let Some(device) = self.device.as_ref().filter(|_| self.plan.moves_per_second > 0.0) {
@@ -164,14 +168,16 @@ impl Bench<'_> {
         }
     }
 
-    /// Elements of a call whose size is about `bytes`, at least one.
-    fn count(&self, bytes: u64) -> usize {
-        let blocks = match self.collective {
-            Collective::AllGather | Collective::ReduceScatter => self.plan.ranks,
-            Collective::Barrier => return 0,
-            _ => 1,
-        };
-        (bytes as usize / self.data_type.size_bytes() / blocks).max(1)
+    /// What this rank is given and must get of the collective.
+    fn patterns(&self) -> Patterns {
+        let op = if self.collective.reduces() { self.op } else { ReduceOp::Sum };
+        let reduced = Work::reduced(self.collective, self.shared.rank, self.plan.ranks);
+        Patterns::new(self.plan.ranks, reduced, self.data_type, op)
+    }
+
+    /// What is compared.
+    fn call(&self, bytes: u64) -> Call {
+        self.plan.call(self.collective, bytes, self.data_type, self.op)
     }
 
     fn work(&self, count: usize, buffers: usize) -> Work {
@@ -191,6 +197,7 @@ impl Bench<'_> {
             collective: self.collective,
             data_type: self.data_type,
             op: self.op,
+            root: self.plan.root,
             counts: (0..buffers).map(count_of).collect(),
             place,
             patterns: Rc::clone(&self.patterns),
@@ -199,7 +206,8 @@ impl Bench<'_> {
 
     /// Everything about one size; `progress` is told how much of the budget is spent.
     fn size(&mut self, bytes: u64, progress: &dyn Fn(Duration, Duration)) -> Result<Measured, RankError> {
-        let count = self.count(bytes);
+        let call = self.call(bytes);
+        let count = call.count as usize;
         let buffers = self.plan.buffers(bytes);
         self.stopwatch.buffers = buffers;
         let work = self.work(count, buffers);
@@ -227,7 +235,7 @@ impl Bench<'_> {
             measured.samples.extend(block.samples);
             if !self.plan.peers.is_empty() {
                 let rivals = &mut self.rivals;
-                self.shared.alone(|| rivals.iter_mut().for_each(|rival| rival.block(bytes)));
+                self.shared.alone(|| rivals.iter_mut().for_each(|rival| rival.block(&call)));
             }
             progress(begin.elapsed(), budget);
             let more = match self.plan.iterations {
@@ -272,11 +280,7 @@ impl Bench<'_> {
         let times: Vec<_> = self.rivals.iter().map(|rival| (rival.name(), rival.median_us(label))).collect();
         let peers: BTreeMap<_, _> =
             times.iter().map(|(name, time)| ((*name).to_owned(), time.map(|time| time.us))).collect();
-        let blocks = match self.collective {
-            Collective::AllGather | Collective::ReduceScatter => self.plan.ranks,
-            _ => 1,
-        };
-        let bytes = (count * blocks * self.data_type.size_bytes()) as u64;
+        let bytes = Call { count: count as u64, ..self.call(0) }.size_bytes(self.plan.ranks as u32);
         let algbw_gbps = if summary.median_ns > 0.0 { bytes as f64 / summary.median_ns } else { 0.0 };
         let row = Row {
             collective: self.collective.to_string(),
@@ -292,7 +296,7 @@ impl Bench<'_> {
             median_us: summary.median_ns / 1e3,
             p99_us: summary.p99_ns / 1e3,
             algbw_gbps,
-            busbw_gbps: algbw_gbps * report::bus_factor(self.collective.name(), self.plan.ranks),
+            busbw_gbps: algbw_gbps * report::bus_factor(self.collective, self.plan.ranks),
             wrong,
             label: label.as_str().to_owned(),
             pattern: self.plan.pattern_name().to_owned(),

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use windlass::Collective;
 
 use super::Plan;
 
@@ -32,12 +33,14 @@ pub(crate) struct Row {
     pub(crate) peers: BTreeMap<String, Option<f64>>,
 }
 
-/// nccl-tests' factor between the algorithm's and the bus's bandwidth.
-pub(super) fn bus_factor(collective: &str, ranks: usize) -> f64 {
+/// nccl-tests' factor between the algorithm's and the bus's bandwidth. It has none for prefixes, in which all bytes pass
+/// from rank to rank once, as in a broadcast.
+pub(super) fn bus_factor(collective: Collective, ranks: usize) -> f64 {
     let n = ranks as f64;
     match collective {
-        "all_reduce" => 2.0 * (n - 1.0) / n,
-        "reduce_scatter" | "all_gather" => (n - 1.0) / n,
+        Collective::AllReduce => 2.0 * (n - 1.0) / n,
+        // A rank's own block does not travel.
+        _ if collective.has_blocks() => (n - 1.0) / n,
         _ => 1.0,
     }
 }
@@ -48,13 +51,24 @@ pub(super) fn header(plan: &Plan, transport: &str) -> String {
     let mut text = format!(
         "# windlass bench {}: {} ranks, {transport}, {memory} memory, pattern {}; every element of every iteration is \
          checked",
-        plan.collective,
+        plan.name(),
         plan.ranks,
         plan.pattern_name(),
     );
     text.push_str(&format!(
-        "\n#\n#{:>11} {:>11} {:>5} {:>5}  {:>10} {:>8} {:>8} {:>10} {:>10} {:>7}  {:<9}",
-        "size", "count", "type", "redop", "time", "algbw", "busbw", "min", "p99", "#wrong", "label"
+        "\n#\n#{}{:>11} {:>11} {:>5} {:>5}  {:>10} {:>8} {:>8} {:>10} {:>10} {:>7}  {:<9}",
+        plan.several(|| "collective"),
+        "size",
+        "count",
+        "type",
+        "redop",
+        "time",
+        "algbw",
+        "busbw",
+        "min",
+        "p99",
+        "#wrong",
+        "label"
     ));
     for kind in &plan.limits {
         let title = if plan.limits.len() > 1 { kind.name() } else { "limit" };
@@ -64,8 +78,19 @@ pub(super) fn header(plan: &Plan, transport: &str) -> String {
         text.push_str(&format!(" {peer:>10} {:>6}", "×"));
     }
     text.push_str(&format!(
-        "\n#{:>11} {:>11} {:>5} {:>5}  {:>10} {:>8} {:>8} {:>10} {:>10} {:>7}  {:<9}",
-        "(B)", "(elements)", "", "", "(us)", "(GB/s)", "(GB/s)", "(us)", "(us)", "", ""
+        "\n#{}{:>11} {:>11} {:>5} {:>5}  {:>10} {:>8} {:>8} {:>10} {:>10} {:>7}  {:<9}",
+        plan.several(|| ""),
+        "(B)",
+        "(elements)",
+        "",
+        "",
+        "(us)",
+        "(GB/s)",
+        "(GB/s)",
+        "(us)",
+        "(us)",
+        "",
+        ""
     ));
     for _ in plan.limits.iter().map(|_| ()).chain(plan.peers.iter().map(|_| ())) {
         text.push_str(&format!(" {:>10} {:>6}", "(us)", ""));
@@ -101,9 +126,10 @@ pub(super) struct PeerTime {
 }
 
 /// One line of the table.
-pub(super) fn line(row: &Row, comparison: &Comparison) -> String {
+pub(super) fn line(plan: &Plan, row: &Row, comparison: &Comparison) -> String {
     let mut text = format!(
-        " {:>11} {:>11} {:>5} {:>5}  {:>10} {:>8.3} {:>8.3} {:>10} {:>10} {:>7}  {:<9}",
+        " {}{:>11} {:>11} {:>5} {:>5}  {:>10} {:>8.3} {:>8.3} {:>10} {:>10} {:>7}  {:<9}",
+        plan.several(|| &row.collective),
         row.bytes,
         row.count,
         row.dtype,
@@ -137,9 +163,14 @@ mod tests {
 
     #[test]
     fn bandwidths_are_nccl_tests() {
-        assert_eq!(bus_factor("all_reduce", 4), 1.5);
-        assert_eq!(bus_factor("all_gather", 4), 0.75);
-        assert_eq!(bus_factor("broadcast", 4), 1.0);
+        use Collective as C;
+        assert_eq!(bus_factor(C::AllReduce, 4), 1.5);
+        for blocks in [C::ReduceScatter, C::AllGather, C::AllToAll, C::Gather, C::Scatter] {
+            assert_eq!(bus_factor(blocks, 4), 0.75, "{blocks}");
+        }
+        for whole in [C::Broadcast, C::Reduce, C::Send, C::Scan, C::ExScan] {
+            assert_eq!(bus_factor(whole, 4), 1.0, "{whole}");
+        }
     }
 
     #[test]

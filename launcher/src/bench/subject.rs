@@ -6,12 +6,12 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use windlass::{
-    Buffer, Collective, Communicator, DataType, Device, DeviceBuffer, Memory, RawRequest, ReduceOp,
+    Buffer, Collective, Communicator, DataType, Device, DeviceBuffer, Extent, Memory, RawRequest, ReduceOp,
 };
 use windlass_benches::limits::{Direct, Heap, Limit, Tcp};
 
 use super::block::Subject;
-use super::pattern::{Patterns, Values};
+use super::pattern::{Patterns, Values, block_start};
 use super::shared::Shared;
 use super::{LimitKind, RankError};
 
@@ -108,10 +108,48 @@ pub(super) struct Work {
     pub(super) collective: Collective,
     pub(super) data_type: DataType,
     pub(super) op: ReduceOp,
+    /// Of a rooted collective; the rank whose message goes to and fro.
+    pub(super) root: usize,
     /// The count of each buffer that rotates.
     pub(super) counts: Vec<usize>,
     pub(super) place: Place,
     pub(super) patterns: Rc<Patterns>,
+}
+
+impl Work {
+    /// How many ranks the reduction that a rank gets is over.
+    pub(super) const fn reduced(collective: Collective, rank: usize, ranks: usize) -> usize {
+        match collective {
+            Collective::Scan => rank + 1,
+            Collective::ExScan => rank,
+            _ => ranks,
+        }
+    }
+
+    /// What a rank puts into a block of its operand.
+    fn operand(&self, rank: usize, block: usize) -> (Values, usize) {
+        let blocks = matches!(self.collective.input(), Extent::Blocks | Extent::BlocksAtRoot);
+        (Values::Of(rank), if blocks { block_start(block) } else { 0 })
+    }
+
+    /// What must be in a block of its result.
+    fn expected(&self, rank: usize, block: usize) -> (Values, usize) {
+        let values = match self.collective.output() {
+            // Nobody is before rank 0, whose memory is left alone.
+            _ if self.collective == Collective::ExScan && rank == 0 => Values::Of(0),
+            _ if self.collective.reduces() => Values::Reduced,
+            Extent::Blocks | Extent::BlocksAtRoot => Values::Of(block),
+            _ => Values::Of(self.root),
+        };
+        // Of operands with a block for each rank it gets those of its number.
+        (values, self.operand(rank, rank).1)
+    }
+
+    /// A rank's bytes of an extent. The sizes that can be asked for are far from what cannot be counted.
+    fn bytes(&self, extent: Extent, count: usize, shared: Shared) -> usize {
+        let elements = extent.elements(count, shared.ranks, shared.rank == self.root);
+        elements.unwrap_or(usize::MAX).saturating_mul(self.data_type.size_bytes())
+    }
 }
 
 /// windlass, through its public interface.
@@ -161,28 +199,25 @@ impl Windlass {
     }
 
     fn lane_wrong(&self, lane: &Lane, iteration: usize) -> u64 {
-        let (shared, patterns) = (&self.shared, &self.work.patterns);
-        let result = lane.result.as_ref().unwrap_or(&lane.memory).get();
-        let count = lane.request.count;
-        match self.work.collective {
-            Collective::AllReduce => patterns.wrong(result, Values::Reduced, iteration, 0),
-            Collective::ReduceScatter => {
-                patterns.wrong(result, Values::Reduced, iteration, shared.rank * count)
-            }
-            Collective::Broadcast => patterns.wrong(result, Values::Of(0), iteration, 0),
-            Collective::AllGather => {
-                let blocks = result.chunks(result.len() / shared.ranks).enumerate();
-                blocks.map(|(rank, block)| patterns.wrong(block, Values::Of(rank), iteration, 0)).sum()
-            }
+        let (shared, work) = (&self.shared, &self.work);
+        match work.collective {
             Collective::Barrier => {
                 let entered = |rank| shared.entered(rank).load(Ordering::Relaxed);
                 let own = entered(shared.rank);
-                (0..shared.ranks).filter(|&rank| entered(rank) < own).count() as u64
+                return (0..shared.ranks).filter(|&rank| entered(rank) < own).count() as u64;
             }
-            // What rank 0 sent, to and fro; the others take no part.
-            _ if shared.rank < 2 => patterns.wrong(result, Values::Of(0), iteration, 0),
-            _ => 0,
+            // To and fro between ranks 0 and 1; the others take no part.
+            Collective::Send if shared.rank > 1 => return 0,
+            _ => {}
         }
+        let (result, is_operand) = lane.told();
+        let block = (lane.request.count * work.data_type.size_bytes()).max(1);
+        let wrong = |(at, bytes)| {
+            let (values, start) =
+                if is_operand { work.operand(shared.rank, at) } else { work.expected(shared.rank, at) };
+            work.patterns.wrong(bytes, values, iteration, start)
+        };
+        result.get().chunks(block).enumerate().map(wrong).sum()
     }
 
     /// Whether barriers hold back: in turn every rank comes late by more than any exchange takes.
@@ -209,28 +244,45 @@ impl Lane {
         work: &Work,
         count: usize,
     ) -> Result<Self, RankError> {
-        let bytes = count * work.data_type.size_bytes();
-        let all = bytes * shared.ranks;
-        let (input, output) = match work.collective {
-            Collective::AllGather => (bytes, Some(all)),
-            Collective::ReduceScatter => (all, Some(bytes)),
-            Collective::Send => (bytes, Some(bytes)),
-            _ => (bytes, None),
-        };
-        let memory = Bytes::new(communicator, &work.place, input)?;
-        let result = output.map(|length| Bytes::new(communicator, &work.place, length)).transpose()?;
+        let (operand, result) = (work.collective.input(), work.collective.output());
+        let in_place =
+            operand == result && work.collective.may_be_in_place() && !work.collective.is_point_to_point();
+        let bytes = |extent| Bytes::new(communicator, &work.place, work.bytes(extent, count, shared));
+        let memory = bytes(operand)?;
+        let result = if in_place { None } else { Some(bytes(result)?) };
         let mut request = RawRequest::new(work.collective, work.data_type, count);
         request.op = work.op;
         request.scalar = Patterns::scalar(shared.rank);
+        request.root = work.root as u32;
         if work.collective.is_point_to_point() {
             request.root = 1 - (shared.rank as u32).min(1);
         }
         Ok(Self { memory, result, request })
     }
 
+    /// What to look at after the operation, and whether it is the operand: where there is no result, that must be as it was.
+    fn told(&self) -> (&Bytes, bool) {
+        match &self.result {
+            Some(result) if result.get().is_empty() => (&self.memory, true),
+            Some(result) => (result, false),
+            None => (&self.memory, false),
+        }
+    }
+
+    /// Gets it from where it lies.
+    fn fetch(&mut self) -> Result<(), RankError> {
+        match &mut self.result {
+            Some(result) if !result.get().is_empty() => result.fetch(),
+            _ => self.memory.fetch(),
+        }
+    }
+
     fn fill(&mut self, shared: Shared, work: &Work, iteration: usize) -> Result<(), RankError> {
-        let own = Values::Of(shared.rank);
-        work.patterns.fill(self.memory.get_mut(), own, iteration, 0);
+        let block = (self.request.count * work.data_type.size_bytes()).max(1);
+        for (at, bytes) in self.memory.get_mut().chunks_mut(block).enumerate() {
+            let (values, start) = work.operand(shared.rank, at);
+            work.patterns.fill(bytes, values, iteration, start);
+        }
         if let Some(result) = &mut self.result {
             // What the last round left must not pass for this one's result.
             let size = work.data_type.size_bytes();
@@ -287,7 +339,7 @@ impl Subject for Windlass {
     fn wrong(&mut self, iteration: usize, index: usize) -> Result<u64, RankError> {
         let lanes = [&mut self.lanes, &mut self.second_lanes];
         for lane in lanes.into_iter().filter_map(|lanes| lanes.get_mut(index)) {
-            lane.result.as_mut().unwrap_or(&mut lane.memory).fetch()?;
+            lane.fetch()?;
         }
         let lanes = [self.lanes.get(index), self.second_lanes.get(index)];
         Ok(lanes.into_iter().flatten().map(|lane| self.lane_wrong(lane, iteration)).sum())
@@ -295,6 +347,12 @@ impl Subject for Windlass {
 
     fn operations(&self) -> f64 {
         if self.second.is_some() || self.work.collective == Collective::Send { 2.0 } else { 1.0 }
+    }
+
+    fn closes(&self) -> bool {
+        // Where there is a root some wait for it alone or it alone waits; of a prefix rank 0 waits for nobody.
+        let collective = self.work.collective;
+        !collective.rooted() && !matches!(collective, Collective::Scan | Collective::ExScan)
     }
 }
 

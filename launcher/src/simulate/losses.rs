@@ -8,8 +8,8 @@ use serde::Serialize;
 use windlass::accelerator::simulated::{Drive, Options, SimulatedAccelerator};
 use windlass::accelerator::{Movement, Region};
 use windlass::{
-    Collective, Config, DataType, Device, DeviceBuffer, Error, Fault, Operation, RawRequest, ReduceOp,
-    Simulation, SimulationOptions,
+    Collective, Config, DataType, Device, DeviceBuffer, Error, Extent, Fault, Operation, RawRequest,
+    ReduceOp, Simulation, SimulationOptions,
 };
 
 use super::report::{Report, time};
@@ -307,18 +307,24 @@ fn accelerator(seed: u64, rank: u32, bytes: u64) -> Arc<SimulatedAccelerator> {
 /// Every rank's operation. Its memory holds operand and result, aligned for any type.
 fn begin(simulation: &Simulation, question: &Question<'_>) -> Vec<Operation<Vec<u64>>> {
     let call = question.call(question.arguments.ranks);
-    let bytes = call.size_bytes(question.arguments.ranks) as usize;
-    let apart = matches!(call.collective, Collective::AllGather | Collective::ReduceScatter);
-    let words = bytes.div_ceil(8);
+    let (operand, result) = (call.collective.input(), call.collective.output());
+    let apart = operand != result || !call.collective.may_be_in_place();
     let started = simulation.communicators().iter().map(|communicator| {
-        let mut memory = vec![0_u64; if apart { 2 * words } else { words }];
+        let root = communicator.rank() == call.root;
+        // `check` has bounded the call's bytes on all ranks.
+        let words = |extent: Extent| {
+            let elements = extent.elements(call.count as usize, communicator.size() as usize, root);
+            (elements.unwrap_or(usize::MAX).saturating_mul(call.data_type.size_bytes())).div_ceil(8)
+        };
+        let output = if apart { words(operand) } else { 0 };
+        let mut memory = vec![0_u64; output + words(result)];
         let mut request = RawRequest::new(call.collective, call.data_type, call.count as usize);
-        let output = if apart { words } else { 0 };
+        request.root = call.root;
         let begin = memory.as_mut_ptr();
         request.input = begin.cast();
         request.output = begin.wrapping_add(output).cast();
         request.op = call.op;
-        // SAFETY: operand and result, of at most `bytes` bytes each, lie in `memory`, whose heap allocation the operation keeps
+        // SAFETY: operand and result, each as long as the collective needs, lie in `memory`, whose heap allocation the operation keeps
         // and nobody else touches until it ends.
         unsafe { communicator.post(&request, memory) }
     });

@@ -21,7 +21,7 @@ use windlass::{
     ReduceOp,
 };
 
-use crate::bench::{bytes, name, plot, writable};
+use crate::bench::{bytes, name, names, plot, sized, writable};
 use losses::Losses;
 use report::{Report, Row};
 
@@ -36,8 +36,8 @@ Examples:
 
 Every rank runs its real schedule, without payload. A rank sends to one and receives from one other at a time; a message of b bytes takes
 α + b·β (--latency, --bandwidth), combining takes γ a byte (the model's reduce_byte_ns). Not simulated: credits, and links that
-pairs share. The bounds: ⌈log2 p⌉·α, and β times 2(p-1)/p·N for all_reduce, (p-1)/p·N for reduce_scatter and all_gather, N for
-broadcast (Chan, Heimlich, Purkayastha and van de Geijn 2007). Random weights stand for the data: the result of every rank is
+pairs share. The bounds: ⌈log2 p⌉·α, and β times 2(p-1)/p·N for all_reduce, N for broadcast, reduce, scan and exscan,
+(p-1)/p·N for those with a block for each rank (Chan, Heimlich, Purkayastha and van de Geijn 2007). Random weights stand for the data: the result of every rank is
 checked to hold each rank's part exactly once.
 
 With --losses and --moves the whole runtime runs (communicators, engine, links, memory) on a simulated network: up to 1024 ranks, and 1 GiB in all.";
@@ -50,8 +50,7 @@ const ENOUGH_MESSAGES: u64 = 4_000_000;
 /// The flags of `windlass simulate`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct SimulateArguments {
-    /// all_reduce, reduce_scatter, all_gather, broadcast or barrier.
-    #[arg(value_name = "COLLECTIVE", value_parser = name::<Collective>)]
+    #[arg(value_name = "COLLECTIVE", value_parser = sized, help = names(|c| !c.is_point_to_point()))]
     collective: Collective,
     /// How many ranks.
     #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]
@@ -155,10 +154,7 @@ impl Question<'_> {
     /// The call on so many ranks: of about the size that was asked for, where each rank has a block of its own.
     fn call(&self, ranks: u32) -> Call {
         let SimulateArguments { collective, dtype, bytes, .. } = *self.arguments;
-        let blocks = match collective {
-            Collective::AllGather | Collective::ReduceScatter => u64::from(ranks),
-            _ => 1,
-        };
+        let blocks = if collective.has_blocks() { u64::from(ranks) } else { 1 };
         let count = match collective {
             Collective::Barrier => 0,
             _ => (bytes / (dtype.size_bytes() as u64 * blocks)).max(1),

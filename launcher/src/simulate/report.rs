@@ -227,8 +227,8 @@ impl Report<'_> {
 fn checked(row: &Row) -> String {
     match (row.elements, row.checked) {
         (0, _) => "no rank left before all had entered".to_owned(),
-        (all, some) if all == some => format!("all {all} elements, on every rank"),
-        (all, some) => format!("{some} of {all} elements, on every rank"),
+        (all, some) if all == some => format!("all {all} elements, on every rank with a result"),
+        (all, some) => format!("{some} of {all} elements, on every rank with a result"),
     }
 }
 
