@@ -1,5 +1,7 @@
 //! A call with its memory, checked: the one door through which every face of the API goes.
 
+use std::time::Duration;
+
 use windlass_collectives::{Call, Collective, Extent};
 use windlass_kernels::{DataType, ReduceOp};
 use windlass_transports::message::COLLECTIVE_TAG;
@@ -208,6 +210,16 @@ impl Group {
             return self.finish_transfer(ticket);
         }
         self.run(request)
+    }
+
+    /// Runs a request for `time` at most. What has not ended by then goes on, and is returned.
+    pub(crate) fn perform_for(&self, request: &RawRequest, time: Duration) -> Result<Option<Kind>, Error> {
+        self.usable(request.collective.name())?;
+        if request.collective.is_point_to_point() {
+            let transfer = self.transfer_of(request, false)?;
+            return Ok(self.run_transfer_for(transfer, time)?.map(Kind::Transfer));
+        }
+        Ok(self.run_for(request, time)?.map(Kind::Collective))
     }
 
     fn transfer_of(&self, request: &RawRequest, asynchronous: bool) -> Result<transfer::Request, Error> {
