@@ -51,10 +51,16 @@ impl Array {
         if let Ok(buffer) = object.cast_exact::<Buffer>() {
             return Ok(Self::of_buffer(buffer));
         }
+        Self::exported(object, purpose, None)
+    }
+
+    /// By the buffer protocol, or else otherwise; `known` is the elements' type where the exporter does not say it.
+    #[inline]
+    fn exported(object: &Bound<'_, PyAny>, purpose: Purpose, known: Option<DataType>) -> PyResult<Self> {
         let flags = if purpose.write { STRICT | ffi::PyBUF_WRITABLE } else { STRICT };
         match View::of(object, flags) {
             Ok(view) => {
-                let Some(data_type) = type_of(&view) else {
+                let Some(data_type) = known.or_else(|| type_of(&view)) else {
                     let given = format_of(&view).to_string_lossy().into_owned();
                     return Err(purpose.wrong(object.py(), &Wrong::ElementType { given }));
                 };
@@ -114,9 +120,7 @@ impl Array {
         };
         let integers = format!("uint{}", 8 * data_type.size_bytes());
         let bare = object.call_method1("view", (integers,))?;
-        let mut array = Self::of(&bare, purpose)?;
-        array.data_type = data_type;
-        Ok(Some(array))
+        Self::exported(&bare, purpose, Some(data_type)).map(Some)
     }
 
     fn of_dlpack(object: &Bound<'_, PyAny>, purpose: Purpose) -> PyResult<Self> {
@@ -165,9 +169,10 @@ impl Array {
                 let shape = unsafe { std::slice::from_raw_parts(raw.shape, raw.ndim as usize) };
                 shape.iter().map(|&length| length as usize).collect()
             }
-            // SAFETY: the capsule is alive and its tensor with it.
             Lender::Capsule(_, tensor) => {
-                unsafe { (**tensor).shape() }.iter().map(|&length| length as usize).collect()
+                // SAFETY: the capsule is alive and its tensor with it.
+                let shape = unsafe { (**tensor).shape() };
+                shape.iter().map(|&length| length as usize).collect()
             }
         }
     }

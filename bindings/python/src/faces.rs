@@ -286,7 +286,7 @@ impl<'c, 'py> Call<'c, 'py> {
         let count = length / units;
         for (argument, length, units) in sides.into_iter().flatten() {
             // A product that overflows is the length of no buffer.
-            let expected = count.checked_mul(units).unwrap_or(usize::MAX);
+            let expected = count.saturating_mul(units);
             if length != expected {
                 let problem = Problem::WrongLength { expected: expected as u64, actual: length as u64 };
                 return Err(self.wrong(argument, problem));

@@ -12,7 +12,7 @@ pub(crate) struct Stack<T> {
 
 struct Node<T> {
     value: T,
-    below: *mut Node<T>,
+    below: *mut Self,
 }
 
 impl<T> Stack<T> {
