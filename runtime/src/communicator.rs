@@ -2,6 +2,7 @@
 
 use std::any::Any;
 use std::sync::{Arc, Mutex, Weak};
+use std::time::Duration;
 
 use windlass_collectives::{Choice, Collective};
 use windlass_kernels::{DataType, Element, ReduceOp};
@@ -11,7 +12,7 @@ use windlass_transports::shm::Board;
 use crate::bootstrap::Identity;
 use crate::config::Config;
 use crate::device::Device;
-use crate::error::{AbortReason, Error, JoinError, PeerCause};
+use crate::error::{AbortReason, Error, Failed, JoinError, PeerCause};
 use crate::fork;
 use crate::group::{Group, lock};
 use crate::job::{Job, group_shape};
@@ -201,6 +202,28 @@ impl Communicator {
     /// back at the end; it may own the memory.
     pub unsafe fn post<K: Send + Any>(&self, request: &RawRequest, keep: K) -> Operation<K> {
         self.start(request, keep)
+    }
+
+    /// Runs a call whose types are known at run time only, driving it from this thread for `time` at most: as quick as [`Blocking::perform`] where
+    /// that suffices. One that has not ended by then goes on, and comes back. For callers that must look after something else now and then,
+    /// such as signals.
+    ///
+    /// # Errors
+    /// The operation, when it has not ended.
+    ///
+    /// # Safety
+    /// As [`post`](Self::post).
+    pub unsafe fn perform_for<K: Send + Any>(
+        &self,
+        request: &RawRequest,
+        keep: K,
+        time: Duration,
+    ) -> Result<Result<K, Failed<K>>, Operation<K>> {
+        match self.group.perform_for(request, time) {
+            Ok(None) => Ok(Ok(keep)),
+            Ok(Some(kind)) => Err(Operation::new(Arc::clone(&self.group), Ok(kind), keep)),
+            Err(error) => Ok(Err(Failed { error, memory: keep })),
+        }
     }
 
     /// Runs `f`, in which operations may borrow memory, and waits for all of them before it returns, also when `f` panics.

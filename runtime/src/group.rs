@@ -4,7 +4,7 @@ use std::any::Any;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use windlass_collectives::Topology;
 use windlass_transports::shm::Board;
@@ -66,6 +66,12 @@ fn settle(due: Option<Due>) {
     if let Some(due) = due {
         due.settle();
     }
+}
+
+/// The result of a wait without a limit.
+#[inline]
+pub(crate) fn to_the_end(result: Option<Result<(), Error>>) -> Result<(), Error> {
+    result.unwrap_or_else(|| unreachable!("a wait without a limit goes on to the end"))
 }
 
 const TRANSFER_BIT: u64 = 1 << 51;
@@ -193,19 +199,54 @@ impl Group {
         // What is refused here is refused on every rank alike, or is this caller's mistake: nobody waits for it.
         let pending = stream.admit(self, request, false)?;
         let sequence = stream.enter(self, pending);
-        self.drive_to(sequence, stream)
+        to_the_end(self.drive_to(sequence, stream, Waiter::new(&self.job)))
+    }
+
+    /// As [`run`](Self::run), for `time` at most: what has not ended by then goes on as if it had been posted, under the number returned.
+    pub(crate) fn run_for(&self, request: &RawRequest, time: Duration) -> Result<Option<u64>, Error> {
+        let mut stream = lock(&self.stream);
+        self.still_usable()?;
+        let pending = stream.admit(self, request, false)?;
+        let sequence = stream.enter(self, pending);
+        if let Some(result) = self.drive_to(sequence, stream, Waiter::limited(&self.job, time)) {
+            return result.map(|()| None);
+        }
+        self.let_go(|| {
+            let mut stream = lock(&self.stream);
+            if stream.let_go(sequence) {
+                self.detached.fetch_add(1, Ordering::AcqRel);
+            }
+        })?;
+        Ok(Some(sequence))
+    }
+
+    /// Leaves what a caller has driven so far to the progress thread. Without one nobody would end it: then everything fails.
+    pub(crate) fn let_go(&self, count: impl FnOnce()) -> Result<(), Error> {
+        self.job.start_progress().inspect_err(|error| self.fail(error.clone(), true))?;
+        count();
+        self.job.kick_progress(Kick::Soon);
+        Ok(())
     }
 
     /// Waits for the end of an operation posted before.
     pub(crate) fn wait(&self, sequence: u64) -> Result<(), Error> {
-        if self.ended.load(Ordering::Acquire) > sequence {
-            return Ok(());
-        }
-        self.drive_to(sequence, lock(&self.stream))
+        to_the_end(self.wait_with(sequence, Waiter::new(&self.job)))
     }
 
-    fn drive_to<'a>(&'a self, sequence: u64, mut stream: MutexGuard<'a, Stream>) -> Result<(), Error> {
-        let mut waiter = Waiter::new(&self.job);
+    /// The same as long as `waiter` does; `None` when it has given up.
+    pub(crate) fn wait_with(&self, sequence: u64, waiter: Waiter) -> Option<Result<(), Error>> {
+        if self.ended.load(Ordering::Acquire) > sequence {
+            return Some(Ok(()));
+        }
+        self.drive_to(sequence, lock(&self.stream), waiter)
+    }
+
+    fn drive_to<'a>(
+        &'a self,
+        sequence: u64,
+        mut stream: MutexGuard<'a, Stream>,
+        mut waiter: Waiter,
+    ) -> Option<Result<(), Error>> {
         // While somebody waits here the progress thread leaves the communicator alone: two drivers on one lock, perhaps on one
         // core, would only be in each other's way.
         stream.waiters += 1;
@@ -223,7 +264,7 @@ impl Group {
                     if left {
                         self.job.kick_progress(Kick::Soon);
                     }
-                    return Ok(());
+                    return Some(Ok(()));
                 }
                 Ok(false) => {
                     engine_works = stream.engine_works();
@@ -237,9 +278,14 @@ impl Group {
             if let Some(error) = self.failure() {
                 lock(&self.stream).waiters -= 1;
                 waiter.over(&self.job);
-                return Err(error);
+                return Some(Err(error));
             }
-            waiter.pause(self, engine_works);
+            if !waiter.pause(self, engine_works) {
+                lock(&self.stream).waiters -= 1;
+                waiter.over(&self.job);
+                self.job.kick_progress(Kick::Soon);
+                return None;
+            }
             stream = lock(&self.stream);
         }
     }
@@ -500,7 +546,7 @@ impl Group {
 }
 
 /// After this long without progress, the ranks' calls are compared.
-pub(crate) const STALL_AFTER: std::time::Duration = std::time::Duration::from_millis(200);
+pub(crate) const STALL_AFTER: Duration = Duration::from_millis(200);
 
 /// What a waiter has already done about an operation that does not move.
 #[derive(Debug, Default)]

@@ -6,7 +6,9 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
+use crate::engine::wait::Waiter;
 use crate::error::{Error, Failed};
 use crate::fork;
 use crate::group::Group;
@@ -58,6 +60,24 @@ impl<M: Send + 'static> Operation<M> {
             Kind::Refused(error) => Err(error.clone()),
         };
         self.take(result)
+    }
+
+    /// Waits for `time` at most, driving the operation from this thread. One that has not ended by then goes on, and comes back.
+    ///
+    /// # Errors
+    /// The operation itself, when it has not ended.
+    pub fn wait_for(mut self, time: Duration) -> Result<Result<M, Failed<M>>, Self> {
+        let waiter = || Waiter::limited(&self.group.job, time);
+        let result = match &self.kind {
+            _ if fork::is_forked() => Some(Err(Error::Forked { rank: self.group.job.rank })),
+            Kind::Collective(sequence) => self.group.wait_with(*sequence, waiter()),
+            Kind::Transfer(ticket) => self.group.finish_transfer_with(*ticket, waiter()),
+            Kind::Refused(error) => Some(Err(error.clone())),
+        };
+        match result {
+            Some(result) => Ok(self.take(result)),
+            None => Err(self),
+        }
     }
 
     /// Whether the operation has ended, well or not.

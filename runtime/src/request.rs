@@ -1,5 +1,7 @@
 //! A call with its memory, checked: the one door through which every face of the API goes.
 
+use std::time::Duration;
+
 use windlass_collectives::{Call, Collective, Extent, Layout, hash_of_lengths};
 use windlass_kernels::{DataType, ReduceOp};
 use windlass_transports::message::COLLECTIVE_TAG;
@@ -368,6 +370,20 @@ impl Group {
         }
         scale(request);
         Ok(Some(RawRequest { input: request.output.cast_const(), ..*request }))
+    }
+
+    /// Runs a request for `time` at most. What has not ended by then goes on, and is returned.
+    pub(crate) fn perform_for(&self, request: &RawRequest, time: Duration) -> Result<Option<Kind>, Error> {
+        self.usable(request.collective.name())?;
+        if request.collective.is_point_to_point() {
+            let transfer = self.transfer_of(request, false)?;
+            return Ok(self.run_transfer_for(transfer, time)?.map(Kind::Transfer));
+        }
+        let ended = match self.scaled(request)? {
+            None => self.run_for(request, time)?,
+            Some(request) => self.run_for(&request, time)?,
+        };
+        Ok(ended.map(Kind::Collective))
     }
 
     fn transfer_of(&self, request: &RawRequest, asynchronous: bool) -> Result<transfer::Request, Error> {

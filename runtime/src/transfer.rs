@@ -15,7 +15,7 @@ use windlass_transports::{Message, MessageId, Token};
 use crate::engine::Status;
 use crate::engine::wait::Waiter;
 use crate::error::Error;
-use crate::group::{Group, STALL_AFTER, lock};
+use crate::group::{Group, STALL_AFTER, lock, to_the_end};
 use crate::progress::Kick;
 
 /// Bytes of a message's chunk: a large transfer is posted piece by piece, so that it can be matched and bounded like the rest.
@@ -321,20 +321,45 @@ impl Group {
 
     /// Waits for a transfer, driving it.
     pub(crate) fn finish_transfer(&self, ticket: Ticket) -> Result<(), Error> {
-        let mut waiter = Waiter::new(&self.job);
+        to_the_end(self.finish_transfer_with(ticket, Waiter::new(&self.job)))
+    }
+
+    /// The same as long as `waiter` does; `None` when it has given up.
+    pub(crate) fn finish_transfer_with(
+        &self,
+        ticket: Ticket,
+        mut waiter: Waiter,
+    ) -> Option<Result<(), Error>> {
         if let Some(transfer) = lock(&self.transfers).find(ticket) {
             transfer.waited = true;
         }
         loop {
             if let Some(result) = self.transfer_result(ticket) {
-                return result;
+                return Some(result);
             }
             if self.drive_transfers() {
                 waiter.moved(&self.job);
-            } else {
-                waiter.pause(self, false);
+            } else if !waiter.pause(self, false) {
+                self.job.kick_progress(Kick::Soon);
+                return None;
             }
         }
+    }
+
+    /// Starts a transfer and drives it for `time` at most: what has not ended by then goes on as if nobody had waited.
+    pub(crate) fn run_transfer_for(&self, request: Request, time: Duration) -> Result<Option<Ticket>, Error> {
+        let ticket = self.start_transfer(request)?;
+        if let Some(result) = self.finish_transfer_with(ticket, Waiter::limited(&self.job, time)) {
+            return result.map(|()| None);
+        }
+        self.let_go(|| {
+            let mut transfers = lock(&self.transfers);
+            if let Some(transfer) = transfers.find(ticket).filter(|transfer| !transfer.done) {
+                transfer.request.asynchronous = true;
+                self.detached.fetch_add(1, Ordering::AcqRel);
+            }
+        })?;
+        Ok(Some(ticket))
     }
 
     /// Polls a transfer.

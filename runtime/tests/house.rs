@@ -16,6 +16,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("windlass-transports", &["windlass-memory"]),
     ("windlass", &["windlass-kernels", "windlass-collectives", "windlass-memory", "windlass-transports"]),
     ("windlass-launcher", &["windlass", "windlass-benches"]),
+    ("windlass-python", &["windlass"]),
     ("windlass-examples", &["windlass"]),
     ("windlass-benches", &["windlass"]),
 ];

@@ -28,6 +28,17 @@ impl Stream {
         self.keep.push((sequence, memory));
     }
 
+    /// Who drove an operation leaves it to the progress thread. Whether it is still under way.
+    pub(crate) fn let_go(&mut self, sequence: u64) -> bool {
+        let first = self.next - self.queue.len() as u64;
+        if let Some(active) = self.active.as_mut().filter(|active| active.sequence == sequence) {
+            active.asynchronous = true;
+            return true;
+        }
+        let pending = sequence.checked_sub(first).and_then(|place| self.queue.get_mut(place as usize));
+        pending.map(|pending| pending.asynchronous = true).is_some()
+    }
+
     pub(crate) fn wake_at(&mut self, sequence: u64, waker: &Waker) {
         if let Some((_, known)) = self.wakers.iter_mut().find(|(s, _)| *s == sequence) {
             known.clone_from(waker);

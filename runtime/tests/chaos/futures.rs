@@ -8,7 +8,9 @@ use std::task::{Context, Poll, Wake, Waker};
 use std::thread::Thread;
 use std::time::{Duration, Instant};
 
-use windlass::{Memory, MemoryMut, Operation, ReduceOp, Span, TransportChoice};
+use windlass::{
+    Collective, DataType, Memory, MemoryMut, Operation, RawRequest, ReduceOp, Span, TransportChoice,
+};
 
 use super::watchdog::watch;
 use super::{TRANSPORTS, config, shm};
@@ -267,4 +269,55 @@ fn scopes_wait_for_what_they_borrow() {
         })
         .unwrap();
     }
+}
+
+#[test]
+fn a_wait_of_limited_time_gives_the_operation_back_and_it_goes_on() {
+    let _watchdog = watch(60);
+    for config in TRANSPORTS.map(|t| config(t, None)) {
+        for count in [2usize, 50_000] {
+            windlass::threads_with(2, &config, |comm| {
+                if comm.rank() == 0 {
+                    let late = std::thread::spawn({
+                        let comm = comm.clone();
+                        move || limited(&comm, count)
+                    });
+                    let (reduced, received) = late.join().unwrap();
+                    assert!(reduced.iter().all(|&x| x == 2.0) && received == [7.0; 3]);
+                } else {
+                    std::thread::sleep(Duration::from_millis(60));
+                    let mut memory = vec![1f32; count];
+                    comm.blocking().all_reduce(&mut memory, ReduceOp::Sum)?;
+                    std::thread::sleep(Duration::from_millis(60));
+                    comm.blocking().send(&[7f32; 3], 0, 1)?;
+                }
+                comm.finalize()
+            })
+            .unwrap();
+        }
+    }
+}
+
+/// An all-reduce and a receive, each driven for less time than its peer takes, then left alone, then waited for.
+fn limited(comm: &windlass::Communicator, count: usize) -> (Vec<f32>, Vec<f32>) {
+    let in_place = |collective, memory: &mut Vec<f32>| {
+        let address = memory.span().address();
+        let request = RawRequest::new(collective, DataType::F32, memory.len());
+        RawRequest { input: address, output: address, root: 1, tag: 1, ..request }
+    };
+    let run = |collective, mut memory: Vec<f32>| {
+        let request = in_place(collective, &mut memory);
+        let begin = Instant::now();
+        // SAFETY: the vector is the request's memory, and is kept with it.
+        let performed = unsafe { comm.perform_for(&request, memory, Duration::from_millis(5)) };
+        let operation = performed.expect_err("its peer is not there yet");
+        let operation = operation.wait_for(Duration::from_millis(5)).expect_err("nor yet");
+        assert!(!operation.is_done() && begin.elapsed() < Duration::from_millis(50));
+        // Nobody drives it now but the progress thread.
+        while !operation.is_done() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        operation.wait_for(Duration::ZERO).expect("it has ended").unwrap()
+    };
+    (run(Collective::AllReduce, vec![1.0; count]), run(Collective::Recv, vec![0.0; 3]))
 }

@@ -1,0 +1,44 @@
+//! The extension module of the Python package `windlass`: the runtime's public API, with Python's memory.
+//!
+//! No copies: operations read and write the memory of whatever object lends it ([`array`]), and keep it exported until they end
+//! ([`keep`]). Nothing here is called by a thread of the runtime while it holds one of its locks, and no such thread waits for the interpreter.
+
+mod array;
+mod buffer;
+mod communicator;
+mod dlpack;
+mod dtype;
+mod error;
+mod exit;
+mod faces;
+mod keep;
+mod operation;
+mod stack;
+
+use pyo3::prelude::*;
+
+#[pymodule]
+mod _native {
+    use pyo3::prelude::*;
+    use pyo3::types::PyTuple;
+
+    #[pymodule_export]
+    use crate::buffer::Buffer;
+    #[pymodule_export]
+    use crate::communicator::{Communicator, init};
+    #[pymodule_export]
+    use crate::exit::at_exit;
+    #[pymodule_export]
+    use crate::operation::{Bell, Operation};
+
+    /// The names of the runtime's tables, for what is made of them in Python.
+    #[pymodule_init]
+    fn tables(module: &Bound<'_, PyModule>) -> PyResult<()> {
+        let py = module.py();
+        let names = |names: Vec<&'static str>| PyTuple::new(py, names);
+        module.add("OPERATORS", names(windlass::ReduceOp::ALL.iter().map(|op| op.name()).collect())?)?;
+        module.add("DTYPES", names(windlass::DataType::ALL.iter().map(|t| t.name()).collect())?)?;
+        module.add("COLLECTIVES", names(windlass::Collective::ALL.iter().map(|c| c.name()).collect())?)?;
+        module.add("__version__", env!("CARGO_PKG_VERSION"))
+    }
+}

@@ -1,0 +1,127 @@
+"""Wrong arguments: the right exception, nothing started, and the communicator goes on."""
+
+import mmap
+
+import numpy
+
+import windlass
+
+comm = windlass.init()
+RANK, SIZE = comm.rank, comm.size
+ones = numpy.ones(6, "float32")
+
+
+class OnlyDlpack:
+    """An array of which DLPack alone can be had, as from torch."""
+
+    def __init__(self, array, versioned=True, device=(1, 0)):
+        self.array, self.versioned, self.device = array, versioned, device
+
+    def __dlpack_device__(self):
+        return self.device
+
+    def __dlpack__(self, **keywords):
+        if keywords and not self.versioned:
+            raise TypeError("older than versions")
+        return self.array.__dlpack__(**keywords)
+
+
+def refused(text, call, *arguments, **keywords):
+    for twin in (call, call + "_async"):
+        try:
+            getattr(comm, twin)(*arguments, **keywords)
+        except windlass.InvalidArgumentError as error:
+            assert isinstance(error, ValueError) and error.code == 1
+            assert error.operation == call and error.argument and error.problem in str(error)
+            assert text in str(error), (text, str(error))
+        else:
+            # What the runtime refuses of an asynchronous call, its end tells.
+            raise AssertionError(f"{twin}{arguments} was accepted")
+
+
+frozen = ones.copy()
+frozen.flags.writeable = False
+refused("read-only", "all_reduce", frozen)
+refused("read-only", "recv", b"abcd", (RANK + 1) % SIZE)
+refused("read-only", "all_reduce", ones, out=frozen)
+refused("not contiguous", "all_reduce", numpy.ones((4, 4), "float32").T)
+refused("not contiguous", "all_reduce", ones[::2])
+refused("not contiguous", "all_reduce", OnlyDlpack(ones[::2]))
+refused("read-only", "all_reduce", OnlyDlpack(frozen))
+refused("a device", "all_reduce", OnlyDlpack(ones, device=(2, 0)))
+refused("of class list", "all_reduce", [1.0, 2.0])
+refused("is missing", "all_reduce", None)
+refused("none of: u8", "all_reduce", numpy.ones(3, "complex256"))
+refused("none of: u8", "all_reduce", numpy.ones(3, ">f4"))
+refused("none of: sum", "all_reduce", ones, "mean")
+refused("ReduceOp", "all_reduce", ones, 3)
+refused("must be below", "broadcast", ones, root=SIZE)
+refused("no number from 0", "broadcast", ones, root=-1)
+refused("no number from 0", "broadcast", ones, root="first")
+refused("must be below", "send", ones, 99)
+refused("type f64, but the input of type f32", "all_reduce", ones, out=numpy.ones(6))
+refused("has 5 elements but the call needs 6", "all_reduce", ones, out=numpy.ones(5, "float32"))
+refused("has 6 elements but the call needs", "all_gather", ones, out=ones.copy())
+refused("cannot share evenly", "reduce_scatter", numpy.ones(SIZE + 1, "float32"))
+if RANK:
+    refused("is missing", "scatter", None, root=0)
+for wrong in ("float", 3.5, object()):
+    try:
+        comm.alloc(3, wrong)
+        raise AssertionError(wrong)
+    except windlass.InvalidArgumentError as error:
+        assert error.argument == "the dtype"
+for wrong in (-1, (2, -3), "many"):
+    try:
+        comm.alloc(wrong)
+        raise AssertionError(wrong)
+    except windlass.InvalidArgumentError as error:
+        assert error.argument == "the shape"
+for wrong in (1 << 62, (1 << 40, 1 << 40)):
+    try:
+        comm.alloc(wrong)
+        raise AssertionError(wrong)
+    except windlass.Error as error:
+        assert error.code in (1, 7), error
+# What only the runtime can tell: at the end of an asynchronous call.
+for call in (lambda: comm.send(ones, RANK), lambda: comm.send_async(ones, RANK).wait(), lambda: comm.scan(ones, "avg")):
+    try:
+        call()
+        raise AssertionError("accepted")
+    except windlass.InvalidArgumentError:
+        pass
+odd = numpy.frombuffer(memoryview(numpy.zeros(41, "uint8"))[1:], "float32")
+try:
+    comm.all_reduce(odd)
+    assert odd.ctypes.data % 4 == 0
+except windlass.InvalidArgumentError as error:
+    assert "no multiple of 4" in str(error)
+
+# Nothing was started by all that.
+empty = numpy.ones(0, "float32")
+assert comm.all_reduce(empty) is empty and comm.all_gather(empty).shape == (0,)
+assert comm.all_reduce(bytearray(4)) == bytearray(4)
+for versioned in (True, False):
+    x = OnlyDlpack(numpy.full(3, RANK, "int64"), versioned)
+    assert comm.all_reduce(x) is x and (x.array == sum(range(SIZE))).all()
+half = comm.alloc(4, "bfloat16")
+numpy.asarray(half).view("uint16")[:] = 0x3F80  # 1.0
+for x in (half, OnlyDlpack(half), OnlyDlpack(half, versioned=False)):
+    comm.all_reduce(x, "avg")
+    assert (numpy.asarray(half).view("uint16") == 0x3F80).all()
+try:
+    import ml_dtypes
+except ImportError:
+    pass
+else:
+    y = numpy.full(5, RANK + 1, ml_dtypes.bfloat16)
+    assert comm.all_reduce(y, "max") is y and (y == SIZE).all()
+# A root's memory is read only, in fact: a store would end the process.
+with open("/bin/sh", "rb") as program:
+    page = mmap.mmap(-1, 1 << 16) if RANK else mmap.mmap(program.fileno(), 1 << 16, prot=mmap.PROT_READ)
+for bytes_ in (8, 1 << 16):
+    first = numpy.frombuffer(page, "uint8", bytes_)
+    comm.broadcast(first, 0)
+    assert bytes(first[:4]) == b"\x7fELF"
+print(f"rank {RANK} went on")
+comm.finalize()

@@ -1,0 +1,137 @@
+"""Jobs of ranks in Python, and the package's tables."""
+
+import ast
+import importlib.util
+import inspect
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import windlass
+from windlass import _native
+from windlass.__main__ import with_interpreter
+
+PACKAGE = Path(windlass.__file__).parent
+EXAMPLES = Path(__file__).parent.parent / "examples"
+
+
+@pytest.mark.parametrize("transport", ["shm", "tcp"])
+@pytest.mark.parametrize("count", [1, 5, 3000])
+def test_every_collective_gives_what_numpy_gives(job, transport, count):
+    wrote = job(4, "programs/matrix.py", str(count), WINDLASS_TRANSPORT=transport)
+    assert wrote.count("checked 3") == 4
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_wrong_arguments_are_told_and_start_nothing(job, ranks):
+    assert job(ranks, "programs/arguments.py").count("went on") == ranks
+
+
+@pytest.mark.parametrize(
+    "life", ["freed_in_flight", "asynchronous", "threads", "fork", "interrupt", "exit_with_pending", "exit_at_once"]
+)
+def test_lives(job, life):
+    assert job(2, "programs/life.py", life).count("is through") == 2
+
+
+def test_errors_name_the_culprit(job):
+    assert job(2, "programs/life.py", "errors").count("is through") == 1
+
+
+def test_an_operation_out_of_time_is_told(job):
+    program = "programs/late.py"
+    assert "waits on [1]" in job(2, program, WINDLASS_TIMEOUT="1", WINDLASS_REPORT_AFTER="0")
+
+
+def test_a_wrong_environment_is_a_join_error():
+    code = "import windlass\ntry: windlass.init()\nexcept windlass.JoinError as e: print(e.variable)"
+    environment = {**os.environ, "WORLD_SIZE": "two", "RANK": "0"}
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert ended.stdout == "WORLD_SIZE\n", ended.stderr
+
+
+@pytest.mark.parametrize("example", ["numpy_all_reduce", "asyncio_overlap", "torch_tensors"])
+def test_examples(job, example):
+    if "torch" in example and importlib.util.find_spec("torch") is None:
+        pytest.skip("torch is not installed")
+    assert job(2, EXAMPLES / f"{example}.py").count("rank") >= 2
+
+
+def stub():
+    """What the stub says of each method: its parameters."""
+    tree = ast.parse((PACKAGE / "_native.pyi").read_text())
+    classes = {c.name: c for c in tree.body if isinstance(c, ast.ClassDef)}
+    return {
+        name: {f.name: [a.arg for a in f.args.args] for f in c.body if isinstance(f, ast.FunctionDef)}
+        for name, c in classes.items()
+    }
+
+
+def missing_faces(collectives, methods, stubs):
+    """Collectives that have no method, no asynchronous twin, or no stub."""
+    return [
+        face for name in collectives for face in (name, f"{name}_async") if face not in methods or face not in stubs
+    ]
+
+
+def test_each_collective_has_its_faces():
+    methods, stubs = dir(windlass.Communicator), stub()["Communicator"]
+    assert missing_faces(_native.COLLECTIVES, methods, stubs) == []
+    # The check can fail.
+    assert missing_faces(["all_reduce", "unheard_of"], methods, stubs) == ["unheard_of", "unheard_of_async"]
+    assert missing_faces(["barrier"], methods, {"barrier": []}) == ["barrier_async"]
+
+
+@pytest.mark.parametrize("name", ["Communicator", "Operation", "Buffer", "Bell"])
+def test_stubs_and_methods_agree(name):
+    kind, stubs = getattr(_native, name), stub()[name]
+    for method, parameters in stubs.items():
+        if not method.startswith("__") and callable(getattr(kind, method)):
+            assert list(inspect.signature(getattr(kind, method)).parameters) == parameters, method
+    public = {m for m in vars(kind) if not m.startswith("__")}
+    assert public == {m for m in stubs if not m.startswith("__")}
+
+
+def test_operators_and_types_are_the_runtime_s():
+    assert [op.value for op in windlass.ReduceOp] == list(_native.OPERATORS)
+    assert windlass.ReduceOp.SUM == "sum"
+    comm = windlass.init()
+    for name in windlass.DTYPES:
+        assert comm.alloc(3, name).dtype == name
+    assert comm.alloc((2, 2), "float64").dtype == "f64"
+    comm.all_reduce(comm.alloc(3), windlass.ReduceOp.MAX)
+
+
+def test_a_job_of_one_does_everything_in_place():
+    numpy = pytest.importorskip("numpy")
+    comm = windlass.init()
+    x = numpy.arange(3.0)
+    assert comm.all_reduce(x) is x and comm.all_gather(x).shape == (3,)
+    assert numpy.array_equal(numpy.from_dlpack(comm.alloc((2, 3), "i32")), numpy.zeros((2, 3)))
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ("run -n 4 a.py x", "run -n 4 PYTHON a.py x"),
+        ("run -n4 --transport=tcp a.py", "run -n4 --transport=tcp PYTHON a.py"),
+        ("run -- a.py", "run -- PYTHON a.py"),
+        ("run -x A=b.py -n 2 python a.py", "run -x A=b.py -n 2 python a.py"),
+        ("run --ranks 2 ./train a.py", "run --ranks 2 ./train a.py"),
+        ("bench all_reduce", "bench all_reduce"),
+        ("run -n", "run -n"),
+        ("", ""),
+    ],
+)
+def test_scripts_are_run_by_this_interpreter(given, expected):
+    assert with_interpreter(given.split()) == expected.replace("PYTHON", sys.executable).split()
+
+
+def test_the_command_starts_ranks():
+    script = str(EXAMPLES / "numpy_all_reduce.py")
+    command = [sys.executable, "-m", "windlass", "run", "-n", "2", script]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0 and ended.stdout.count("of 2: every element is 0.5") == 2, ended.stderr
