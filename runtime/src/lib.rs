@@ -44,6 +44,7 @@ pub use communicator::{Blocking, Communicator, Tag, init};
 pub use config::{Config, ModelFile, Origin, TransportChoice};
 pub use device::{Device, DeviceBuffer, Movements};
 pub use error::{AbortReason, Error, Failed, JoinError, PeerCause, Problem, Refusal};
+pub use fork::is_forked;
 pub use memory::{Buffer, Memory, MemoryMut, Span};
 pub use operation::Operation;
 pub use registry::{Fault, SimulationOptions, Traffic, Wire};
@@ -52,6 +53,6 @@ pub use scope::{Borrowed, Scope};
 pub use simulation::{Estimate, Experiment, ExperimentError, LowerBound, Simulation};
 pub use world::{threads, threads_with};
 
-pub use windlass_collectives::{Algorithm, Call, Choice, Collective, Fingerprint, Model, Topology};
+pub use windlass_collectives::{Algorithm, Call, Choice, Collective, Extent, Fingerprint, Model, Topology};
 pub use windlass_kernels::{Combine, DataType, Element, ReduceOp, bf16, f16};
 pub use windlass_memory::accelerator;

@@ -18,6 +18,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("windlass-launcher", &["windlass", "windlass-benches"]),
     ("windlass-examples", &["windlass"]),
     ("windlass-benches", &["windlass"]),
+    ("windlass-c", &["windlass"]),
 ];
 
 /// What pure code may not even name.
