@@ -10,11 +10,11 @@ use crate::communicator::{find, windlass_comm_t};
 use crate::error::{Failure, guard, windlass_result_t};
 use crate::operation::{start, windlass_op_t};
 
-/// The type of the elements: one of `enum windlass_data_type`.
+/// The type of the elements: one of `windlass_data_type`.
 pub type windlass_data_type_t = i32;
-/// How the elements of several ranks become one: one of `enum windlass_reduce_op`.
+/// How the elements of several ranks become one: one of `windlass_reduce_op`.
 pub type windlass_reduce_op_t = i32;
-/// One of `enum windlass_collective`, for `windlass_post`.
+/// One of `windlass_collective`, for `windlass_post`.
 pub type windlass_collective_t = i32;
 
 macro_rules! functions {
@@ -67,51 +67,54 @@ macro_rules! functions {
 }
 
 functions! {
-    /// Reduces every element of `input` over all ranks into every rank's `output`; both have `count` elements, and may be the same memory.
+    /// Reduces every element of `input` over all ranks into every rank's `output`; both have `count`
+    /// elements, and may be the same memory.
     AllReduce: windlass_all_reduce, windlass_all_reduce_async(
         input: *const c_void, output: *mut c_void, count: usize, data_type: windlass_data_type_t, op: windlass_reduce_op_t);
-    /// Reduces every element of `input` over all ranks into the root's `output`; both have `count` elements, and may be the same memory. Other ranks' `output` is not
-    /// looked at and may be NULL.
+    /// Reduces every element of `input` over all ranks into the root's `output`; both have `count` elements,
+    /// and may be the same memory. Other ranks' `output` is not looked at and may be NULL.
     Reduce: windlass_reduce, windlass_reduce_async(
         input: *const c_void, output: *mut c_void, count: usize, data_type: windlass_data_type_t, op: windlass_reduce_op_t, root: c_int);
     /// Every rank's `buffer`, of `count` elements, ends with what the root's holds.
     Broadcast: windlass_broadcast, windlass_broadcast_async(
         buffer: *mut c_void, count: usize, data_type: windlass_data_type_t, root: c_int);
-    /// Reduces `input`, of a block of `count` elements for each rank, over all ranks; rank r's `output`, of `count` elements, ends with block r. In place when `output` is this
-    /// rank's block of `input`.
+    /// Reduces `input`, of a block of `count` elements for each rank, over all ranks; rank r's `output`, of
+    /// `count` elements, ends with block r. In place when `output` is this rank's block of `input`.
     ReduceScatter: windlass_reduce_scatter, windlass_reduce_scatter_async(
         input: *const c_void, output: *mut c_void, count: usize, data_type: windlass_data_type_t, op: windlass_reduce_op_t);
-    /// Collects every rank's `input`, of `count` elements, in rank order in every rank's `output`, of `count` for each rank. In place when `input` is this
-    /// rank's block of `output`.
+    /// Collects every rank's `input`, of `count` elements, in rank order in every rank's `output`, of `count`
+    /// for each rank. In place when `input` is this rank's block of `output`.
     AllGather: windlass_all_gather, windlass_all_gather_async(
         input: *const c_void, output: *mut c_void, count: usize, data_type: windlass_data_type_t);
-    /// Collects every rank's `input`, of `count` elements, in rank order in the root's `output`, of `count` for each rank. Other ranks' `output` is not looked at and may be
-    /// NULL.
+    /// Collects every rank's `input`, of `count` elements, in rank order in the root's `output`, of `count`
+    /// for each rank. Other ranks' `output` is not looked at and may be NULL.
     Gather: windlass_gather, windlass_gather_async(
         input: *const c_void, output: *mut c_void, count: usize, data_type: windlass_data_type_t, root: c_int);
-    /// Gives out the root's `input`, of a block of `count` elements for each rank: rank r's `output`, of `count` elements, ends with block r. Other ranks' `input` is
-    /// not looked at and may be NULL.
+    /// Gives out the root's `input`, of a block of `count` elements for each rank: rank r's `output`, of
+    /// `count` elements, ends with block r. Other ranks' `input` is not looked at and may be NULL.
     Scatter: windlass_scatter, windlass_scatter_async(
         input: *const c_void, output: *mut c_void, count: usize, data_type: windlass_data_type_t, root: c_int);
-    /// Of `input`, of a block of `count` elements for each rank, gives block r to rank r; `output`, as long, ends with one block from each rank, in rank order. The two
-    /// may not overlap.
+    /// Of `input`, of a block of `count` elements for each rank, gives block r to rank r; `output`, as long,
+    /// ends with one block from each rank, in rank order. The two may not overlap.
     AllToAll: windlass_all_to_all, windlass_all_to_all_async(
         input: *const c_void, output: *mut c_void, count: usize, data_type: windlass_data_type_t);
-    /// Reduces every element of `input` over the ranks up to this one, itself included, into `output`; both have `count` elements, and may be the same memory. Not with
-    /// `WINDLASS_AVG`.
+    /// Reduces every element of `input` over the ranks up to this one, itself included, into `output`; both
+    /// have `count` elements, and may be the same memory. Not with `WINDLASS_AVG`.
     Scan: windlass_scan, windlass_scan_async(
         input: *const c_void, output: *mut c_void, count: usize, data_type: windlass_data_type_t, op: windlass_reduce_op_t);
-    /// Reduces every element of `input` over the ranks below this one into `output`; both have `count` elements, and may be the same memory. Rank 0's `output` is left as it
-    /// was. Not with `WINDLASS_AVG`.
+    /// Reduces every element of `input` over the ranks below this one into `output`; both have `count`
+    /// elements, and may be the same memory. Rank 0's `output` is left as it was. Not with `WINDLASS_AVG`.
     ExScan: windlass_exscan, windlass_exscan_async(
         input: *const c_void, output: *mut c_void, count: usize, data_type: windlass_data_type_t, op: windlass_reduce_op_t);
     /// Ends when all ranks have called it.
     Barrier: windlass_barrier, windlass_barrier_async();
-    /// Sends `count` elements of `input` to rank `peer`, which must receive as many of the same type and with the same tag, below UINT32_MAX. Ends when the memory
-    /// may be used again. Messages are ordered between two ranks and within a tag, and apart from the collectives.
+    /// Sends `count` elements of `input` to rank `peer`, which must receive as many of the same type and with
+    /// the same tag, below UINT32_MAX. Ends when the memory may be used again. Messages are ordered between
+    /// two ranks and within a tag, and apart from the collectives.
     Send: windlass_send, windlass_send_async(
         input: *const c_void, count: usize, data_type: windlass_data_type_t, peer: c_int, tag: u32);
-    /// Receives `count` elements from rank `peer`: a message of exactly that length and type, and with the same tag.
+    /// Receives `count` elements from rank `peer`: a message of exactly that length and type, and with the
+    /// same tag.
     Recv: windlass_recv, windlass_recv_async(
         output: *mut c_void, count: usize, data_type: windlass_data_type_t, peer: c_int, tag: u32);
 }
@@ -216,16 +219,16 @@ impl windlass_request_t {
         let wrong = |what, value: i32, valid| Failure::Code { function, what, value: value.into(), valid };
         let collective = code(self.collective).and_then(Collective::from_code);
         let collective = collective
-            .ok_or_else(|| wrong("collective", self.collective, "the values of enum windlass_collective"))?;
+            .ok_or_else(|| wrong("collective", self.collective, "the values of windlass_collective"))?;
         let mut request = RawRequest::new(collective, DataType::U8, self.count);
         if collective.input() != Extent::Nothing || collective.output() != Extent::Nothing {
             request.data_type = data_type(self.data_type)
-                .ok_or_else(|| wrong("data type", self.data_type, "the values of enum windlass_data_type"))?;
+                .ok_or_else(|| wrong("data type", self.data_type, "the values of windlass_data_type"))?;
         }
         if collective.reduces() {
             request.op = code(self.op)
                 .and_then(ReduceOp::from_code)
-                .ok_or_else(|| wrong("operator", self.op, "the values of enum windlass_reduce_op"))?;
+                .ok_or_else(|| wrong("operator", self.op, "the values of windlass_reduce_op"))?;
         }
         if collective.rooted() {
             let argument = if collective.is_point_to_point() { "peer" } else { "root" };

@@ -15,13 +15,15 @@ pub struct windlass_comm {
 
 /// A group of ranks, as one of them holds it; NULL for none.
 ///
-/// All ranks must make the same collective calls on it in the same order. Any thread may use it; which of two calls that threads make at once comes first is
-/// nobody's to know, so threads use communicators of their own. A handle that was freed is refused, and never stands for another communicator.
+/// All ranks must make the same collective calls on it in the same order. Any thread may use it; which of two
+/// calls that threads make at once comes first is nobody's to know, so threads use communicators of their
+/// own. A handle that was freed is refused, and never stands for another communicator.
 pub type windlass_comm_t = *mut windlass_comm;
 
 static COMMUNICATORS: Table<Communicator> = Table::new(1);
 
-/// The communicator, held by a reference of its own: the call outlives a free of the handle by another thread.
+/// The communicator, held by a reference of its own: the call outlives a free of the handle by another
+/// thread.
 #[inline]
 pub(crate) fn find(function: &'static str, comm: windlass_comm_t) -> Result<Communicator, Failure> {
     let handle = comm.addr() as u64;
@@ -41,8 +43,8 @@ fn give_out(function: &'static str, communicator: Communicator) -> Result<windla
     Ok(std::ptr::without_provenance_mut(handle as usize))
 }
 
-/// Joins the job that the environment describes, as `windlass run` or torchrun set it, and gives the communicator of all its ranks. Without one, the
-/// process is a job of one. Waits until all ranks have come.
+/// Joins the job that the environment describes, as `windlass run` or torchrun set it, and gives the
+/// communicator of all its ranks. Without one, the process is a job of one. Waits until all ranks have come.
 ///
 /// A second call gives another handle of the same communicator, while one of them lives.
 #[unsafe(no_mangle)]
@@ -59,7 +61,8 @@ pub unsafe extern "C" fn windlass_init(comm: *mut windlass_comm_t) -> windlass_r
     })
 }
 
-/// Names a job that has no launcher. Rank 0 makes it with `windlass_unique_id` and brings it to the others by means of its own.
+/// Names a job that has no launcher. Rank 0 makes it with `windlass_unique_id` and brings it to the others by
+/// means of its own.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
 pub struct windlass_unique_id_t {
@@ -102,8 +105,9 @@ fn rendezvous(id: &windlass_unique_id_t) -> Option<String> {
     right.then(|| name.to_owned())
 }
 
-/// Joins the job named by `id`, of `nranks` ranks on this host, as `rank`, and gives the communicator of all of them. Waits until all ranks have come; they
-/// may come in any order, within WINDLASS_JOIN_TIMEOUT. Rank 0 holds the rendezvous while its communicator lives.
+/// Joins the job named by `id`, of `nranks` ranks on this host, as `rank`, and gives the communicator of all
+/// of them. Waits until all ranks have come; they may come in any order, within WINDLASS_JOIN_TIMEOUT. Rank 0
+/// holds the rendezvous while its communicator lives.
 ///
 /// A process may join several jobs, and be several ranks of one, each from a thread of its own.
 #[unsafe(no_mangle)]
@@ -167,8 +171,9 @@ pub unsafe extern "C" fn windlass_comm_size(comm: windlass_comm_t, size: *mut c_
 /// The colour of a rank that takes part in a split, but in no new communicator.
 pub const WINDLASS_NO_COLOUR: c_int = -1;
 
-/// Makes a communicator of all ranks that give the same colour, ranked by key, then by rank; NULL for those that give `WINDLASS_NO_COLOUR`. A
-/// collective call: all ranks make it. The new communicator is freed apart from the old one.
+/// Makes a communicator of all ranks that give the same colour, ranked by key, then by rank; NULL for those
+/// that give `WINDLASS_NO_COLOUR`. A collective call: all ranks make it. The new communicator is freed apart
+/// from the old one.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn windlass_comm_split(
     comm: windlass_comm_t,
@@ -219,8 +224,9 @@ pub unsafe extern "C" fn windlass_comm_duplicate(
     })
 }
 
-/// Makes the communicator unusable on all its ranks, from any thread: whatever is under way ends with `WINDLASS_ERROR_ABORTED`, on this rank before
-/// this returns, so that its memory may be freed. The handle is still to be freed.
+/// Makes the communicator unusable on all its ranks, from any thread: whatever is under way ends with
+/// `WINDLASS_ERROR_ABORTED`, on this rank before this returns, so that its memory may be freed. The handle is
+/// still to be freed.
 #[unsafe(no_mangle)]
 pub extern "C" fn windlass_comm_abort(comm: windlass_comm_t) -> windlass_result_t {
     const NAME: &str = "windlass_comm_abort";
@@ -230,16 +236,17 @@ pub extern "C" fn windlass_comm_abort(comm: windlass_comm_t) -> windlass_result_
     })
 }
 
-/// Waits for everything under way and then for all ranks; later calls on the communicator are refused. A collective call. The handle is still to be
-/// freed.
+/// Waits for everything under way and then for all ranks; later calls on the communicator are refused. A
+/// collective call. The handle is still to be freed.
 #[unsafe(no_mangle)]
 pub extern "C" fn windlass_comm_finalize(comm: windlass_comm_t) -> windlass_result_t {
     const NAME: &str = "windlass_comm_finalize";
     guard(NAME, || Ok(find(NAME, comm)?.finalize()?))
 }
 
-/// Frees the handle and sets it to NULL; freeing NULL does nothing. Operations under way go on. With its last handle and operation, a rank leaves the
-/// communicator, and with its last communicator the job: peers that still need it get `WINDLASS_ERROR_PEER_FAILED`, so finalize first.
+/// Frees the handle and sets it to NULL; freeing NULL does nothing. Operations under way go on. With its last
+/// handle and operation, a rank leaves the communicator, and with its last communicator the job: peers that
+/// still need it get `WINDLASS_ERROR_PEER_FAILED`, so finalize first.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn windlass_comm_free(comm: *mut windlass_comm_t) -> windlass_result_t {
     const NAME: &str = "windlass_comm_free";

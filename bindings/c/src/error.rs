@@ -9,7 +9,8 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use windlass::{Error, JoinError};
 
-/// What a function returns: `WINDLASS_SUCCESS`, or one of the errors of `enum windlass_result`. Newer libraries may know more.
+/// What a function returns: `WINDLASS_SUCCESS`, or one of the errors of `windlass_result`. Newer
+/// libraries may know more.
 pub type windlass_result_t = i32;
 
 /// What a function returns. The numbers never change.
@@ -18,7 +19,8 @@ pub type windlass_result_t = i32;
 pub enum windlass_result {
     /// All is well.
     WINDLASS_SUCCESS = 0,
-    /// The call is wrong in itself, and nothing was started: the only error of a communicator after which it can still be used.
+    /// The call is wrong in itself, and nothing was started: the only error of a communicator after which it
+    /// can still be used.
     WINDLASS_ERROR_INVALID_ARGUMENT = 1,
     /// Ranks made different calls at the same place in the communicator's order.
     WINDLASS_ERROR_MISMATCH = 2,
@@ -130,7 +132,8 @@ pub(crate) fn joined_as(rank: u32) {
     JOINED_AS.store(rank, Ordering::Relaxed);
 }
 
-/// Runs what a function does: not in a forked child, whose copies of locks may be held for ever, and no panic leaves.
+/// Runs what a function does: not in a forked child, whose copies of locks may be held for ever, and no panic
+/// leaves.
 #[inline]
 pub(crate) fn guard(function: &'static str, body: impl FnOnce() -> Result<(), Failure>) -> windlass_result_t {
     if windlass::is_forked() {
@@ -162,13 +165,14 @@ pub(crate) unsafe fn required<'a, T>(
     unsafe { pointer.as_mut() }.ok_or(Failure::Null { function, argument })
 }
 
-/// Takes what fits of a message. A forked child may not allocate: another thread may have held the allocator's lock.
+/// Takes what fits of a message. A forked child may not allocate: another thread may have held the
+/// allocator's lock.
 struct Cut<'a> {
     message: &'a mut [u8; MESSAGE_BYTES],
     bytes: usize,
 }
 
-impl fmt::Write for Cut<'_> {
+impl Write for Cut<'_> {
     fn write_str(&mut self, text: &str) -> fmt::Result {
         let end = text.floor_char_boundary(MESSAGE_BYTES - 1 - self.bytes);
         self.message[self.bytes..][..end].copy_from_slice(&text.as_bytes()[..end]);
@@ -197,7 +201,8 @@ fn failed(failure: &Failure) -> windlass_result_t {
     failure.code()
 }
 
-/// The message of the last error on the calling thread, in UTF-8: what happened, where, and what to do. Empty when there was none.
+/// The message of the last error on the calling thread, in UTF-8: what happened, where, and what to do. Empty
+/// when there was none.
 ///
 /// It belongs to the library: it lasts until the thread ends, and changes with the next error on it.
 #[unsafe(no_mangle)]

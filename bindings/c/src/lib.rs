@@ -8,6 +8,7 @@
 //! | [`collectives`] | one row for each collective, from which its two functions are made |
 //! | [`operation`] | what has been started and has not been waited for |
 //! | [`memory`] | registered memory |
+//! | [`version`] | which library this is |
 //!
 //! The functions deal with C's arguments and nothing else: each call becomes a [`windlass::RawRequest`], which the runtime checks and runs.
 //!
@@ -25,18 +26,11 @@ pub mod error;
 pub mod memory;
 pub mod operation;
 mod table;
+pub mod version;
 
 pub use collectives::*;
 pub use communicator::*;
 pub use error::*;
 pub use memory::*;
 pub use operation::*;
-
-use std::ffi::c_char;
-
-/// The version of the library, as `"0.1.0"`.
-#[unsafe(no_mangle)]
-pub extern "C" fn windlass_version() -> *const c_char {
-    const VERSION: &str = concat!(env!("CARGO_PKG_VERSION"), "\0");
-    VERSION.as_ptr().cast()
-}
+pub use version::*;

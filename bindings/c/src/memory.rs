@@ -21,7 +21,8 @@ fn given_out() -> MutexGuard<'static, BTreeMap<usize, Registered>> {
     GIVEN_OUT.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What an operation under way holds of registered memory, so that freeing it too early frees it at the operation's end.
+/// What an operation under way holds of registered memory, so that freeing it too early frees it at the
+/// operation's end.
 #[derive(Debug)]
 pub(crate) struct Held {
     _buffers: [Option<Arc<Buffer<u8>>>; 2],
@@ -38,8 +39,9 @@ impl Held {
     }
 }
 
-/// Allocates registered memory, zeroed and aligned to a page: peers on this host reach it directly, which is several times faster than through memory from
-/// malloc. It serves every communicator of the job, and outlives them.
+/// Allocates registered memory, zeroed and aligned to a page: peers on this host reach it directly, which is
+/// several times faster than through memory from malloc. It serves every communicator of the job, and
+/// outlives them.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn windlass_mem_alloc(
     comm: windlass_comm_t,
@@ -59,7 +61,8 @@ pub unsafe extern "C" fn windlass_mem_alloc(
     })
 }
 
-/// Frees registered memory; freeing NULL does nothing. What an operation under way still needs is freed at its end. A second free is refused.
+/// Frees registered memory; freeing NULL does nothing. What an operation under way still needs is freed at
+/// its end. A second free is refused.
 #[unsafe(no_mangle)]
 pub extern "C" fn windlass_mem_free(memory: *mut c_void) -> windlass_result_t {
     const NAME: &str = "windlass_mem_free";

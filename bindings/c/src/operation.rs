@@ -21,8 +21,9 @@ pub struct windlass_op {
 
 /// An operation that was started, and runs while the program does something else; NULL for none.
 ///
-/// The memory given to it stays valid, and is not touched otherwise, until `windlass_poll` says that the operation has ended, or `windlass_wait` or
-/// `windlass_op_free` has returned. Each operation is ended by one of the last two, which set the handle to NULL; a copy of it is refused from then on.
+/// The memory given to it stays valid, and is not touched otherwise, until `windlass_poll` says that the
+/// operation has ended, or `windlass_wait` or `windlass_op_free` has returned. Each operation is ended by one
+/// of the last two, which set the handle to NULL; a copy of it is refused from then on.
 pub type windlass_op_t = *mut windlass_op;
 
 static OPERATIONS: Table<Started> = Table::new(2);
@@ -101,8 +102,9 @@ pub(crate) unsafe fn start(
     Ok(())
 }
 
-/// Says in `done` whether the operation has ended, and moves it on a little if not; never waits. Returns the operation's result once it has ended,
-/// else `WINDLASS_SUCCESS`. The operation is still to be waited for or freed. NULL has ended.
+/// Says in `done` whether the operation has ended, and moves it on a little if not; never waits. Returns the
+/// operation's result once it has ended, else `WINDLASS_SUCCESS`. The operation is still to be waited for or
+/// freed. NULL has ended.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn windlass_poll(op: windlass_op_t, done: *mut c_int) -> windlass_result_t {
     const NAME: &str = "windlass_poll";
@@ -119,9 +121,11 @@ pub unsafe extern "C" fn windlass_poll(op: windlass_op_t, done: *mut c_int) -> w
     })
 }
 
-/// Waits for the operation to end, frees it, sets it to NULL, and returns its result. Waiting for NULL does nothing.
+/// Waits for the operation to end, frees it, sets it to NULL, and returns its result. Waiting for NULL does
+/// nothing.
 ///
-/// It ends in any case: with an error when a peer dies, when a rank aborts the communicator, or after WINDLASS_TIMEOUT.
+/// It ends in any case: with an error when a peer dies, when a rank aborts the communicator, or after
+/// WINDLASS_TIMEOUT.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn windlass_wait(op: *mut windlass_op_t) -> windlass_result_t {
     const NAME: &str = "windlass_wait";
@@ -132,7 +136,8 @@ pub unsafe extern "C" fn windlass_wait(op: *mut windlass_op_t) -> windlass_resul
     })
 }
 
-/// Waits for `count` operations, in any order of their ends, as `windlass_wait` does for each, also when some fail; returns the first error in the array's order.
+/// Waits for `count` operations, in any order of their ends, as `windlass_wait` does for each, also when some
+/// fail; returns the first error in the array's order.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn windlass_wait_all(ops: *mut windlass_op_t, count: usize) -> windlass_result_t {
     const NAME: &str = "windlass_wait_all";
@@ -154,8 +159,9 @@ pub unsafe extern "C" fn windlass_wait_all(ops: *mut windlass_op_t, count: usize
     })
 }
 
-/// Waits for the operation to end, frees it, and sets it to NULL, whatever its result: its memory is safe to free afterwards. It does not cut the operation short;
-/// `windlass_comm_abort` does. Freeing NULL does nothing.
+/// Waits for the operation to end, frees it, and sets it to NULL, whatever its result: its memory is safe to
+/// free afterwards. It does not cut the operation short; `windlass_comm_abort` does. Freeing NULL does
+/// nothing.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn windlass_op_free(op: *mut windlass_op_t) -> windlass_result_t {
     const NAME: &str = "windlass_op_free";

@@ -13,7 +13,8 @@ const TABLE_BITS: u32 = 2;
 const PLACE_BITS: u32 = 22;
 pub(crate) const PLACES: u32 = 1 << PLACE_BITS;
 const LAST_GENERATION: u64 = (1 << (u64::BITS - PLACE_BITS - TABLE_BITS)) - 1;
-/// Chunks double, so that a table starts small, grows without moving anything, and is read without a lock of its own.
+/// Chunks double, so that a table starts small, grows without moving anything, and is read without a lock of
+/// its own.
 const CHUNKS: usize = (PLACES / FIRST_CHUNK).ilog2() as usize + 1;
 const FIRST_CHUNK: u32 = 64;
 
@@ -127,7 +128,8 @@ const fn chunk_len(chunk: usize) -> u32 {
     if chunk == 0 { FIRST_CHUNK } else { FIRST_CHUNK << (chunk - 1) }
 }
 
-/// The chunk a place lies in, and where there: the first two have 64 places, each other one as many as all before it.
+/// The chunk a place lies in, and where there: the first two have 64 places, each other one as many as all
+/// before it.
 #[inline]
 const fn locate(place: u32) -> (usize, usize) {
     if place < FIRST_CHUNK {

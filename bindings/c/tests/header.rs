@@ -5,14 +5,16 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that cannot read its sources fails")]
 
+use std::collections::BTreeSet;
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 
 use windlass::{Collective, DataType, ReduceOp};
 use windlass_c::DECLARATIONS;
 
-/// In the order in which a reader wants the functions.
-const SOURCES: [&str; 7] = ["lib", "error", "communicator", "memory", GENERATED, "operation", "collectives"];
+/// In the order in which a reader wants the functions. Not lib.rs: cbindgen would follow it to its modules, and find them twice.
+const SOURCES: [&str; 7] =
+    ["version", "error", "communicator", "memory", GENERATED, "operation", "collectives"];
 const GENERATED: &str = "";
 
 fn enumeration(name: &str, what: &str, rows: impl Iterator<Item = (&'static str, u8)>) -> String {
@@ -60,6 +62,10 @@ fn the_header_is_what_the_library_offers() {
         std::fs::write(&path, &made).unwrap();
     }
     let kept = std::fs::read_to_string(&path).unwrap_or_default();
+    let declared: Vec<&str> =
+        made.lines().filter_map(|line| line.strip_prefix("windlass_result_t ")).collect();
+    let distinct: BTreeSet<&str> = declared.iter().copied().collect();
+    assert!(declared.len() > 40 && declared.len() == distinct.len(), "each is declared once: {declared:#?}");
     for (number, (made, kept)) in made.lines().zip(kept.lines()).enumerate() {
         assert_eq!(made, kept, "line {}: the header is out of date; UPDATE=1 writes it", number + 1);
     }
@@ -74,7 +80,7 @@ fn another_function_type_or_argument_shows() {
     for (what, planted) in [
         ("a type", source.replacen("WINDLASS_F32 = ", "WINDLASS_F33 = 99,\n    WINDLASS_F32 = ", 1)),
         ("a function", source.replace("windlass_scan", "windlass_scam")),
-        ("an argument", source.replacen("count: usize", "count: u32", 1)),
+        ("an argument", source.replace("usize", "u32")),
     ] {
         assert_ne!(planted, source, "{what} was planted");
         assert_ne!(header(folder, &planted), kept, "{what} shows");

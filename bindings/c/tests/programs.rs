@@ -122,7 +122,7 @@ fn run(program: &Path, ranks: u32) -> Result<String, String> {
             .env("WORLD_SIZE", ranks.to_string())
             .env("MASTER_ADDR", "127.0.0.1")
             .env("MASTER_PORT", format!("c-{}", std::process::id()))
-            .env("WINDLASS_TIMEOUT", "30s")
+            .env("WINDLASS_TIMEOUT", "30")
             .stdin(Stdio::null())
             .stdout(said.try_clone().unwrap())
             .stderr(said);

@@ -140,22 +140,33 @@ static void freed_in_flight(void)
     enum { COUNT = 1 << 18 };
     windlass_comm_t twin = NULL;
     windlass_op_t op = NULL;
-    void *memory = NULL;
+    void *memory = NULL, *next = NULL;
     for (int round = 0; round < 4; round++) {
-        /* Registered memory, and the communicator: the operation holds both. */
+        /* Registered memory, and the communicator: the operation holds both, so the memory is not given out again. Rank 1 is late,
+         * so that it is under way. */
         OK(windlass_comm_duplicate(comm, &twin));
         OK(windlass_mem_alloc(comm, &memory, COUNT * sizeof(float)));
+        if (rank == 1)
+            usleep(20000);
         OK(windlass_all_reduce_async(memory, memory, COUNT, WINDLASS_F32, WINDLASS_SUM, twin, &op));
         OK(windlass_mem_free(memory));
         REFUSED(WINDLASS_ERROR_INVALID_ARGUMENT, "freed already", windlass_mem_free(memory));
+        OK(windlass_mem_alloc(comm, &next, COUNT * sizeof(float)));
+        CHECK(rank == 1 || next != memory);
         OK(windlass_comm_free(&twin));
         OK(windlass_wait(&op));
-        /* Heap memory: the free of the operation waits for it. */
+        OK(windlass_mem_free(next));
+        /* Heap memory: the free of the operation waits for its end. */
         OK(windlass_comm_duplicate(comm, &twin));
-        memory = calloc(COUNT, sizeof(float));
-        OK(windlass_all_reduce_async(memory, memory, COUNT, WINDLASS_F32, WINDLASS_SUM, twin, &op));
+        float *heap = malloc(COUNT * sizeof(float));
+        for (int i = 0; i < COUNT; i++)
+            heap[i] = 1;
+        if (rank == 1)
+            usleep(20000);
+        OK(windlass_all_reduce_async(heap, heap, COUNT, WINDLASS_F32, WINDLASS_SUM, twin, &op));
         OK(windlass_op_free(&op));
-        free(memory);
+        CHECK(heap[0] == (float)size && heap[COUNT - 1] == (float)size);
+        free(heap);
         OK(windlass_comm_free(&twin));
     }
     REFUSED(WINDLASS_ERROR_INVALID_ARGUMENT, "windlass_mem_alloc", windlass_mem_free(&twin));
@@ -272,10 +283,14 @@ static void failing(void)
     OK(windlass_comm_duplicate(comm, &twin));
     double *memory = calloc(1000, sizeof *memory);
     OK(windlass_recv_async(memory, 1000, WINDLASS_F64, 1 - rank, 1, twin, &op));
-    OK(windlass_comm_abort(twin));
+    OK(windlass_barrier(comm));
     int done = 0;
-    REFUSED(WINDLASS_ERROR_ABORTED, "was aborted by rank", windlass_poll(op, &done));
-    CHECK(done);
+    windlass_result_t result = WINDLASS_SUCCESS;
+    if (rank == 0)
+        OK(windlass_comm_abort(twin));
+    while (!done)
+        result = windlass_poll(op, &done);
+    CHECK(result == WINDLASS_ERROR_ABORTED);
     free(memory);
     REFUSED(WINDLASS_ERROR_ABORTED, "was aborted by rank", windlass_wait(&op));
     REFUSED(WINDLASS_ERROR_ABORTED, "was aborted", windlass_barrier(twin));
