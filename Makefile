@@ -1,17 +1,25 @@
 # make run · make test · make bench · make lint: each installs what it needs (tools/setup).
 
-.PHONY: help run build test bench lint install-tools clean
+.PHONY: help run build test bench lint install-c install-tools clean
 
 help:
 	@echo "make run            build, run three examples on 4 ranks, and a short bench"
 	@echo "make test           every test: unit, integration, process, documentation, loom"
 	@echo "make bench          all_reduce on 2 ranks, 8 B to 16 MiB"
 	@echo "make lint           format, clippy, documentation, licences"
+	@echo "make install-c      libwindlass, its header and its pkg-config file to PREFIX (/usr/local)"
 	@echo "make install-tools  install what is missing, and nothing else"
 
 # cargo may have been installed by tools/setup a moment ago, out of this shell's PATH.
 export PATH := $(PATH):$(if $(CARGO_HOME),$(CARGO_HOME),$(HOME)/.cargo)/bin:$(CURDIR)/.tools/bin
 RELEASE := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)/release
+
+PREFIX ?= /usr/local
+
+install-c:
+	@tools/setup
+	cargo build --release --locked -p windlass-c
+	bindings/c/install $(RELEASE) $(PREFIX)
 
 install-tools:
 	@tools/setup --test --lint --deny

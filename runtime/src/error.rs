@@ -123,6 +123,7 @@ impl fmt::Display for Problem {
             Self::NotDivisible { length, by } => {
                 write!(f, "has {length} elements, which {by} ranks cannot share evenly")
             }
+            Self::Misaligned { address: 0, .. } => write!(f, "is null"),
             Self::Misaligned { address, alignment } => {
                 write!(f, "lies at {address:#x}, which is no multiple of {alignment}")
             }
@@ -402,6 +403,19 @@ impl From<MemoryError> for JoinError {
 }
 
 impl JoinError {
+    /// A stable number for C and Python, above those of [`Error::code`], which it shares where the two mean the same.
+    pub const fn code(&self) -> i32 {
+        match self {
+            Self::Environment { .. } => 32,
+            Self::Configuration { .. } => 33,
+            Self::NoRendezvous { .. } => 34,
+            Self::Refused { .. } => 35,
+            Self::Missing { .. } => 36,
+            Self::PeerFailed { .. } => 3,
+            Self::System { .. } => 7,
+        }
+    }
+
     pub(crate) fn system(call: &'static str, errno: rustix::io::Errno) -> Self {
         Self::System { call, errno: errno.raw_os_error(), hint: hint(errno) }
     }

@@ -36,9 +36,9 @@ pub(crate) fn mark() {
     });
 }
 
-/// Whether this process is a fork of the one that joined.
+/// Whether this process is a fork of the one that joined: every call of windlass is refused in it. One load.
 #[inline]
-pub(crate) fn is_forked() -> bool {
+pub fn is_forked() -> bool {
     match PAGE.get() {
         // SAFETY: the page stays mapped for ever.
         Some(Some(page)) => unsafe { (*page.0).load(Ordering::Relaxed) != JOINED },

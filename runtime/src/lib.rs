@@ -45,6 +45,7 @@ pub use communicator::{Blocking, Communicator, Tag, init};
 pub use config::{Config, ModelFile, Origin, TransportChoice};
 pub use device::{Device, DeviceBuffer, Movements};
 pub use error::{AbortReason, Error, Failed, JoinError, PeerCause, Problem, Refusal};
+pub use fork::is_forked;
 pub use job::Reconnects;
 pub use memory::{Buffer, Memory, MemoryMut, Span};
 pub use operation::Operation;

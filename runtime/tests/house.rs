@@ -19,6 +19,7 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("windlass-python", &["windlass"]),
     ("windlass-examples", &["windlass"]),
     ("windlass-benches", &["windlass"]),
+    ("windlass-c", &["windlass"]),
 ];
 
 /// What pure code may not even name.

@@ -1,0 +1,485 @@
+/*
+ * windlass: asynchronous collective communication for training jobs.
+ *
+ * Every function but windlass_version, windlass_type_size, windlass_last_error and windlass_error_string returns a
+ * windlass_result_t: WINDLASS_SUCCESS, or an error, of which windlass_last_error() has the message for the calling
+ * thread. After any error but WINDLASS_ERROR_INVALID_ARGUMENT and WINDLASS_ERROR_INVALID_HANDLE the communicator is
+ * unusable and later calls on it return the same error; the contents of a failed call's outputs are unspecified.
+ *
+ * Counts are in elements. Any thread may call. A pointer is NULL, which is refused where the argument is needed, or
+ * valid. Strings are UTF-8 and end with a NUL. Handles are not pointers to anything: one that is stale or made up is
+ * refused with WINDLASS_ERROR_INVALID_HANDLE. In a child made by fork() every call returns WINDLASS_ERROR_FORKED.
+ *
+ * Written by cbindgen from bindings/c: do not edit.
+ */
+
+
+#ifndef WINDLASS_H
+#define WINDLASS_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+// The colour of a rank that takes part in a split, but in no new communicator.
+#define WINDLASS_NO_COLOUR -1
+
+// What a function returns. The numbers never change.
+typedef enum {
+    // All is well.
+    WINDLASS_SUCCESS = 0,
+    // The call is wrong in itself, and nothing was started: the only error of a communicator after which it
+    // can still be used.
+    WINDLASS_ERROR_INVALID_ARGUMENT = 1,
+    // Ranks made different calls at the same place in the communicator's order.
+    WINDLASS_ERROR_MISMATCH = 2,
+    // A peer died or left.
+    WINDLASS_ERROR_PEER_FAILED = 3,
+    // The operation did not end within WINDLASS_TIMEOUT.
+    WINDLASS_ERROR_TIMED_OUT = 4,
+    // A rank aborted the communicator.
+    WINDLASS_ERROR_ABORTED = 5,
+    // The process is a fork of the one that joined the job, and has no part in it.
+    WINDLASS_ERROR_FORKED = 6,
+    // The system refused something.
+    WINDLASS_ERROR_SYSTEM = 7,
+    // Device memory that the communicator used was taken away.
+    WINDLASS_ERROR_REGION_REVOKED = 8,
+    // Joining: a variable of the environment is missing or wrong.
+    WINDLASS_ERROR_ENVIRONMENT = 32,
+    // Joining: a setting of the configuration is wrong.
+    WINDLASS_ERROR_CONFIGURATION = 33,
+    // Joining: the rendezvous cannot be reached.
+    WINDLASS_ERROR_NO_RENDEZVOUS = 34,
+    // Joining: the rendezvous refused this rank.
+    WINDLASS_ERROR_REFUSED = 35,
+    // Joining: not all ranks came.
+    WINDLASS_ERROR_MISSING = 36,
+    // The handle stands for nothing: it was freed or waited for, or never made.
+    WINDLASS_ERROR_INVALID_HANDLE = 64,
+    // A mistake in windlass itself, or four million operations that nobody waits for.
+    WINDLASS_ERROR_INTERNAL = 65,
+} windlass_result;
+
+// The types of elements.
+typedef enum {
+    WINDLASS_U8 = 0,
+    WINDLASS_I32 = 1,
+    WINDLASS_I64 = 2,
+    WINDLASS_F16 = 3,
+    WINDLASS_BF16 = 4,
+    WINDLASS_F32 = 5,
+    WINDLASS_F64 = 6,
+} windlass_data_type;
+
+// How the elements of several ranks become one.
+typedef enum {
+    WINDLASS_SUM = 0,
+    WINDLASS_PROD = 1,
+    WINDLASS_MIN = 2,
+    WINDLASS_MAX = 3,
+    WINDLASS_AVG = 4,
+} windlass_reduce_op;
+
+// The collectives, for `windlass_post`.
+typedef enum {
+    WINDLASS_ALL_REDUCE = 1,
+    WINDLASS_REDUCE_SCATTER = 2,
+    WINDLASS_ALL_GATHER = 3,
+    WINDLASS_BROADCAST = 4,
+    WINDLASS_BARRIER = 5,
+    WINDLASS_SEND = 6,
+    WINDLASS_RECV = 7,
+    WINDLASS_REDUCE = 8,
+    WINDLASS_GATHER = 9,
+    WINDLASS_SCATTER = 10,
+    WINDLASS_ALL_TO_ALL = 11,
+    WINDLASS_SCAN = 12,
+    WINDLASS_EXSCAN = 13,
+} windlass_collective;
+
+// What a `windlass_comm_t` points to, as far as C knows.
+typedef struct windlass_comm windlass_comm;
+
+// What a `windlass_op_t` points to, as far as C knows.
+typedef struct windlass_op windlass_op;
+
+// What a function returns: `WINDLASS_SUCCESS`, or one of the errors of `windlass_result`. Newer
+// libraries may know more.
+typedef int32_t windlass_result_t;
+
+// A group of ranks, as one of them holds it; NULL for none.
+//
+// All ranks must make the same collective calls on it in the same order. Any thread may use it; which of two
+// calls that threads make at once comes first is nobody's to know, so threads use communicators of their
+// own. A handle that was freed is refused, and never stands for another communicator.
+typedef windlass_comm *windlass_comm_t;
+
+// Names a job that has no launcher. Rank 0 makes it with `windlass_unique_id` and brings it to the others by
+// means of its own.
+typedef struct {
+    // Opaque bytes.
+    char internal[128];
+} windlass_unique_id_t;
+
+// The type of the elements: one of `windlass_data_type`.
+typedef int32_t windlass_data_type_t;
+
+// How the elements of several ranks become one: one of `windlass_reduce_op`.
+typedef int32_t windlass_reduce_op_t;
+
+// An operation that was started, and runs while the program does something else; NULL for none.
+//
+// The memory given to it stays valid, and is not touched otherwise, until `windlass_poll` says that the
+// operation has ended, or `windlass_wait` or `windlass_op_free` has returned. Each operation is ended by one
+// of the last two, which set the handle to NULL; a copy of it is refused from then on.
+typedef windlass_op *windlass_op_t;
+
+// One of `windlass_collective`, for `windlass_post`.
+typedef int32_t windlass_collective_t;
+
+// A call as C gives it: what a collective has no use for is not looked at.
+typedef struct {
+    // sizeof(windlass_request_t): says which fields the program knows of.
+    size_t bytes;
+    // Which collective.
+    windlass_collective_t collective;
+    // The elements' type.
+    windlass_data_type_t data_type;
+    // The operator.
+    windlass_reduce_op_t op;
+    // The root, or the peer of a send or recv.
+    int root;
+    // The tag of a send or recv.
+    uint32_t tag;
+    // Elements, as in the collective's own function.
+    size_t count;
+    // What is read; not of a broadcast or a recv.
+    const void *input;
+    // What is written; not of a send. Of a broadcast, the buffer.
+    void *output;
+} windlass_request_t;
+
+#ifdef __cplusplus
+extern "C" {
+#endif // __cplusplus
+
+// The version of the library, as `"0.1.0"`.
+const char *windlass_version(void);
+
+// The message of the last error on the calling thread, in UTF-8: what happened, where, and what to do. Empty
+// when there was none.
+//
+// It belongs to the library: it lasts until the thread ends, and changes with the next error on it.
+const char *windlass_last_error(void);
+
+// A result in a few words, for ever valid. See `windlass_last_error` for what has happened.
+const char *windlass_error_string(windlass_result_t result);
+
+// Joins the job that the environment describes, as `windlass run` or torchrun set it, and gives the
+// communicator of all its ranks. Without one, the process is a job of one. Waits until all ranks have come.
+//
+// A second call gives another handle of the same communicator, while one of them lives.
+windlass_result_t windlass_init(windlass_comm_t *comm);
+
+// Makes a name that no other job has.
+windlass_result_t windlass_unique_id(windlass_unique_id_t *id);
+
+// Joins the job named by `id`, of `nranks` ranks on this host, as `rank`, and gives the communicator of all
+// of them. Waits until all ranks have come; they may come in any order, within WINDLASS_JOIN_TIMEOUT. Rank 0
+// holds the rendezvous while its communicator lives.
+//
+// A process may join several jobs, and be several ranks of one, each from a thread of its own.
+windlass_result_t windlass_init_rank(windlass_comm_t *comm, int nranks, windlass_unique_id_t id, int rank);
+
+// This process's rank in the communicator, from 0.
+windlass_result_t windlass_comm_rank(windlass_comm_t comm, int *rank);
+
+// The number of the communicator's ranks.
+windlass_result_t windlass_comm_size(windlass_comm_t comm, int *size);
+
+// Makes a communicator of all ranks that give the same colour, ranked by key, then by rank; NULL for those
+// that give `WINDLASS_NO_COLOUR`. A collective call: all ranks make it. The new communicator is freed apart
+// from the old one.
+windlass_result_t windlass_comm_split(windlass_comm_t comm, int colour, int64_t key, windlass_comm_t *split);
+
+// A communicator of the same ranks, independent of this one. A collective call.
+windlass_result_t windlass_comm_duplicate(windlass_comm_t comm, windlass_comm_t *duplicate);
+
+// Makes the communicator unusable on all its ranks, from any thread: whatever is under way ends with
+// `WINDLASS_ERROR_ABORTED`, on this rank before this returns, so that its memory may be freed. The handle is
+// still to be freed.
+windlass_result_t windlass_comm_abort(windlass_comm_t comm);
+
+// Waits for everything under way and then for all ranks; later calls on the communicator are refused. A
+// collective call. The handle is still to be freed.
+windlass_result_t windlass_comm_finalize(windlass_comm_t comm);
+
+// Frees the handle and sets it to NULL; freeing NULL does nothing. Operations under way go on. With its last
+// handle and operation, a rank leaves the communicator, and with its last communicator the job: peers that
+// still need it get `WINDLASS_ERROR_PEER_FAILED`, so finalize first.
+windlass_result_t windlass_comm_free(windlass_comm_t *comm);
+
+// Allocates registered memory, zeroed and aligned to a page: peers on this host reach it directly, which is
+// several times faster than through memory from malloc. It serves every communicator of the job, and
+// outlives them.
+windlass_result_t windlass_mem_alloc(windlass_comm_t comm, void **memory, size_t bytes);
+
+// Frees registered memory; freeing NULL does nothing. What an operation under way still needs is freed at
+// its end. A second free is refused.
+windlass_result_t windlass_mem_free(void *memory);
+
+// Reduces every element of `input` over all ranks into every rank's `output`; both have `count`
+// elements, and may be the same memory.
+windlass_result_t windlass_all_reduce(const void *input,
+                                      void *output,
+                                      size_t count,
+                                      windlass_data_type_t data_type,
+                                      windlass_reduce_op_t op,
+                                      windlass_comm_t comm);
+
+// The same, started: see `windlass_op_t`.
+windlass_result_t windlass_all_reduce_async(const void *input,
+                                            void *output,
+                                            size_t count,
+                                            windlass_data_type_t data_type,
+                                            windlass_reduce_op_t op,
+                                            windlass_comm_t comm,
+                                            windlass_op_t *operation);
+
+// Reduces every element of `input` over all ranks into the root's `output`; both have `count` elements,
+// and may be the same memory. Other ranks' `output` is not looked at and may be NULL.
+windlass_result_t windlass_reduce(const void *input,
+                                  void *output,
+                                  size_t count,
+                                  windlass_data_type_t data_type,
+                                  windlass_reduce_op_t op,
+                                  int root,
+                                  windlass_comm_t comm);
+
+// The same, started: see `windlass_op_t`.
+windlass_result_t windlass_reduce_async(const void *input,
+                                        void *output,
+                                        size_t count,
+                                        windlass_data_type_t data_type,
+                                        windlass_reduce_op_t op,
+                                        int root,
+                                        windlass_comm_t comm,
+                                        windlass_op_t *operation);
+
+// Every rank's `buffer`, of `count` elements, ends with what the root's holds.
+windlass_result_t windlass_broadcast(void *buffer,
+                                     size_t count,
+                                     windlass_data_type_t data_type,
+                                     int root,
+                                     windlass_comm_t comm);
+
+// The same, started: see `windlass_op_t`.
+windlass_result_t windlass_broadcast_async(void *buffer,
+                                           size_t count,
+                                           windlass_data_type_t data_type,
+                                           int root,
+                                           windlass_comm_t comm,
+                                           windlass_op_t *operation);
+
+// Reduces `input`, of a block of `count` elements for each rank, over all ranks; rank r's `output`, of
+// `count` elements, ends with block r. In place when `output` is this rank's block of `input`.
+windlass_result_t windlass_reduce_scatter(const void *input,
+                                          void *output,
+                                          size_t count,
+                                          windlass_data_type_t data_type,
+                                          windlass_reduce_op_t op,
+                                          windlass_comm_t comm);
+
+// The same, started: see `windlass_op_t`.
+windlass_result_t windlass_reduce_scatter_async(const void *input,
+                                                void *output,
+                                                size_t count,
+                                                windlass_data_type_t data_type,
+                                                windlass_reduce_op_t op,
+                                                windlass_comm_t comm,
+                                                windlass_op_t *operation);
+
+// Collects every rank's `input`, of `count` elements, in rank order in every rank's `output`, of `count`
+// for each rank. In place when `input` is this rank's block of `output`.
+windlass_result_t windlass_all_gather(const void *input,
+                                      void *output,
+                                      size_t count,
+                                      windlass_data_type_t data_type,
+                                      windlass_comm_t comm);
+
+// The same, started: see `windlass_op_t`.
+windlass_result_t windlass_all_gather_async(const void *input,
+                                            void *output,
+                                            size_t count,
+                                            windlass_data_type_t data_type,
+                                            windlass_comm_t comm,
+                                            windlass_op_t *operation);
+
+// Collects every rank's `input`, of `count` elements, in rank order in the root's `output`, of `count`
+// for each rank. Other ranks' `output` is not looked at and may be NULL.
+windlass_result_t windlass_gather(const void *input,
+                                  void *output,
+                                  size_t count,
+                                  windlass_data_type_t data_type,
+                                  int root,
+                                  windlass_comm_t comm);
+
+// The same, started: see `windlass_op_t`.
+windlass_result_t windlass_gather_async(const void *input,
+                                        void *output,
+                                        size_t count,
+                                        windlass_data_type_t data_type,
+                                        int root,
+                                        windlass_comm_t comm,
+                                        windlass_op_t *operation);
+
+// Gives out the root's `input`, of a block of `count` elements for each rank: rank r's `output`, of
+// `count` elements, ends with block r. Other ranks' `input` is not looked at and may be NULL.
+windlass_result_t windlass_scatter(const void *input,
+                                   void *output,
+                                   size_t count,
+                                   windlass_data_type_t data_type,
+                                   int root,
+                                   windlass_comm_t comm);
+
+// The same, started: see `windlass_op_t`.
+windlass_result_t windlass_scatter_async(const void *input,
+                                         void *output,
+                                         size_t count,
+                                         windlass_data_type_t data_type,
+                                         int root,
+                                         windlass_comm_t comm,
+                                         windlass_op_t *operation);
+
+// Of `input`, of a block of `count` elements for each rank, gives block r to rank r; `output`, as long,
+// ends with one block from each rank, in rank order. The two may not overlap.
+windlass_result_t windlass_all_to_all(const void *input,
+                                      void *output,
+                                      size_t count,
+                                      windlass_data_type_t data_type,
+                                      windlass_comm_t comm);
+
+// The same, started: see `windlass_op_t`.
+windlass_result_t windlass_all_to_all_async(const void *input,
+                                            void *output,
+                                            size_t count,
+                                            windlass_data_type_t data_type,
+                                            windlass_comm_t comm,
+                                            windlass_op_t *operation);
+
+// Reduces every element of `input` over the ranks up to this one, itself included, into `output`; both
+// have `count` elements, and may be the same memory. Not with `WINDLASS_AVG`.
+windlass_result_t windlass_scan(const void *input,
+                                void *output,
+                                size_t count,
+                                windlass_data_type_t data_type,
+                                windlass_reduce_op_t op,
+                                windlass_comm_t comm);
+
+// The same, started: see `windlass_op_t`.
+windlass_result_t windlass_scan_async(const void *input,
+                                      void *output,
+                                      size_t count,
+                                      windlass_data_type_t data_type,
+                                      windlass_reduce_op_t op,
+                                      windlass_comm_t comm,
+                                      windlass_op_t *operation);
+
+// Reduces every element of `input` over the ranks below this one into `output`; both have `count`
+// elements, and may be the same memory. Rank 0's `output` is left as it was. Not with `WINDLASS_AVG`.
+windlass_result_t windlass_exscan(const void *input,
+                                  void *output,
+                                  size_t count,
+                                  windlass_data_type_t data_type,
+                                  windlass_reduce_op_t op,
+                                  windlass_comm_t comm);
+
+// The same, started: see `windlass_op_t`.
+windlass_result_t windlass_exscan_async(const void *input,
+                                        void *output,
+                                        size_t count,
+                                        windlass_data_type_t data_type,
+                                        windlass_reduce_op_t op,
+                                        windlass_comm_t comm,
+                                        windlass_op_t *operation);
+
+// Ends when all ranks have called it.
+windlass_result_t windlass_barrier(windlass_comm_t comm);
+
+// The same, started: see `windlass_op_t`.
+windlass_result_t windlass_barrier_async(windlass_comm_t comm, windlass_op_t *operation);
+
+// Sends `count` elements of `input` to rank `peer`, which must receive as many of the same type and with
+// the same tag, below UINT32_MAX. Ends when the memory may be used again. Messages are ordered between
+// two ranks and within a tag, and apart from the collectives.
+windlass_result_t windlass_send(const void *input,
+                                size_t count,
+                                windlass_data_type_t data_type,
+                                int peer,
+                                uint32_t tag,
+                                windlass_comm_t comm);
+
+// The same, started: see `windlass_op_t`.
+windlass_result_t windlass_send_async(const void *input,
+                                      size_t count,
+                                      windlass_data_type_t data_type,
+                                      int peer,
+                                      uint32_t tag,
+                                      windlass_comm_t comm,
+                                      windlass_op_t *operation);
+
+// Receives `count` elements from rank `peer`: a message of exactly that length and type, and with the
+// same tag.
+windlass_result_t windlass_recv(void *output,
+                                size_t count,
+                                windlass_data_type_t data_type,
+                                int peer,
+                                uint32_t tag,
+                                windlass_comm_t comm);
+
+// The same, started: see `windlass_op_t`.
+windlass_result_t windlass_recv_async(void *output,
+                                      size_t count,
+                                      windlass_data_type_t data_type,
+                                      int peer,
+                                      uint32_t tag,
+                                      windlass_comm_t comm,
+                                      windlass_op_t *operation);
+
+// Says in `done` whether the operation has ended, and moves it on a little if not; never waits. Returns the
+// operation's result once it has ended, else `WINDLASS_SUCCESS`. The operation is still to be waited for or
+// freed. NULL has ended.
+windlass_result_t windlass_poll(windlass_op_t op, int *done);
+
+// Waits for the operation to end, frees it, sets it to NULL, and returns its result. Waiting for NULL does
+// nothing.
+//
+// It ends in any case: with an error when a peer dies, when a rank aborts the communicator, or after
+// WINDLASS_TIMEOUT.
+windlass_result_t windlass_wait(windlass_op_t *op);
+
+// Waits for `count` operations, in any order of their ends, as `windlass_wait` does for each, also when some
+// fail; returns the first error in the array's order.
+windlass_result_t windlass_wait_all(windlass_op_t *ops, size_t count);
+
+// Waits for the operation to end, frees it, and sets it to NULL, whatever its result: its memory is safe to
+// free afterwards. It does not cut the operation short; `windlass_comm_abort` does. Freeing NULL does
+// nothing.
+windlass_result_t windlass_op_free(windlass_op_t *op);
+
+// Runs a request to its end: the collectives as data, for bindings and tables.
+windlass_result_t windlass_perform(const windlass_request_t *request, windlass_comm_t comm);
+
+// Starts a request: see `windlass_op_t`.
+windlass_result_t windlass_post(const windlass_request_t *request,
+                                windlass_comm_t comm,
+                                windlass_op_t *operation);
+
+// The bytes of one element of a type; 0 when there is no such type.
+size_t windlass_type_size(windlass_data_type_t data_type);
+
+#ifdef __cplusplus
+}  // extern "C"
+#endif  // __cplusplus
+
+#endif  /* WINDLASS_H */
