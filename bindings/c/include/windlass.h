@@ -69,6 +69,21 @@ typedef enum {
     WINDLASS_BF16 = 4,
     WINDLASS_F32 = 5,
     WINDLASS_F64 = 6,
+    WINDLASS_I8 = 7,
+    WINDLASS_I16 = 8,
+    WINDLASS_U16 = 9,
+    WINDLASS_U32 = 10,
+    WINDLASS_U64 = 11,
+    WINDLASS_E4M3 = 12,
+    WINDLASS_E5M2 = 13,
+    WINDLASS_BOOL = 14,
+    WINDLASS_COMPLEX64 = 15,
+    WINDLASS_COMPLEX128 = 16,
+    WINDLASS_F32I32 = 17,
+    WINDLASS_F64I32 = 18,
+    WINDLASS_I32I32 = 19,
+    WINDLASS_F64I64 = 20,
+    WINDLASS_I64I64 = 21,
 } windlass_data_type;
 
 // How the elements of several ranks become one.
@@ -78,6 +93,15 @@ typedef enum {
     WINDLASS_MIN = 2,
     WINDLASS_MAX = 3,
     WINDLASS_AVG = 4,
+    WINDLASS_SCALED_SUM = 5,
+    WINDLASS_BAND = 6,
+    WINDLASS_BOR = 7,
+    WINDLASS_BXOR = 8,
+    WINDLASS_LAND = 9,
+    WINDLASS_LOR = 10,
+    WINDLASS_LXOR = 11,
+    WINDLASS_MINLOC = 12,
+    WINDLASS_MAXLOC = 13,
 } windlass_reduce_op;
 
 // The collectives, for `windlass_post`.
@@ -95,6 +119,11 @@ typedef enum {
     WINDLASS_ALL_TO_ALL = 11,
     WINDLASS_SCAN = 12,
     WINDLASS_EXSCAN = 13,
+    WINDLASS_ALL_GATHER_V = 14,
+    WINDLASS_REDUCE_SCATTER_V = 15,
+    WINDLASS_ALL_TO_ALL_V = 16,
+    WINDLASS_GATHER_V = 17,
+    WINDLASS_SCATTER_V = 18,
 } windlass_collective;
 
 // What a `windlass_comm_t` points to, as far as C knows.

@@ -295,12 +295,14 @@ mod tests {
     #[test]
     fn every_collective_has_its_functions() {
         let names: Vec<_> = FUNCTIONS.iter().map(|(collective, ..)| collective.name()).collect();
-        for collective in Collective::ALL {
+        // Lists of lengths are no arguments here.
+        let even = || Collective::ALL.iter().filter(|collective| !collective.is_uneven());
+        for collective in even() {
             let of = FUNCTIONS.iter().filter(|(known, ..)| known == collective).collect::<Vec<_>>();
             let [(_, name, started)] = of[..] else { panic!("{collective} is not once in {names:?}") };
             assert_eq!(*name, format!("windlass_{collective}"));
             assert_eq!(*started, format!("{name}_async"));
         }
-        assert_eq!(names.len(), Collective::ALL.len());
+        assert_eq!(names.len(), even().count());
     }
 }

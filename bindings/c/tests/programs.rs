@@ -186,7 +186,9 @@ fn every_collective_is_right() {
         return;
     }
     let installed = Installed::new();
-    let rows: Vec<String> = Collective::ALL.iter().map(|row| (*row as u8).to_string()).collect();
+    // Lists of lengths are no arguments here.
+    let even = Collective::ALL.iter().filter(|row| !row.is_uneven());
+    let rows: Vec<String> = even.map(|row| (*row as u8).to_string()).collect();
     let rows = format!("-DCOLLECTIVES={}", rows.join(","));
     let program = installed.build(&here("tests/c/collectives.c"), &[&SANITIZED[..], &[&rows]].concat());
     assert_eq!(runs(&program, 3).matches("every collective is right").count(), 3);

@@ -38,7 +38,9 @@ mod _native {
         let names = |names: Vec<&'static str>| PyTuple::new(py, names);
         module.add("OPERATORS", names(windlass::ReduceOp::ALL.iter().map(|op| op.name()).collect())?)?;
         module.add("DTYPES", names(windlass::DataType::ALL.iter().map(|t| t.name()).collect())?)?;
-        module.add("COLLECTIVES", names(windlass::Collective::ALL.iter().map(|c| c.name()).collect())?)?;
+        // Lists of lengths are no arguments here.
+        let even = windlass::Collective::ALL.iter().filter(|c| !c.is_uneven());
+        module.add("COLLECTIVES", names(even.map(|c| c.name()).collect())?)?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }
