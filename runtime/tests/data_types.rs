@@ -1,7 +1,5 @@
 //! Types and operators as a program meets them: what is refused, what is only moved, and a scaled sum.
 
-#![expect(clippy::unwrap_used, reason = "a test that fails should panic")]
-
 use windlass::{
     Bool, Collective, Complex, DataType, Element, Error, F8E4M3, F64I32, Problem, RawRequest, ReduceOp, bf16,
 };
