@@ -40,7 +40,9 @@ fn generated() -> String {
 }
 
 fn header(folder: &Path, generated: &str) -> String {
-    let scratch = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{}.rs", std::process::id()));
+    // Tests may share a process.
+    let (process, thread) = (std::process::id(), std::thread::current().id());
+    let scratch = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(format!("{process}-{thread:?}.rs"));
     std::fs::write(&scratch, generated).unwrap();
     let mut builder = cbindgen::Builder::new()
         .with_config(cbindgen::Config::from_file(folder.join("cbindgen.toml")).unwrap());
