@@ -195,6 +195,7 @@ mod tests {
 
     #[test]
     fn a_notice_is_small() {
-        assert!(size_of::<Notice>() <= 48);
+        // It goes through a queue by value: a cache line at most.
+        assert!(size_of::<Notice>() <= 64);
     }
 }
