@@ -143,9 +143,9 @@ impl std::error::Error for Unsupported {}
 /// What one rank does for one collective: a pure function of a few numbers.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Schedule {
-    asked: Collective,
+    collective: Collective,
     /// That, with blocks of one length: the steps are the same.
-    pub(crate) collective: Collective,
+    pub(crate) even: Collective,
     pub(crate) algorithm: Algorithm,
     pub(crate) rank: Rank,
     pub(crate) ranks: u32,
@@ -200,8 +200,8 @@ impl Schedule {
             return Err(Unsupported { algorithm, collective, ranks });
         }
         let staged = staged && algorithm == Algorithm::Direct && ranks > 1;
-        let (asked, collective) = (collective, collective.even());
-        let mut schedule = Self { asked, collective, algorithm, rank, ranks, root, staged, len: 0 };
+        let even = collective.even();
+        let mut schedule = Self { collective, even, algorithm, rank, ranks, root, staged, len: 0 };
         schedule.len = len(&schedule);
         Ok(schedule)
     }
@@ -213,12 +213,12 @@ impl Schedule {
 
     /// The collective.
     pub const fn collective(&self) -> Collective {
-        self.asked
+        self.collective
     }
 
     /// Whether blocks may have different lengths, and so different numbers of chunks.
     pub(crate) const fn is_uneven(&self) -> bool {
-        self.asked.is_uneven()
+        self.collective.is_uneven()
     }
 
     /// How many steps this rank has. O(1).
@@ -241,8 +241,8 @@ impl Schedule {
     pub const fn blocks(&self) -> u32 {
         use Algorithm as A;
         use Collective as C;
-        match (self.collective, self.algorithm) {
-            _ if self.collective.has_blocks() => self.ranks,
+        match (self.even, self.algorithm) {
+            _ if self.even.has_blocks() => self.ranks,
             (C::AllReduce, A::Direct | A::Ring | A::Circulant)
             | (C::Reduce | C::Scan | C::ExScan, A::Direct) => self.ranks,
             (C::AllReduce, A::Rabenseifner) => rabenseifner::participants(self.ranks),
@@ -255,7 +255,7 @@ impl Schedule {
     pub const fn partials(&self) -> u32 {
         use Algorithm as A;
         use Collective as C;
-        match (self.collective, self.algorithm) {
+        match (self.even, self.algorithm) {
             (C::ReduceScatter, A::Ring) if self.is_uneven() => 2,
             (C::ReduceScatter, A::Ring)
             | (C::Reduce, A::BinomialTree)
@@ -267,7 +267,7 @@ impl Schedule {
     /// How many scratch rings its steps use.
     pub const fn scratch_rings(&self) -> u32 {
         match self.algorithm {
-            _ if !self.collective.reduces() => 0,
+            _ if !self.even.reduces() => 0,
             Algorithm::Ring | Algorithm::Rabenseifner | Algorithm::RecursiveDoubling => 2,
             Algorithm::BinomialTree | Algorithm::Chain | Algorithm::Circulant => 2,
             Algorithm::DoubleTree => double_tree::RINGS,
@@ -279,8 +279,8 @@ impl Schedule {
 /// A schedule as text, one step a line: what the golden tests review.
 impl fmt::Display for Schedule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {} rank {} of {}", self.asked, self.algorithm, self.rank, self.ranks)?;
-        if self.asked.rooted() {
+        write!(f, "{} {} rank {} of {}", self.collective, self.algorithm, self.rank, self.ranks)?;
+        if self.collective.rooted() {
             write!(f, " root {}", self.root)?;
         }
         writeln!(f, "{}", if self.staged { " staged" } else { "" })?;

@@ -90,7 +90,7 @@ impl RawRequest {
     }
 
     /// The lengths of the blocks of the operand and of the result, where this rank has all of them and they differ.
-    fn lengths_of(&self, rank: u32, ranks: u32) -> Result<(Option<&[usize]>, Option<&[usize]>), Wrong> {
+    fn lengths_of(&self, rank: u32, ranks: u32) -> Result<Known<'_>, Wrong> {
         let needed = |extent: Extent, given: *const [usize], argument| match extent {
             Extent::BlocksAtRoot if rank != self.root => Ok(None),
             Extent::Blocks | Extent::BlocksAtRoot if self.collective.is_uneven() => {
@@ -280,6 +280,9 @@ impl RawRequest {
 
 /// The lengths of a request's blocks, where they differ.
 pub(crate) type Lengths = (Box<[usize]>, Box<[usize]>);
+
+/// The lengths of the blocks of an operand and of a result, where a rank has all of them.
+type Known<'r> = (Option<&'r [usize]>, Option<&'r [usize]>);
 
 /// Which argument is wrong, and how.
 pub(crate) type Wrong = (&'static str, Problem);

@@ -3,6 +3,7 @@
 import ast
 import importlib.util
 import inspect
+import re
 import os
 import subprocess
 import sys
@@ -22,7 +23,8 @@ EXAMPLES = Path(__file__).parent.parent / "examples"
 @pytest.mark.parametrize("count", [1, 5, 3000])
 def test_every_collective_gives_what_numpy_gives(job, transport, count):
     wrote = job(4, "programs/matrix.py", str(count), WINDLASS_TRANSPORT=transport)
-    assert wrote.count("checked 3") == 4
+    checked = [int(cases) for cases in re.findall(r"checked (\d+)", wrote)]
+    assert len(checked) == 4 and min(checked) > 300, checked
 
 
 @pytest.mark.parametrize("ranks", [2, 3])

@@ -30,7 +30,7 @@ fn children(s: &Schedule) -> u32 {
 }
 
 pub(crate) fn len(s: &Schedule) -> u32 {
-    match s.collective {
+    match s.even {
         Collective::Broadcast => 1 + children(s),
         _ if s.ranks == 1 => 1,
         _ => 2 * children(s) + u32::from(relative(s) > 0),
@@ -38,7 +38,7 @@ pub(crate) fn len(s: &Schedule) -> u32 {
 }
 
 pub(crate) fn step(s: &Schedule, index: u32) -> Step {
-    match s.collective {
+    match s.even {
         Collective::Broadcast => broadcast(s, index),
         _ if s.ranks == 1 => super::pair::alone(s),
         _ => reduce(s, index),

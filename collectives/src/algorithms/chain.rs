@@ -16,7 +16,7 @@ fn whole(role: Role) -> Span {
 
 /// This rank's place, the first one being the end at which the root is, or rank 0.
 fn place(s: &Schedule) -> u32 {
-    let first = if s.collective.rooted() { s.root } else { 0 };
+    let first = if s.even.rooted() { s.root } else { 0 };
     (s.rank + s.ranks - first) % s.ranks
 }
 
@@ -53,7 +53,7 @@ fn sum(first: Role, second: Role, to: Role, last: bool) -> Step {
 
 pub(crate) fn len(s: &Schedule) -> u32 {
     let (first, last) = (place(s) == 0, place(s) == s.ranks - 1);
-    match s.collective {
+    match s.even {
         Collective::ExScan if s.ranks == 1 => 0,
         _ if s.ranks == 1 => 1,
         Collective::Broadcast => 1 + u32::from(!last),
@@ -72,7 +72,7 @@ pub(crate) fn len(s: &Schedule) -> u32 {
 }
 
 pub(crate) fn step(s: &Schedule, index: u32) -> Step {
-    match s.collective {
+    match s.even {
         _ if s.ranks == 1 => super::pair::alone(s),
         Collective::Broadcast => broadcast(s, index),
         Collective::Reduce => reduce(s, index),

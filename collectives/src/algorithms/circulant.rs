@@ -66,11 +66,11 @@ fn len_of(s: &Schedule, r: Round, halving: bool) -> u32 {
 /// The one step before the rounds: the all-gather puts the rank's own block in place; with an odd number of ranks the all-reduce has a block
 /// that the second round sends and the first does not add to.
 fn prologue(s: &Schedule) -> u32 {
-    u32::from(s.collective == Collective::AllGather || s.ranks % 2 == 1)
+    u32::from(s.even == Collective::AllGather || s.ranks % 2 == 1)
 }
 
 fn halvings(s: &Schedule) -> u32 {
-    if s.collective == Collective::AllReduce { rounds(s) } else { 0 }
+    if s.even == Collective::AllReduce { rounds(s) } else { 0 }
 }
 
 pub(crate) fn len(s: &Schedule) -> u32 {
@@ -88,7 +88,7 @@ pub(crate) fn step(s: &Schedule, index: u32) -> Step {
     }
     let mut begin = prologue(s);
     if index < begin {
-        let first = if s.collective == Collective::AllGather { 0 } else { s.ranks / 2 };
+        let first = if s.even == Collective::AllGather { 0 } else { s.ranks / 2 };
         let (first, end) = run(s, first, 1, false);
         let span = |role| Span::range(role, first, end);
         return Step::new(Action::Copy { whose: None, from: span(Role::Input), to: span(Role::Output) });

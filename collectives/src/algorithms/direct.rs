@@ -34,7 +34,7 @@ fn part(s: &Schedule) -> Part {
     let given =
         |lends| Part { lends: Some(lends), reaches: None, reached_by: Some(Peers::All), is_written: false };
     let taken = Part { lends: None, reaches: Some(other), reached_by: None, is_written: false };
-    match s.collective {
+    match s.even {
         Collective::AllReduce | Collective::Scan => lent(others, true),
         Collective::ExScan => lent(others, s.rank > 0),
         Collective::Reduce => lent(others, root),
@@ -74,7 +74,7 @@ fn plan(s: &Schedule, part: &Part) -> Plan {
         present.then_some(index)
     };
     // The last operand is in no exclusive scan.
-    let is_read = part.lends.is_some() && (s.collective != Collective::ExScan || s.rank + 1 < s.ranks);
+    let is_read = part.lends.is_some() && (s.even != Collective::ExScan || s.rank + 1 < s.ranks);
     let copy_in = take(s.staged && is_read);
     let arrive = take(true).unwrap_or(0);
     let await_arrival = take(part.reaches.is_some());
@@ -133,7 +133,7 @@ pub(crate) fn step(s: &Schedule, index: u32) -> Step {
 
 /// Whether a rank has a Combine to do.
 fn works(s: &Schedule) -> bool {
-    match s.collective {
+    match s.even {
         Collective::Gather => s.rank == s.root,
         Collective::ExScan => s.ranks > 1,
         _ => true,
@@ -144,7 +144,7 @@ fn work(s: &Schedule) -> Action {
     let own = Span::one(Role::Output, s.rank);
     let inputs = Operands::All(Span::one(Role::Input, s.rank));
     let sum = |outputs| Action::Reduce { inputs, outputs, last: true };
-    match s.collective {
+    match s.even {
         Collective::AllGather | Collective::Gather => {
             Action::Gather { from: Role::Input, take: Take::Theirs }
         }

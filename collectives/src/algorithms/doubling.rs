@@ -42,9 +42,9 @@ fn whole(role: Role) -> Span {
 
 pub(crate) fn len(s: &Schedule) -> u32 {
     if s.ranks == 1 {
-        return u32::from(s.collective != Collective::ExScan);
+        return u32::from(s.even != Collective::ExScan);
     }
-    match s.collective {
+    match s.even {
         Collective::AllGather => return 2 * s.ranks.ilog2() + 1,
         Collective::Scan | Collective::ExScan => return scan_len(s),
         _ => {}
@@ -60,7 +60,7 @@ pub(crate) fn step(s: &Schedule, index: u32) -> Step {
     if s.ranks == 1 {
         return super::pair::alone(s);
     }
-    match s.collective {
+    match s.even {
         Collective::AllGather => gather(s, index),
         Collective::Scan | Collective::ExScan => scan(s, index),
         _ => reduce(s, index),
@@ -167,7 +167,7 @@ fn gather(s: &Schedule, index: u32) -> Step {
 
 /// The ranks whose operands are added: an exclusive scan needs the last one's for nothing.
 const fn adders(s: &Schedule) -> u32 {
-    if matches!(s.collective, Collective::ExScan) { s.ranks - 1 } else { s.ranks }
+    if matches!(s.even, Collective::ExScan) { s.ranks - 1 } else { s.ranks }
 }
 
 /// In how many rounds a rank sends, and in how many it receives: distances 1, 2, 4… up to the last rank, down to the first.
@@ -183,7 +183,7 @@ const fn bits(n: u32) -> u32 {
 /// What makes a sum of the operand; then the rounds, of a send where there is a rank above, and of a receive and its sum where there is one below. An exclusive
 /// scan ends with a message to the next rank, which makes it one of all before that.
 fn scan_len(s: &Schedule) -> u32 {
-    let shift = u32::from(s.collective == Collective::ExScan);
+    let shift = u32::from(s.even == Collective::ExScan);
     if s.rank == adders(s) {
         return shift;
     }
@@ -192,7 +192,7 @@ fn scan_len(s: &Schedule) -> u32 {
 }
 
 fn scan(s: &Schedule, index: u32) -> Step {
-    let sum = if s.collective == Collective::ExScan { Role::Partial(0) } else { Role::Output };
+    let sum = if s.even == Collective::ExScan { Role::Partial(0) } else { Role::Output };
     let take_result =
         || Step::new(Action::Recv { from: s.rank - 1, into: whole(Role::Output), label: LABEL_SHIFT });
     if s.rank == adders(s) {

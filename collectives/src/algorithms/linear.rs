@@ -10,7 +10,7 @@ pub(crate) fn len(s: &Schedule) -> u32 {
 
 pub(crate) fn step(s: &Schedule, index: u32) -> Step {
     let block = |role, rank| Span::range(role, rank, rank + 1);
-    let gathers = s.collective == Collective::Gather;
+    let gathers = s.even == Collective::Gather;
     if s.rank != s.root {
         return Step::new(if gathers {
             Action::Send { to: s.root, from: block(Role::Input, s.rank), label: 0 }

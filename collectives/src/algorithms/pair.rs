@@ -10,7 +10,7 @@ pub(crate) fn len(_: &Schedule) -> u32 {
 
 pub(crate) fn step(s: &Schedule, _: u32) -> Step {
     let whole = |role| Span::range(role, 0, 1);
-    Step::new(match s.collective {
+    Step::new(match s.even {
         Collective::Send => Action::Send { to: s.root, from: whole(Role::Input), label: 0 },
         _ => Action::Recv { from: s.root, into: whole(Role::Output), label: 0 },
     })
@@ -20,11 +20,11 @@ pub(crate) fn step(s: &Schedule, _: u32) -> Step {
 pub(crate) fn alone(s: &Schedule) -> Step {
     let whole = |role| Span::range(role, 0, 1);
     let (from, to) = (whole(Role::Input), whole(Role::Output));
-    Step::new(if s.collective.reduces() {
+    Step::new(if s.even.reduces() {
         Action::Reduce {
             inputs: Operands::Mine(from),
             outputs: Operands::Mine(to),
-            last: s.collective != Collective::Scan,
+            last: s.even != Collective::Scan,
         }
     } else {
         Action::Copy { whose: None, from, to }

@@ -16,7 +16,7 @@ fn is_root(s: &Schedule) -> bool {
 
 /// Whether peers need this rank's operand.
 fn publishes(s: &Schedule) -> bool {
-    match s.collective {
+    match s.even {
         Collective::Barrier => false,
         Collective::Broadcast | Collective::Scatter => is_root(s),
         Collective::Reduce | Collective::Gather => !is_root(s),
@@ -27,7 +27,7 @@ fn publishes(s: &Schedule) -> bool {
 
 /// Whether this rank needs its peers' operands.
 fn waits(s: &Schedule) -> bool {
-    match s.collective {
+    match s.even {
         Collective::Broadcast | Collective::Scatter => !is_root(s),
         Collective::Reduce | Collective::Gather => is_root(s),
         Collective::Scan | Collective::ExScan => s.rank > 0,
@@ -36,7 +36,7 @@ fn waits(s: &Schedule) -> bool {
 }
 
 fn has_result(s: &Schedule) -> bool {
-    match s.collective {
+    match s.even {
         Collective::Barrier => false,
         Collective::Reduce | Collective::Gather => is_root(s),
         Collective::ExScan => s.rank > 0,
@@ -58,7 +58,7 @@ pub(crate) fn step(s: &Schedule, index: u32) -> Step {
     let copy = u32::from(publishes(s));
     let wait = copy + u32::from(waits(s));
     if index < copy {
-        let blocks = match s.collective {
+        let blocks = match s.even {
             Collective::AllGather | Collective::Gather => Blocks::One(s.rank),
             _ => Blocks::Each,
         };
@@ -73,7 +73,7 @@ pub(crate) fn step(s: &Schedule, index: u32) -> Step {
         return if copy == 1 { signal.after(0, Rule::Same) } else { signal };
     }
     if index == wait && waits(s) {
-        let from = match s.collective {
+        let from = match s.even {
             Collective::Broadcast | Collective::Scatter => Peers::One(s.root),
             _ => Peers::All,
         };
@@ -83,7 +83,7 @@ pub(crate) fn step(s: &Schedule, index: u32) -> Step {
     let result = if waits(s) { result.after(wait, Rule::Same) } else { result };
     // In place, a reduction overwrites the operand, so it comes after the copy to the slot, which
     // came before the signal. A root serves its peers before itself.
-    if s.collective.reduces() && publishes(s) || !waits(s) { result.after(copy, Rule::Same) } else { result }
+    if s.even.reduces() && publishes(s) || !waits(s) { result.after(copy, Rule::Same) } else { result }
 }
 
 fn result(s: &Schedule) -> Step {
@@ -93,7 +93,7 @@ fn result(s: &Schedule) -> Step {
         outputs: Operands::Mine(Span { role: Role::Output, blocks }),
         last,
     };
-    Step::new(match s.collective {
+    Step::new(match s.even {
         Collective::AllGather | Collective::Gather => Action::Gather { from: role, take: Take::Theirs },
         Collective::AllToAll => Action::Gather { from: role, take: Take::Ours },
         Collective::Broadcast => from_root(s, role, Blocks::Each),

@@ -8,7 +8,7 @@ use crate::step::{Action, Blocks, Operands, Role, Rule, Span, Step};
 
 pub(crate) fn len(s: &Schedule) -> u32 {
     let rounds = s.ranks - 1;
-    match s.collective {
+    match s.even {
         _ if s.ranks == 1 => 1,
         Collective::AllReduce => 5 * rounds,
         Collective::ReduceScatter => 3 * rounds,
@@ -22,7 +22,7 @@ pub(crate) fn step(s: &Schedule, index: u32) -> Step {
     if s.ranks == 1 {
         return super::pair::alone(s);
     }
-    match s.collective {
+    match s.even {
         Collective::AllReduce if index < 3 * rounds => reduce(s, index, 0),
         Collective::AllReduce => gather(s, index - 3 * rounds, 3 * rounds),
         Collective::ReduceScatter => reduce(s, index, 1),
