@@ -3,8 +3,8 @@
 import ast
 import importlib.util
 import inspect
-import re
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
