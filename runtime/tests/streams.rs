@@ -77,9 +77,14 @@ fn check_sum(comm: &Communicator, call: usize, count: usize) {
 
 /// All-reduces of all sizes while streams break; says how many were broken and opened anew, and how many bytes left once more.
 fn under_fire(ranks: u32, every: Duration, calls: &[usize]) -> (u64, u64, u64) {
-    let (stop, reconnects, bytes) = (AtomicBool::new(false), AtomicU64::new(0), AtomicU64::new(0));
+    let (stop, stopped) = (AtomicBool::new(false), AtomicBool::new(false));
+    let (reconnects, bytes) = (AtomicU64::new(0), AtomicU64::new(0));
     let broken = std::thread::scope(|scope| {
-        let saboteur = scope.spawn(|| saboteur(&stop, every));
+        let saboteur = scope.spawn(|| {
+            let broken = saboteur(&stop, every);
+            stopped.store(true, Ordering::Relaxed);
+            broken
+        });
         windlass::threads_with(ranks, &config(), |comm| {
             for (call, count) in calls.iter().enumerate() {
                 check_sum(&comm, call, *count);
@@ -87,9 +92,13 @@ fn under_fire(ranks: u32, every: Duration, calls: &[usize]) -> (u64, u64, u64) {
             let counted = comm.reconnects();
             reconnects.fetch_add(counted.streams, Ordering::Relaxed);
             bytes.fetch_add(counted.bytes, Ordering::Relaxed);
-            // What breaks now is nobody's: the ranks part.
+            // A rank that leaves has nothing to send again: the last barrier is over streams that have been mended.
             comm.blocking().barrier().unwrap();
             stop.store(true, Ordering::Relaxed);
+            while !stopped.load(Ordering::Relaxed) {
+                std::thread::sleep(Duration::from_millis(1));
+            }
+            comm.blocking().barrier().unwrap();
             comm.blocking().barrier().unwrap();
         })
         .unwrap();

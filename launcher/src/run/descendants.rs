@@ -26,7 +26,7 @@ pub(crate) fn adopt_orphans() -> Result<(), rustix::io::Errno> {
     rustix::process::set_child_subreaper(Some(rustix::process::getpid()))
 }
 
-/// The processes below this one, without those in `spare` and below them, zombies left out.
+/// The processes below this one, each after its parent, without those in `spare` and below them, zombies left out.
 pub(crate) fn alive(spare: &[Process]) -> Vec<Process> {
     below(&table(), rustix::process::getpid().as_raw_pid(), spare)
 }
@@ -39,7 +39,8 @@ pub(crate) fn end(spare: &[Process], collected: &mut dyn FnMut(i32, i32)) -> usi
     let mut empty_listings = 0;
     loop {
         let processes = alive(spare);
-        processes.iter().for_each(kill);
+        // The lowest first: whoever is killed while it does this leaves those that watch over the rest alive.
+        processes.iter().rev().for_each(kill);
         collect(collected);
         // A listing is not one instant: a process may change its parent while it is read. Two that are empty, with
         // nobody left to fork in between, are proof.
@@ -125,6 +126,13 @@ mod tests {
         let text = b"7 (a) Z 1 (b) S 3 7 7 0 -1 4194560 1 0 0 0 0 0 0 0 20 0 1 0 4242 1 1";
         let expected = Process { pid: 7, parent: 3, start: 4242, zombie: false };
         assert_eq!(parse_stat(7, text), Some(expected));
+    }
+
+    #[test]
+    fn a_process_comes_after_its_parent() {
+        let table = [13, 12, 11, 14].map(|pid| process(pid, pid - 1, false));
+        let found: Vec<i32> = below(&table, 10, &[]).iter().map(|process| process.pid).collect();
+        assert_eq!(found, [11, 12, 13, 14]);
     }
 
     #[test]
