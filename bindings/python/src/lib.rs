@@ -1,6 +1,6 @@
 //! The extension module of the Python package `windlass`: the runtime's public API, with Python's memory.
 //!
-//! No copies: operations read and write the memory of whatever object lends it ([`array`]), and keep it exported until they end
+//! No copies: operations read and write the memory of whatever object lends it ([`mod@array`]), and keep it exported until they end
 //! ([`keep`]). Nothing here is called by a thread of the runtime while it holds one of its locks, and no such thread waits for the interpreter.
 
 mod array;
