@@ -447,6 +447,9 @@ impl Group {
     pub(crate) fn told(&self, failure: Failure) {
         let error = match failure {
             Failure::PeerFailed { rank, cause } => lock(&self.stream).peer_failed(self, rank, cause),
+            Failure::Aborted { by, reason: AbortReason::TimedOut } => self
+                .as_late(by)
+                .unwrap_or(Error::Aborted { communicator: self.id, by, reason: AbortReason::TimedOut }),
             Failure::Aborted { by, reason } => Error::Aborted { communicator: self.id, by, reason },
             Failure::RegionRevoked { region: (rank, segment), generation } => {
                 Error::RegionRevoked { rank, segment, generation }
@@ -470,6 +473,19 @@ impl Group {
             }
         };
         self.fail(error, false);
+    }
+
+    /// Rank `by` has given up in time. If this one has waited for somebody else as long, or nearly, that is the better name: `by` may have
+    /// waited for this one, and been the first to look at its clock.
+    fn as_late(&self, by: u32) -> Option<Error> {
+        let stream = lock(&self.stream);
+        let after = self.job.now().duration_since(stream.active()?.blocked?);
+        let waiting_on: Vec<u32> = stream.waiting_on(self).into_iter().filter(|rank| *rank != by).collect();
+        if waiting_on.is_empty() || after < self.job.config.timeout * 3 / 4 {
+            return None;
+        }
+        let (operation, sequence) = stream.doing();
+        Some(Error::TimedOut { operation, sequence, communicator: self.id, waiting_on, after })
     }
 
     /// Called by who waits and sees nothing move: compares, reports and gives up in time.

@@ -98,7 +98,7 @@ fn a_rank_that_never_calls_is_named_in_time() {
                 Some((result, begin.elapsed()))
             });
             let results: Vec<_> = results.unwrap().into_iter().flatten().collect();
-            let (mut named, mut awaited) = (0, 0);
+            let mut named = 0;
             for (rank, (result, after)) in results.into_iter().enumerate() {
                 match &result {
                     Err(Error::TimedOut { waiting_on, .. }) if waiting_on.contains(&2) => named += 1,
@@ -107,7 +107,6 @@ fn a_rank_that_never_calls_is_named_in_time() {
                         if config.transport != windlass::TransportChoice::Shm =>
                     {
                         assert_eq!(waiting_on[..], [1 - rank as u32], "{result:?}");
-                        awaited += 1;
                     }
                     Err(Error::Aborted { reason, .. }) if *reason == AbortReason::TimedOut => {}
                     _ => panic!("{result:?}"),
@@ -115,7 +114,7 @@ fn a_rank_that_never_calls_is_named_in_time() {
                 let (least, most) = (Duration::from_millis(400), Duration::from_millis(1000));
                 assert!(least < after && after < most, "over {}: {after:?}", config.transport);
             }
-            assert!(named + awaited > 0, "somebody names the rank, or who waits for it");
+            assert!(named > 0, "somebody names the rank");
         }
     }
 }
