@@ -7,7 +7,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use windlass_transports::conformance::{CASES, run_case};
 use windlass_transports::link::{Limits, Planted};
 use windlass_transports::sim::{Network, Options};
-use windlass_transports::{Capabilities, Event, Message, Rank, Token, Transport};
+use windlass_transports::{Capabilities, Event, Message, MessageId, Rank, Token, Transport};
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Fault {
@@ -25,6 +25,8 @@ enum Fault {
     LeavesBroken,
     TrustsCompletions,
     ForgetsWhatItHas,
+    SwallowsArrivals,
+    ForgetsTheOrder,
 }
 
 /// A transport with a fault.
@@ -85,6 +87,11 @@ impl Transport for Faulty {
         unsafe { self.inner.post_recv(peer, &message, memory, token) };
     }
 
+    fn seek(&mut self, peer: Rank, id: &MessageId) -> Option<u64> {
+        let order = self.inner.seek(peer, id);
+        order.map(|order| if self.fault == Fault::ForgetsTheOrder { u64::from(peer) } else { order })
+    }
+
     fn withdraw(&mut self, token: Token) {
         if self.fault != Fault::IgnoresWithdrawals {
             self.inner.withdraw(token);
@@ -99,6 +106,7 @@ impl Transport for Faulty {
             Event::Sent(token) | Event::Received(token) => !self.told.contains(token),
             Event::Lost { .. } => self.fault != Fault::SwallowsLosses,
             Event::Refused { .. } => self.fault != Fault::SwallowsRefusals,
+            Event::Arrived { .. } => self.fault != Fault::SwallowsArrivals,
             Event::Mismatch { .. } | Event::Broken { .. } | Event::Reopened { .. } => true,
         });
         for event in fresh {
@@ -187,6 +195,8 @@ fn every_planted_fault_is_caught() {
         Fault::LeavesBroken,
         Fault::TrustsCompletions,
         Fault::ForgetsWhatItHas,
+        Fault::SwallowsArrivals,
+        Fault::ForgetsTheOrder,
     ] {
         let failed = failing(fault);
         println!("{fault:?}: {failed:?}");

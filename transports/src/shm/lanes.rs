@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::board::{Board, LANE_BYTES};
 use crate::link::{Garbled, Limits, Link, Withdrawal};
-use crate::{Capabilities, Event, LostCause, Message, Rank, Token, Transport};
+use crate::{Capabilities, Event, LostCause, Message, MessageId, Rank, Token, Transport};
 
 /// Bytes moved to or from one peer in a poll: others get their turn.
 const BURST: usize = 256 << 10;
@@ -194,6 +194,19 @@ impl Transport for Lanes {
         }
         ready.append(&mut self.ready);
         self.ready = ready;
+    }
+
+    fn seek(&mut self, peer: Rank, id: &MessageId) -> Option<u64> {
+        let Some(Some(link)) = self.links.get_mut(peer as usize) else {
+            return self.lost.get_mut(&peer)?.seek(id);
+        };
+        let order = link.seek(id);
+        let mut ready = std::mem::take(&mut self.ready);
+        self.transmit(peer, &mut ready);
+        self.ring();
+        ready.append(&mut self.ready);
+        self.ready = ready;
+        order
     }
 
     fn withdraw(&mut self, token: Token) {
