@@ -5,6 +5,7 @@
 
 use std::any::Any;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use windlass_collectives::Collective;
 use windlass_kernels::Element;
@@ -255,6 +256,88 @@ impl Group {
             Some(lonely) => Err(own_rank(&requests[lonely])),
             None => Ok(pairs),
         }
+    }
+}
+
+/// A message from any source, and who sent it.
+#[derive(Debug)]
+pub struct Received<M> {
+    memory: M,
+    source: Arc<AtomicU32>,
+}
+
+impl<M> Received<M> {
+    /// The sender's rank; [`ANY_SOURCE`](RawRequest::ANY_SOURCE) if the receive failed before there was one.
+    pub fn source(&self) -> u32 {
+        self.source.load(Ordering::Relaxed)
+    }
+
+    /// The message.
+    pub fn into_memory(self) -> M {
+        self.memory
+    }
+}
+
+fn recv_any(span: Span, tag: Tag, source: *mut u32) -> RawRequest {
+    RawRequest { source, ..recv(span, RawRequest::ANY_SOURCE, tag) }
+}
+
+/// # Messages from anybody
+impl Communicator {
+    /// Receives the message of this tag that comes first, whoever sends it; of those that are there already, the one that came first. It must have
+    /// exactly the memory's length and type. Messages of one rank and tag are taken in the order in which they were sent, and receives of one tag in
+    /// the order in which they were posted, from any source or not.
+    ///
+    /// While it waits, the death of any rank fails it; a rank that leaves does not, as long as others are there.
+    ///
+    /// ```
+    /// windlass::threads(4, |comm| {
+    ///     if comm.rank() > 0 {
+    ///         return comm.blocking().send(&[comm.rank()], 0, 7).unwrap();
+    ///     }
+    ///     let mut senders: Vec<u32> = (0..3)
+    ///         .map(|_| {
+    ///             let received = comm.recv_any(vec![0; 1], 7).wait().unwrap();
+    ///             let source = received.source();
+    ///             assert_eq!(received.into_memory(), [source]);
+    ///             source
+    ///         })
+    ///         .collect();
+    ///     senders.sort_unstable();
+    ///     assert_eq!(senders, [1, 2, 3]);
+    /// })
+    /// .unwrap();
+    /// ```
+    pub fn recv_any<M: MemoryMut>(&self, mut memory: M, tag: Tag) -> Operation<Received<M>> {
+        let source = Arc::new(AtomicU32::new(RawRequest::ANY_SOURCE));
+        let request = recv_any(memory.span(), tag, source.as_ptr());
+        self.start(&request, Received { memory, source })
+    }
+}
+
+/// # Messages from anybody
+impl Blocking<'_> {
+    /// As [`Communicator::recv_any`], into a borrowed slice; returns the sender's rank.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn recv_any<T: Element>(self, memory: &mut [T], tag: Tag) -> Result<u32, Error> {
+        let mut source = RawRequest::ANY_SOURCE;
+        self.run(&recv_any(exclusive(memory), tag, &raw mut source))?;
+        Ok(source)
+    }
+}
+
+/// # Messages from anybody
+impl<'scope, 'env> Scope<'scope, 'env> {
+    /// As [`Communicator::recv_any`], into a borrowed slice; `source` ends with the sender's rank.
+    pub fn recv_any<T: Element>(
+        &'scope self,
+        memory: &'env mut [T],
+        tag: Tag,
+        source: &'env mut u32,
+    ) -> Borrowed<'scope> {
+        self.start(Ok(recv_any(exclusive(memory), tag, source)))
     }
 }
 

@@ -383,6 +383,16 @@ impl Job {
         }
     }
 
+    /// Of these messages, the one that came first; if none has come, the transport tells of the first that does.
+    pub(crate) fn earliest(
+        &self,
+        messages: impl Iterator<Item = (Rank, windlass_transports::MessageId)>,
+    ) -> Option<Rank> {
+        let mut transport = lock(self.messages.as_ref()?);
+        let found = messages.filter_map(|(peer, id)| Some((transport.seek(peer, &id)?, peer)));
+        found.min().map(|(_, peer)| peer)
+    }
+
     pub(crate) fn withdraw(&self, token: Token) {
         if let Some(messages) = &self.messages {
             lock(messages).withdraw(token);

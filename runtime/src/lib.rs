@@ -46,6 +46,7 @@ pub use communicator::{Blocking, Communicator, Tag, init};
 pub use config::{Config, ModelFile, Origin, TransportChoice};
 pub use device::{Device, DeviceBuffer, Movements};
 pub use error::{AbortReason, Error, Failed, JoinError, PeerCause, Problem, Refusal};
+pub use exchange::Received;
 pub use fork::is_forked;
 pub use job::Reconnects;
 pub use memory::{Buffer, Memory, MemoryMut, Span};

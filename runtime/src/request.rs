@@ -29,10 +29,12 @@ pub struct RawRequest {
     pub scalar: f64,
     /// Elements, see above.
     pub count: usize,
-    /// The root, or the peer of a send or recv.
+    /// The root, or the peer of a send or recv, or of a recv [`ANY_SOURCE`](Self::ANY_SOURCE).
     pub root: u32,
     /// The tag of a send or recv.
     pub tag: u32,
+    /// Where a recv writes the sender's rank, for those from any source; null: nowhere. Valid as the memory is.
+    pub source: *mut u32,
     /// The operand; equal to `output` in place.
     pub input: *const u8,
     /// The result. For send the same as `input`.
@@ -46,6 +48,9 @@ pub struct RawRequest {
 const NO_LENGTHS: *const [usize] = std::ptr::slice_from_raw_parts(std::ptr::null(), 0);
 
 impl RawRequest {
+    /// In the place of a recv's peer: whoever sends first.
+    pub const ANY_SOURCE: u32 = transfer::ANY_SOURCE;
+
     /// A request without memory: fill in what the collective needs.
     pub const fn new(collective: Collective, data_type: DataType, count: usize) -> Self {
         Self {
@@ -56,6 +61,7 @@ impl RawRequest {
             count,
             root: 0,
             tag: 0,
+            source: std::ptr::null_mut(),
             input: std::ptr::null(),
             output: std::ptr::null_mut(),
             input_lengths: NO_LENGTHS,
@@ -183,7 +189,11 @@ impl RawRequest {
         {
             return wrong("the operator", Problem::Unsupported(unsupported));
         }
-        if self.collective.rooted() && self.root >= group.ranks {
+        let from_any = self.collective == Collective::Recv && self.root == Self::ANY_SOURCE;
+        if from_any && group.ranks == 1 {
+            return wrong("the peer", Problem::OwnRank);
+        }
+        if self.collective.rooted() && self.root >= group.ranks && !from_any {
             let argument = if self.collective.is_point_to_point() { "the peer" } else { "the root" };
             return wrong(
                 argument,
@@ -269,7 +279,7 @@ impl RawRequest {
 
     fn transfer(&self, call: Call) -> transfer::Request {
         let memory = if call.collective == Collective::Send { self.input.cast_mut() } else { self.output };
-        transfer::Request { call, peer: self.root, tag: self.tag, memory }
+        transfer::Request { call, peer: self.root, tag: self.tag, memory, source: self.source }
     }
 }
 
