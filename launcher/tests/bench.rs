@@ -9,7 +9,7 @@ use command::{Scratch, succeeded, text, windlass};
 use serde_json::Value;
 
 /// The JSON's fields, all of them.
-const FIELDS: [&str; 19] = [
+const FIELDS: [&str; 21] = [
     "algbw_gbps",
     "busbw_gbps",
     "bytes",
@@ -27,6 +27,8 @@ const FIELDS: [&str; 19] = [
     "pattern",
     "peers",
     "ranks",
+    "tensors",
+    "tensors_us",
     "transport",
     "wrong",
 ];

@@ -27,6 +27,7 @@ mod fault;
 mod fork;
 mod group;
 mod job;
+mod list;
 mod memory;
 mod metrics;
 mod operation;
@@ -47,8 +48,10 @@ pub use config::{Config, ModelFile, Origin, TransportChoice};
 pub use device::{Device, DeviceBuffer, Movements};
 pub use error::{AbortReason, Error, Failed, JoinError, PeerCause, Problem, Refusal};
 pub use exchange::Received;
+pub use faces::{BlockingLists, ScopedLists};
 pub use fork::is_forked;
 pub use job::Reconnects;
+pub use list::{List, Piece};
 pub use memory::{Buffer, Memory, MemoryMut, Span};
 pub use operation::Operation;
 #[doc(hidden)]

@@ -12,6 +12,7 @@ use windlass_memory::{Allocation, Pool};
 
 use crate::error::Error;
 use crate::fork;
+use crate::list::Piece;
 
 /// Memory as an operation sees it: an address, a number of elements, their type.
 #[derive(Clone, Copy, Debug)]
@@ -19,12 +20,17 @@ pub struct Span {
     pub(crate) address: *mut u8,
     pub(crate) count: usize,
     pub(crate) data_type: DataType,
+    /// Of a list: its pieces, instead of the address.
+    pub(crate) pieces: *const [Piece],
 }
+
+/// What is no list has no pieces.
+pub(crate) const NO_PIECES: *const [Piece] = std::ptr::slice_from_raw_parts(std::ptr::null(), 0);
 
 impl Span {
     /// `count` elements at `address`.
     pub fn new<T: Element>(address: *mut T, count: usize) -> Self {
-        Self { address: address.cast(), count, data_type: T::DATA_TYPE }
+        Self { address: address.cast(), count, data_type: T::DATA_TYPE, pieces: NO_PIECES }
     }
 
     /// Where it begins, for a raw request. Of device memory this is a name and no address: whoever loads from it faults.

@@ -9,6 +9,8 @@ use windlass_transports::message::COLLECTIVE_TAG;
 use crate::engine::bind::scale;
 use crate::error::{Error, Problem};
 use crate::group::Group;
+use crate::list::Piece;
+use crate::memory::NO_PIECES;
 use crate::operation::Kind;
 use crate::transfer;
 
@@ -39,6 +41,10 @@ pub struct RawRequest {
     pub input: *const u8,
     /// The result. For send the same as `input`.
     pub output: *mut u8,
+    /// Where the operand is a list: its pieces, one after the other, instead of `input`; else null. Read during the call only.
+    pub input_pieces: *const [Piece],
+    /// The same of the result. In place the two are the same.
+    pub output_pieces: *const [Piece],
     /// Where blocks have different lengths: the elements of the operand's blocks, one for each rank, if this rank has them all. Read during the call only.
     pub input_lengths: *const [usize],
     /// The same of the result's.
@@ -64,6 +70,8 @@ impl RawRequest {
             source: std::ptr::null_mut(),
             input: std::ptr::null(),
             output: std::ptr::null_mut(),
+            input_pieces: NO_PIECES,
+            output_pieces: NO_PIECES,
             input_lengths: NO_LENGTHS,
             output_lengths: NO_LENGTHS,
         }
@@ -246,6 +254,9 @@ impl RawRequest {
     /// Checks where the memory lies.
     #[inline]
     pub(crate) fn check_memory(&self, checked: &Checked) -> Result<(), Error> {
+        if self.is_listed() {
+            return self.check_pieces(checked);
+        }
         let (i, o) = (self.input.addr(), self.output.addr());
         let misplaced = |address: usize, bytes: usize| {
             bytes > 0 && (address == 0 || address & (checked.alignment - 1) != 0)
@@ -325,7 +336,7 @@ pub(crate) struct Checked {
     /// A power of two.
     alignment: usize,
     /// How far the operand lies behind the result in place; elsewhere they may not overlap.
-    in_place: usize,
+    pub(crate) in_place: usize,
 }
 
 /// Further apart than any two addresses.
@@ -373,17 +384,14 @@ impl Group {
         }
         let checked = request.check(self)?;
         request.check_memory(&checked)?;
-        let on_device = |address: *const u8| crate::device::address::decode(address.cast_mut()).is_some();
-        if request.collective != Collective::AllReduce
-            || on_device(request.input)
-            || on_device(request.output)
-        {
+        if request.collective != Collective::AllReduce || request.is_on_device() {
             let operation = request.collective.name();
             let problem = Problem::Scaled;
             return Err(Error::InvalidArgument { operation, argument: "the operator", problem });
         }
-        scale(request);
-        Ok(Some(RawRequest { input: request.output.cast_const(), ..*request }))
+        scale(request, request.tables(&checked));
+        let (input, input_pieces) = (request.output.cast_const(), request.output_pieces);
+        Ok(Some(RawRequest { input, input_pieces, ..*request }))
     }
 
     /// Runs a request for `time` at most. What has not ended by then goes on, and is returned.

@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use windlass::{
-    Buffer, Collective, Communicator, DataType, Device, DeviceBuffer, Extent, Memory, RawRequest, ReduceOp,
+    Buffer, Collective, Communicator, DataType, Device, DeviceBuffer, Extent, Memory, Piece, RawRequest,
+    ReduceOp,
 };
 use windlass_benches::limits::{Direct, Heap, Limit, Tcp};
 
@@ -30,6 +31,8 @@ enum Bytes {
     Heap(Vec<u64>, usize),
     /// With a copy on the host, which is filled and looked at in its place.
     Device(DeviceBuffer<u8>, Vec<u8>),
+    /// The members of a list, likewise.
+    List(Vec<Bytes>, Vec<u8>),
 }
 
 impl Bytes {
@@ -46,10 +49,28 @@ impl Bytes {
         })
     }
 
+    /// A list of buffers that are `length` bytes together, all of about the same length and of whole elements.
+    fn list(communicator: &Communicator, work: &Work, length: usize) -> Result<Self, RankError> {
+        let size = work.data_type.size_bytes();
+        let begin = |nth: usize| length / size * nth / work.tensors * size;
+        let member = |nth| Self::new(communicator, &work.place, begin(nth + 1) - begin(nth));
+        let members = (0..work.tensors).map(member).collect::<Result<_, _>>()?;
+        Ok(Self::List(members, vec![0; length]))
+    }
+
+    /// The pieces of a list; none of anything else.
+    fn pieces(&mut self, size: usize) -> Vec<Piece> {
+        let Self::List(members, _) = self else { return Vec::new() };
+        let piece = |member: &mut Self| Piece { address: member.address(), count: member.get().len() / size };
+        members.iter_mut().map(piece).collect()
+    }
+
     /// For an operation.
     fn address(&mut self) -> *mut u8 {
         match self {
             Self::Device(buffer, _) => buffer.span().address(),
+            // What a list is reached by are its pieces.
+            Self::List(..) => std::ptr::null_mut(),
             _ => self.get_mut().as_mut_ptr(),
         }
     }
@@ -58,6 +79,15 @@ impl Bytes {
     fn put(&mut self) -> Result<(), RankError> {
         match self {
             Self::Device(buffer, host) => Ok(buffer.write(host)?),
+            Self::List(members, host) => {
+                let mut at = 0;
+                members.iter_mut().try_for_each(|member| {
+                    let length = member.get().len();
+                    member.get_mut().copy_from_slice(&host[at..at + length]);
+                    at += length;
+                    member.put()
+                })
+            }
             _ => Ok(()),
         }
     }
@@ -66,6 +96,16 @@ impl Bytes {
     fn fetch(&mut self) -> Result<(), RankError> {
         match self {
             Self::Device(buffer, host) => Ok(buffer.read(host)?),
+            Self::List(members, host) => {
+                let mut at = 0;
+                members.iter_mut().try_for_each(|member| {
+                    member.fetch()?;
+                    let bytes = member.get();
+                    host[at..at + bytes.len()].copy_from_slice(bytes);
+                    at += bytes.len();
+                    Ok(())
+                })
+            }
             _ => Ok(()),
         }
     }
@@ -73,7 +113,7 @@ impl Bytes {
     fn get(&self) -> &[u8] {
         match self {
             Self::Registered(buffer) => buffer,
-            Self::Device(_, host) => host,
+            Self::Device(_, host) | Self::List(_, host) => host,
             // SAFETY: the words hold at least `length` bytes, and every byte of a word is one.
             Self::Heap(words, length) => unsafe {
                 std::slice::from_raw_parts(words.as_ptr().cast(), *length)
@@ -84,7 +124,7 @@ impl Bytes {
     fn get_mut(&mut self) -> &mut [u8] {
         match self {
             Self::Registered(buffer) => buffer,
-            Self::Device(_, host) => host,
+            Self::Device(_, host) | Self::List(_, host) => host,
             // SAFETY: as above, borrowed mutably; every pattern of bits is a word.
             Self::Heap(words, length) => unsafe {
                 std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), *length)
@@ -99,6 +139,8 @@ struct Lane {
     memory: Bytes,
     /// Where input and output are not the same.
     result: Option<Bytes>,
+    /// The members of both, where they are lists.
+    pieces: [Vec<Piece>; 2],
     request: RawRequest,
 }
 
@@ -112,6 +154,8 @@ pub(super) struct Work {
     pub(super) root: usize,
     /// The count of each buffer that rotates.
     pub(super) counts: Vec<usize>,
+    /// How many buffers make up an operand or a result; more than one are a list.
+    pub(super) tensors: usize,
     pub(super) place: Place,
     pub(super) patterns: Rc<Patterns>,
 }
@@ -247,7 +291,13 @@ impl Lane {
         let (operand, result) = (work.collective.input(), work.collective.output());
         let in_place =
             operand == result && work.collective.may_be_in_place() && !work.collective.is_point_to_point();
-        let bytes = |extent| Bytes::new(communicator, &work.place, work.bytes(extent, count, shared));
+        let bytes = |extent| {
+            let length = work.bytes(extent, count, shared);
+            if work.tensors > 1 {
+                return Bytes::list(communicator, work, length);
+            }
+            Bytes::new(communicator, &work.place, length)
+        };
         let memory = bytes(operand)?;
         let result = if in_place { None } else { Some(bytes(result)?) };
         let mut request = RawRequest::new(work.collective, work.data_type, count);
@@ -257,7 +307,7 @@ impl Lane {
         if work.collective.is_point_to_point() {
             request.root = 1 - (shared.rank as u32).min(1);
         }
-        Ok(Self { memory, result, request })
+        Ok(Self { memory, result, pieces: [Vec::new(), Vec::new()], request })
     }
 
     /// What to look at after the operation, and whether it is the operand: where there is no result, that must be as it was.
@@ -298,6 +348,15 @@ impl Lane {
             Some(result) => result.address(),
             None => self.request.input.cast_mut(),
         };
+        if work.tensors > 1 {
+            let size = work.data_type.size_bytes();
+            let result = self.result.as_mut().map(|result| result.pieces(size));
+            self.pieces = [self.memory.pieces(size), result.unwrap_or_default()];
+            let [input, output] = &self.pieces;
+            let output = if self.result.is_some() { output } else { input };
+            (self.request.input_pieces, self.request.output_pieces) =
+                (&raw const **input, &raw const **output);
+        }
         Ok(())
     }
 }

@@ -7,6 +7,7 @@ use windlass_kernels::{Combine, DataType, Store};
 
 use crate::fault;
 use crate::group::Group;
+use crate::list::{Table, Tables};
 use crate::request::RawRequest;
 
 use super::plan::Plan;
@@ -14,19 +15,36 @@ use super::{Active, Stream};
 
 /// Multiplies a checked request's operand by its scalar, into its result. That precedes the schedule: peers read only what is
 /// scaled already, and need not know the scalar.
-pub(crate) fn scale(request: &RawRequest) {
+pub(crate) fn scale(request: &RawRequest, mut tables: Tables) {
     // A checked request is of a type that can be scaled.
     let Ok(combine) = Combine::scale(request.data_type) else { return };
-    let (inputs, outputs) = ([request.input], [request.output]);
-    // SAFETY: the request was checked: an all_reduce, whose operand and result are of `count` elements of host memory, the same
-    // or apart; whoever made it promises that they are valid and nobody else's until the operation ends.
-    unsafe { combine.run(&inputs, &outputs, request.count, request.scalar.to_bits(), Store::Cached) }
+    let size = request.data_type.size_bytes();
+    let mut done = 0;
+    while done < request.count {
+        let (from, first) = place(tables.input.as_mut(), request.input.cast_mut(), done * size);
+        let (to, second) = place(tables.output.as_mut(), request.output, done * size);
+        let run = (request.count - done).min(first / size).min(second / size);
+        // SAFETY: the request was checked: an all_reduce, whose operand and result are of `count` elements of host memory, the same
+        // or apart, of which these are in one piece; whoever made it promises that they are valid and nobody else's until the operation ends.
+        unsafe {
+            combine.run(&[from.cast_const()], &[to], run, request.scalar.to_bits(), Store::Cached);
+        }
+        done += run;
+    }
 }
 
-/// Copies a message from a rank to itself. Both have been checked: valid, and apart.
+/// Where a byte of a vector lies that is in one piece, or in those of a table, and how many lie there together.
+fn place(table: Option<&mut Table>, base: *mut u8, offset: usize) -> (*mut u8, usize) {
+    match table {
+        Some(table) => table.at(offset as u64),
+        None => (base.wrapping_add(offset), usize::MAX),
+    }
+}
+
+/// Copies from memory to memory of this rank: a message to itself, or a list's pieces. Both have been checked: valid, and apart.
 pub(crate) fn copy(from: *const u8, to: *mut u8, bytes: usize) {
     if bytes > 0 {
-        // SAFETY: whoever made the requests promises that both are valid for so many bytes, and nobody else's, until the call ends.
+        // SAFETY: whoever made the requests promises that what they name is valid for so many bytes, and nobody else's, until the operation ends.
         unsafe { Combine::copy(DataType::U8).run(&[from], &[to], bytes, 1, Store::Cached) };
     }
 }
@@ -150,7 +168,7 @@ impl Stream {
             None => (self.own(group, from.role), from.role),
         };
         let target = self.own(group, to.role);
-        let copy = |s: Piece, t: Piece| {
+        let mut copy = |s: Piece, t: Piece| {
             let (source, target) =
                 (source.wrapping_add(s.offset as usize), target.wrapping_add(t.offset as usize));
             self.copy_bytes(source, target, s.bytes as usize);
@@ -177,9 +195,9 @@ impl Stream {
         });
     }
 
-    fn gather(&self, group: &Group, from: Role, take: Take, first: u32, end: u32) {
-        let Some(active) = self.active() else { return };
-        let (geometry, own, output) = (&active.plan.geometry, active.input, active.output);
+    fn gather(&mut self, group: &Group, from: Role, take: Take, first: u32, end: u32) {
+        let (Some(plan), Some(active)) = (self.plan(), self.active()) else { return };
+        let (geometry, own, output) = (&plan.geometry, active.input, active.output);
         // Begin with the next rank, so that not all ranks read the same peer at once.
         for i in 0..group.ranks {
             let q = (group.rank + 1 + i) % group.ranks;
@@ -210,12 +228,15 @@ impl Stream {
         }
     }
 
-    fn copy_bytes(&self, source: *const u8, target: *mut u8, bytes: usize) {
-        let Some(active) = self.active() else { return };
+    fn copy_bytes(&mut self, source: *const u8, target: *mut u8, bytes: usize) {
+        let Some(active) = &self.active else { return };
         if bytes == 0 || std::ptr::eq(source, target) {
             return;
         }
         let store = if active.plan.streaming && !active.staged { Store::Streaming } else { Store::Cached };
+        if self.lists.in_use {
+            return self.lists.copy(&active.plan.copy, source, target, bytes, store);
+        }
         // SAFETY: both ranges lie in memory that the operation owns, borrows or was lent, by the layout's bounds; the
         // schedule's proof shows that they do not overlap and that nobody else accesses them in a conflicting way now.
         unsafe { active.plan.copy.run(&[source], &[target], bytes, 1, store) };
@@ -325,6 +346,10 @@ impl Stream {
             return self.launch(group, (input_count, output_count), bytes, divisor);
         }
         let store = if active.plan.streaming && !active.staged { Store::Streaming } else { Store::Cached };
+        if self.lists.in_use {
+            let (inputs, outputs) = (&mut self.inputs[..input_count], &mut self.outputs[..output_count]);
+            return self.lists.fold(&active.plan, inputs, outputs, bytes, divisor, store);
+        }
         // SAFETY: every range lies in memory that the operation owns, borrows or was lent, by the layout's bounds; an output
         // equals an input or lies apart; the schedule's proof shows that nobody accesses them in a conflicting way now.
         unsafe {

@@ -9,6 +9,7 @@
 //! | [`flags`] | what ranks tell each other through lines: arrival, memory lent, done |
 //! | [`bind`] | a step's spans to addresses, and the Combine over them |
 //! | [`flight`] | a Combine by an accelerator's engine, over memory that moves |
+//! | [`lists`] | memory that lies in pieces |
 //! | [`shadow`] | host memory that stands in for device memory |
 //! | [`plan`] | a call to its schedule, geometry and kernels, remembered |
 //! | [`due`] | whom to wake and what to drop once the lock is released |
@@ -23,6 +24,7 @@ pub(crate) mod bind;
 mod due;
 mod flags;
 mod flight;
+mod lists;
 pub(crate) mod plan;
 mod report;
 mod shadow;
@@ -47,6 +49,7 @@ use windlass_transports::{Message, MessageId, Token};
 use crate::device::address;
 use crate::error::Error;
 use crate::group::Group;
+use crate::list::Tables;
 use crate::metrics::Recorder;
 use crate::request::RawRequest;
 pub(crate) use due::Due;
@@ -59,6 +62,8 @@ pub(crate) struct Pending {
     pub(crate) plan: Rc<Plan>,
     pub(crate) input: *mut u8,
     pub(crate) output: *mut u8,
+    /// Where operand and result lie in pieces.
+    pub(crate) lists: Option<Tables>,
     /// Nobody waits in the call: the progress thread looks after it.
     pub(crate) asynchronous: bool,
 }
@@ -145,6 +150,8 @@ pub(crate) struct Stream {
     pub(crate) scratch: Scratch,
     /// Combines that an accelerator's engine does.
     flights: flight::Flights,
+    /// Memory of the active operation that lies in pieces.
+    lists: lists::Lists,
     /// Host memory in the place of the active operation's device memory.
     shadow: Option<shadow::Shadow>,
     /// The active operation reaches device memory, its own or a peer's, where it lies.
@@ -228,6 +235,7 @@ impl Stream {
             outputs: vec![std::ptr::null_mut(); ranks.max(2)],
             scratch: Scratch::default(),
             flights: flight::Flights::default(),
+            lists: lists::Lists::default(),
             shadow: None,
             devices: false,
             unrung: false,
@@ -257,7 +265,8 @@ impl Stream {
     ) -> Result<Pending, Error> {
         let plan = self.plans.of(group, request)?;
         request.check_memory(&plan.checked)?;
-        Ok(Pending { plan, input: request.input.cast_mut(), output: request.output, asynchronous })
+        let lists = request.is_listed().then(|| request.tables(&plan.checked));
+        Ok(Pending { plan, input: request.input.cast_mut(), output: request.output, lists, asynchronous })
     }
 
     /// Gives a call its place in the order.
@@ -334,7 +343,11 @@ impl Stream {
 
     /// Begins the call at the head of the order.
     fn begin(&mut self, group: &Group, pending: Pending, sequence: u64) {
-        let Pending { plan, input, output, asynchronous } = pending;
+        let Pending { plan, input, output, lists, asynchronous } = pending;
+        if let Some(cut) = lists.as_ref().and_then(|lists| lists.cut) {
+            self.history = self.history.with(cut);
+        }
+        let (input, output) = self.lists.begin(group, lists, (input, output));
         let started = self.recorder.begin(sequence, &plan.series);
         let (first_in, first_out) = plan.first_blocks;
         let (input, output) = self.on_host(group, &plan, input, output);
@@ -367,7 +380,7 @@ impl Stream {
     fn on_host(&mut self, group: &Group, plan: &Plan, input: *mut u8, output: *mut u8) -> (*mut u8, *mut u8) {
         self.devices = false;
         let on_device = |address: *mut u8| address::decode(address).is_some();
-        if !on_device(input) && !on_device(output) {
+        if !on_device(input) && !on_device(output) && !self.lists.in_use {
             return (input, output);
         }
         let reachable = plan.choice.algorithm == Algorithm::Direct && group.ranks > 1 && group.uses_devices();
@@ -380,9 +393,11 @@ impl Stream {
         if self.devices {
             return (input, output);
         }
-        match shadow::Shadow::of(plan, input, output) {
+        let reaches = self.reaches_pieces(group, plan);
+        match shadow::Shadow::of(plan, &self.lists, reaches, input, output) {
             Some((shadow, input, output)) => {
                 self.shadow = Some(shadow);
+                self.lists.in_use = lists::is_list(input) || lists::is_list(output);
                 (input, output)
             }
             None => (input, output),
@@ -563,20 +578,7 @@ impl Stream {
                 group.job.withdraw(group.token(step, chunk));
             }
         }
-        let bytes_out = active.plan.checked.output;
-        let (_, first_out) = active.plan.first_blocks;
-        if let (_, Lend::Region(_)) = active.lends
-            && let Some((segment, located)) =
-                group.job.pool.locate(active.output.wrapping_add(first_out), bytes_out)
-            && let Err(error) = segment.detach(located.offset as usize, bytes_out)
-        {
-            // The memory cannot be made safe to give back, so it must never be used again.
-            crate::error::report(format_args!(
-                "{error}; rank {} stops, since a peer may still write its memory",
-                group.job.rank
-            ));
-            std::process::abort();
-        }
+        self.detach_output(group, &active);
     }
 }
 

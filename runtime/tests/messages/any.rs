@@ -68,8 +68,8 @@ fn nobody_starves_behind_a_rank_that_sends_and_sends() {
     for config in configs() {
         windlass::threads_with(3, &config, |comm| match comm.rank() {
             0 => {
-                // Until rank 1 waits for credits.
-                std::thread::sleep(Duration::from_millis(50));
+                // Until rank 1 waits for credits, and rank 2 has sent.
+                std::thread::sleep(Duration::from_millis(150));
                 let (mut before, mut seen) = (0, false);
                 for number in 0..4001 {
                     let (source, _) = receive(&comm, 1, 0, 0);
@@ -81,7 +81,7 @@ fn nobody_starves_behind_a_rank_that_sends_and_sends() {
             }
             1 => (0..4000u64).for_each(|number| comm.blocking().send(&[number], 0, 0).unwrap()),
             _ => {
-                std::thread::sleep(Duration::from_millis(60));
+                std::thread::sleep(Duration::from_millis(20));
                 comm.blocking().send(&[7u64], 0, 0).unwrap();
             }
         })
@@ -228,6 +228,7 @@ fn a_pending_one_holds_up_nothing_else_and_may_be_part_of_an_exchange() {
                 let mut request = RawRequest::new(Collective::Recv, DataType::U64, 1);
                 (request.root, request.tag) = (RawRequest::ANY_SOURCE, at as u32 + 20);
                 (request.output, request.source) = (got.as_mut_ptr().cast(), source);
+                request.input = request.output;
                 request
             };
             let send = |at: usize| {

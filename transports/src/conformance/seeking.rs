@@ -52,7 +52,8 @@ pub(super) fn behind_a_stall(cluster: &mut Cluster<'_>) {
             if when == 0 {
                 assert_eq!(cluster.seek(1, 0, &wanted), None);
             }
-            let mut operations: Vec<_> = unwanted.iter().map(|&message| cluster.send(0, 1, message)).collect();
+            let mut operations: Vec<_> =
+                unwanted.iter().map(|&message| cluster.send(0, 1, message)).collect();
             cluster.settle();
             if when == 1 {
                 assert_eq!(cluster.seek(1, 0, &wanted), None);
@@ -65,7 +66,10 @@ pub(super) fn behind_a_stall(cluster: &mut Cluster<'_>) {
             if when < 3 {
                 let here = cluster.seek(1, 0, &wanted).is_some();
                 cluster.settle();
-                assert!(cluster.take_arrival(1, 0, &wanted) || here, "a stalled sender announces what is sought");
+                assert!(
+                    cluster.take_arrival(1, 0, &wanted) || here,
+                    "a stalled sender announces what is sought"
+                );
             }
             operations.push(cluster.recv(1, 0, wanted));
             let last = operations.len() - 2;

@@ -14,9 +14,8 @@ static ARRIVALS: AtomicU64 = AtomicU64::new(0);
 impl Link {
     /// See [`Transport::seek`](crate::Transport::seek).
     pub fn seek(&mut self, id: &MessageId) -> Option<u64> {
-        if let Some(
-            Incoming::Announced { order, .. } | Incoming::Buffered { order, posted: None, .. },
-        ) = self.incoming.get(id)
+        if let Some(Incoming::Announced { order, .. } | Incoming::Buffered { order, posted: None, .. }) =
+            self.incoming.get(id)
         {
             return Some(*order);
         }
