@@ -159,12 +159,15 @@ impl Stream {
             return;
         }
         let ring = source_role == Role::Stage || to.role == Role::Stage;
+        let is_told = whose.is_some() && plan.call.collective.has_private_lengths();
         for_blocks(geometry, from.blocks, |block| {
             runs(ring, first, end, |a, b| {
-                copy(
-                    geometry.block_piece(source_role, block, a, b),
-                    geometry.block_piece(to.role, block, a, b),
-                );
+                let source = if is_told {
+                    geometry.lent_piece(source_role, block, block, a, b)
+                } else {
+                    geometry.block_piece(source_role, block, a, b)
+                };
+                copy(source, geometry.block_piece(to.role, block, a, b));
             });
         });
     }
@@ -172,6 +175,7 @@ impl Stream {
     fn gather(&self, group: &Group, from: Role, take: Take, first: u32, end: u32) {
         let Some(active) = self.active() else { return };
         let (geometry, own, output) = (&active.plan.geometry, active.input, active.output);
+        let is_told = active.plan.call.collective.has_private_lengths();
         // Begin with the next rank, so that not all ranks read the same peer at once.
         for i in 0..group.ranks {
             let q = (group.rank + 1 + i) % group.ranks;
@@ -179,7 +183,11 @@ impl Stream {
                 if q == group.rank { (own, Role::Input) } else { self.of_peer(group, q, from) };
             runs(role == Role::Stage, first, end, |a, b| {
                 let block = if take == Take::Ours { group.rank } else { q };
-                let s = geometry.block_piece(role, block, a, b);
+                let s = if is_told && q != group.rank {
+                    geometry.lent_piece(role, block, q, a, b)
+                } else {
+                    geometry.block_piece(role, block, a, b)
+                };
                 let t = geometry.block_piece(Role::Output, q, a, b);
                 let source = source.wrapping_add(s.offset as usize);
                 self.copy_bytes(source, output.wrapping_add(t.offset as usize), s.bytes as usize);
