@@ -289,6 +289,13 @@ impl Stream {
             }
             Operands::All(span) => self.operands_below(group, group.ranks, span, at(Role::Input), &at),
             Operands::First(ranks, span) => self.operands_below(group, ranks, span, at(Role::Input), &at),
+            Operands::Received(ranks, _) => {
+                for q in 0..ranks {
+                    let role = if q == group.rank { Role::Input } else { Role::Partial(q as u16) };
+                    self.inputs[q as usize] = self.own(group, role).wrapping_add(at(role));
+                }
+                ranks as usize
+            }
             // No step reads one other rank's operand but to copy it.
             Operands::Of(..) => {
                 unreachable!("a reduction reads one's own operands, or those of the first ranks")
@@ -315,6 +322,7 @@ impl Stream {
                 self.outputs[0] = self.own(group, span.role).wrapping_add(at(span.role));
                 1
             }
+            Operands::Received(..) => unreachable!("what was received is read, and nothing stored to it"),
         };
         let Some(active) = &self.active else { return };
         let count = bytes >> active.plan.element_shift;
@@ -401,6 +409,7 @@ const fn spans_of(operands: Operands) -> [Span; 2] {
             [span; 2]
         }
         Operands::Pair(a, b) => [a, b],
+        Operands::Received(_, blocks) => [Span { role: Role::Partial(0), blocks }; 2],
     }
 }
 
