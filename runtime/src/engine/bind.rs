@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use windlass_collectives::{Action, Blocks, Geometry, Operands, Piece, Role, Span, Take, Task};
-use windlass_kernels::{Combine, Store};
+use windlass_kernels::{Combine, DataType, Store};
 
 use crate::fault;
 use crate::group::Group;
@@ -21,6 +21,14 @@ pub(crate) fn scale(request: &RawRequest) {
     // SAFETY: the request was checked: an all_reduce, whose operand and result are of `count` elements of host memory, the same
     // or apart; whoever made it promises that they are valid and nobody else's until the operation ends.
     unsafe { combine.run(&inputs, &outputs, request.count, request.scalar.to_bits(), Store::Cached) }
+}
+
+/// Copies a message from a rank to itself. Both have been checked: valid, and apart.
+pub(crate) fn copy(from: *const u8, to: *mut u8, bytes: usize) {
+    if bytes > 0 {
+        // SAFETY: whoever made the requests promises that both are valid for so many bytes, and nobody else's, until the call ends.
+        unsafe { Combine::copy(DataType::U8).run(&[from], &[to], bytes, 1, Store::Cached) };
+    }
 }
 
 impl Stream {
