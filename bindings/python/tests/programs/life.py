@@ -219,12 +219,21 @@ def interrupt():
 
 def errors():
     """A mismatch, then a death: typed, with who and what."""
-    other = comm.duplicate()
-    try:
-        other.all_reduce(numpy.ones(4 if RANK else 5))
-        raise AssertionError("a mismatch passed")
-    except windlass.MismatchError as error:
-        assert error.sequence >= 0 and "all_reduce" in error.ours and error.rank in range(SIZE) and error.code == 2
+    zeros = numpy.zeros(4)
+    for name, arguments in [
+        ("all_reduce", (numpy.ones(4 if RANK else 5),)),
+        ("all_reduce", (numpy.ones(4, "float64" if RANK else "float32"),)),
+        ("all_reduce", (numpy.ones(4), "max" if RANK else "sum")),
+        ("all_reduce" if RANK else "broadcast", (numpy.ones(4),)),
+        ("all_gather_v", (zeros[: 2 if RANK else 3], [3, 2] if not RANK else [1, 2])),
+        ("all_reduce", ([numpy.ones(2), numpy.ones(2 + RANK)],)),
+    ]:
+        other = comm.duplicate()
+        try:
+            getattr(other, name)(*arguments)
+            raise AssertionError("a mismatch passed")
+        except windlass.MismatchError as error:
+            assert error.sequence >= 0 and name in error.ours and error.rank in range(SIZE) and error.code == 2
     if RANK == 1:
         os._exit(0)
     try:
