@@ -6,6 +6,7 @@
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use windlass::Collective;
@@ -44,12 +45,18 @@ fn succeeds(command: &mut Command) -> String {
     String::from_utf8(output.stdout).unwrap()
 }
 
+/// A name of its own: tests may share a process.
+fn fresh() -> String {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    format!("{}-{}", std::process::id(), NUMBER.fetch_add(1, Ordering::Relaxed))
+}
+
 /// The library as `make install-c` leaves it, gone at the test's end.
 struct Installed(PathBuf);
 
 impl Installed {
     fn new() -> Self {
-        let prefix = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("prefix-{}", std::process::id()));
+        let prefix = Path::new(env!("CARGO_TARGET_TMPDIR")).join(format!("prefix-{}", fresh()));
         // Cargo builds the library next to the tests.
         let built = std::env::current_exe().unwrap().parent().unwrap().to_owned();
         succeeds(Command::new(here("install")).arg(built).arg(&prefix));
@@ -114,6 +121,7 @@ impl Drop for Ranks {
 
 /// Runs the program as so many ranks, `under` another one if that is named; what they said, if all went well.
 fn run(under: &[&str], program: &Path, ranks: u32) -> Result<String, String> {
+    let job = format!("c-{}", fresh());
     let start = |rank: u32| {
         let mut command = Command::new(under.first().map_or(program.as_os_str(), AsRef::as_ref));
         if let Some((_, arguments)) = under.split_first() {
@@ -129,7 +137,7 @@ fn run(under: &[&str], program: &Path, ranks: u32) -> Result<String, String> {
             .env("RANK", rank.to_string())
             .env("WORLD_SIZE", ranks.to_string())
             .env("MASTER_ADDR", "127.0.0.1")
-            .env("MASTER_PORT", format!("c-{}", std::process::id()))
+            .env("MASTER_PORT", &job)
             .env("WINDLASS_TIMEOUT", "30")
             .stdin(Stdio::null())
             .stdout(said.try_clone().unwrap())
