@@ -13,7 +13,7 @@ use crate::scheduler::RegionName;
 
 use super::lists;
 use super::plan::Plan;
-use super::{Active, Lent, NOTHING, OpenWait, Stream};
+use super::{Active, Lent, NOTHING, OpenWait, Stream, places};
 
 /// How often a line is looked at before anything else is.
 const GLANCES: u32 = 20;
@@ -41,7 +41,7 @@ impl Stream {
         let (first_in, first_out) = plan.first_blocks;
         let (at_input, at_output) = (input, output);
         let root = call.root == group.rank;
-        let (lends_input, lends_output) = match call.collective {
+        let (lends_input, lends_output) = match call.collective.even() {
             Collective::AllReduce | Collective::Scan => (true, true),
             Collective::ExScan => (group.rank + 1 < group.ranks, group.rank > 0),
             Collective::Reduce => (true, root),
@@ -103,6 +103,9 @@ impl Stream {
     pub(super) fn signal(&mut self, group: &Group, phase: Phase, first: u32, end: u32) {
         let (Some(board), Some(active)) = (&group.board, &self.active) else { return };
         let me = group.rank as usize;
+        // The last chunk stands for all that a peer may wait for: where lengths are private, it may have more of them.
+        let last = self.execution.as_ref().is_some_and(|e| e.geometry().chunks(&ARRIVE) == end);
+        let end = if last { u32::MAX } else { end };
         match phase {
             Phase::Arrival => {
                 let line = board.arrival(me, active.sequence);
@@ -110,6 +113,11 @@ impl Stream {
                     line.describe([active.fingerprint.what, active.fingerprint.count]);
                     if active.plan.choice.algorithm == Algorithm::Direct {
                         line.lend(active.lends.0, active.lends.1);
+                        if active.plan.call.collective.has_private_lengths()
+                            && active.lends.0 != Lend::Nothing
+                        {
+                            places::tell(group, board, active);
+                        }
                     }
                 }
                 line.raise(active.sequence, end);
@@ -204,7 +212,12 @@ impl Stream {
         let mut lent = Lent { known: active.sequence + 1, ..NOTHING };
         if active.plan.choice.algorithm == Algorithm::Direct {
             let (input, output) = line.lent();
-            let bounds = active.plan.lent_bounds(q, group.rank);
+            let is_private = active.plan.call.collective.has_private_lengths();
+            let bounds = if is_private && input != Lend::Nothing {
+                Self::place_of_block(group, active, board, q)?
+            } else {
+                active.plan.lent_bounds(q, group.rank)
+            };
             for (slot, (lend, address)) in
                 [(input, &mut lent.input), (output, &mut lent.output)].into_iter().enumerate()
             {
@@ -246,7 +259,7 @@ impl Stream {
                         },
                     );
                     let Some(pieces) = pieces else { return Ok(false) };
-                    *address = pieces;
+                    *address = pieces.wrapping_add(if is_private { bounds.0 as usize } else { 0 });
                     continue;
                 }
                 // A peer that lends memory outside its own segment would have us fault; it made the mistake.
@@ -256,7 +269,8 @@ impl Stream {
                     begin.checked_add(high - low).is_some_and(|end| end <= mapping.len() as u64),
                     "rank {q} lends memory outside its segment"
                 );
-                *address = mapping.base().as_ptr().wrapping_add(location.offset as usize);
+                let begin = if is_private { begin } else { location.offset };
+                *address = mapping.base().as_ptr().wrapping_add(begin as usize);
             }
         }
         self.lent[q as usize] = lent;
@@ -315,7 +329,7 @@ fn meet_segment<'a>(
 ) -> Option<&'a Arc<Mapping>> {
     let index = segment as usize;
     if met.get(index).is_none_or(Option::is_none) {
-        let mapping = group.job.segment_of(owner, segment)?;
+        let mapping = group.job.segments.of(owner, segment)?;
         if met.len() <= index {
             met.resize(index + 1, None);
         }
