@@ -252,6 +252,8 @@ impl Table {
 pub(crate) struct Tables {
     pub(crate) input: Option<Table>,
     pub(crate) output: Option<Table>,
+    /// The result lies where the operand does.
+    pub(crate) same: bool,
     /// How the vector is cut that all ranks cut alike.
     pub(crate) cut: Option<Fingerprint>,
 }
@@ -268,23 +270,25 @@ impl RawRequest {
         (of(self.input_pieces), of(self.output_pieces))
     }
 
-    /// The tables of a checked request.
-    pub(crate) fn tables(&self, checked: &Checked) -> Tables {
+    /// The tables of a checked request, in the place of spare ones.
+    pub(crate) fn tables(&self, checked: &Checked, spare: &mut Vec<Table>) -> Tables {
         let size = self.data_type.size_bytes();
         let (input, output) = self.pieces();
-        let table = |pieces: Option<&[Piece]>, bytes: usize| {
+        let same = input.is_some() && input == output && checked.input == checked.output;
+        let mut table = |pieces: Option<&[Piece]>, bytes: usize| {
             // What a rank does not use it need not have.
             let pieces = pieces.filter(|_| bytes > 0)?;
-            let mut table = Table::default();
+            let mut table = spare.pop().unwrap_or_default();
             table.fill(pieces, size);
             Some(table)
         };
-        let (input, output) = (table(input, checked.input), table(output, checked.output));
+        let input = table(input, checked.input);
+        let output = if same { None } else { table(output, checked.output) };
         // Where each rank's part is its own affair, so is its list.
         let alike = self.collective.input() == Extent::Whole
             || matches!(self.collective, Collective::AllGather | Collective::ReduceScatter);
         let cut = input.as_ref().filter(|_| alike).and_then(Table::hash);
-        Tables { input, output, cut }
+        Tables { input, output, same, cut }
     }
 
     /// Checks where the memory of a call with lists lies.

@@ -389,7 +389,7 @@ impl Group {
             let problem = Problem::Scaled;
             return Err(Error::InvalidArgument { operation, argument: "the operator", problem });
         }
-        scale(request, request.tables(&checked));
+        scale(request, request.tables(&checked, &mut Vec::new()));
         let (input, input_pieces) = (request.output.cast_const(), request.output_pieces);
         Ok(Some(RawRequest { input, input_pieces, ..*request }))
     }

@@ -280,6 +280,8 @@ fn wrong_lists_are_refused() {
             let short = comm.all_gather_into(list(), List::new(vec![vec![0u32; 7]; 3])).wait();
             assert_eq!(problem(short), Problem::WrongLength { expected: 14, actual: 21 });
             let odd = comm.reduce_scatter_into(list(), vec![0; 3], ReduceOp::Sum).wait();
+            assert_eq!(problem(odd), Problem::WrongLength { expected: 6, actual: 7 });
+            let odd = comm.all_to_all_into(list(), list()).wait();
             assert_eq!(problem(odd), Problem::NotDivisible { length: 7, by: 2 });
 
             let mut memory = [0u32; 64];

@@ -22,7 +22,8 @@ pub(crate) fn scale(request: &RawRequest, mut tables: Tables) {
     let mut done = 0;
     while done < request.count {
         let (from, first) = place(tables.input.as_mut(), request.input.cast_mut(), done * size);
-        let (to, second) = place(tables.output.as_mut(), request.output, done * size);
+        let to = if tables.same { tables.input.as_mut() } else { tables.output.as_mut() };
+        let (to, second) = place(to, request.output, done * size);
         let run = (request.count - done).min(first / size).min(second / size);
         // SAFETY: the request was checked: an all_reduce, whose operand and result are of `count` elements of host memory, the same
         // or apart, of which these are in one piece; whoever made it promises that they are valid and nobody else's until the operation ends.
@@ -243,7 +244,17 @@ impl Stream {
         }
         let store = if active.plan.streaming && !active.staged { Store::Streaming } else { Store::Cached };
         if self.lists.in_use {
-            return self.lists.copy(&active.plan.copy, source, target, bytes, store);
+            let mut done = 0;
+            while done < bytes {
+                let (from, to, run) =
+                    self.lists.pair(source.wrapping_add(done), target.wrapping_add(done), bytes - done);
+                if !std::ptr::eq(from, to) {
+                    // SAFETY: as below, of what lies in one piece.
+                    unsafe { active.plan.copy.run(&[from], &[to], run, 1, store) };
+                }
+                done += run;
+            }
+            return;
         }
         // SAFETY: both ranges lie in memory that the operation owns, borrows or was lent, by the layout's bounds; the
         // schedule's proof shows that they do not overlap and that nobody else accesses them in a conflicting way now.
@@ -364,7 +375,16 @@ impl Stream {
         let store = if active.plan.streaming && !active.staged { Store::Streaming } else { Store::Cached };
         if self.lists.in_use {
             let (inputs, outputs) = (&mut self.inputs[..input_count], &mut self.outputs[..output_count]);
-            return self.lists.fold(&active.plan, inputs, outputs, bytes, divisor, store);
+            self.lists.aim(inputs, outputs);
+            let (mut done, shift) = (0, active.plan.element_shift);
+            while done < bytes {
+                let run = self.lists.run(inputs, outputs, done, bytes - done) >> shift;
+                assert!(run > 0, "lists are as long as their vector, and cut between elements");
+                // SAFETY: as below, of what lies in one piece.
+                unsafe { active.plan.reduce.run(inputs, outputs, run, divisor, store) };
+                done += run << shift;
+            }
+            return;
         }
         // SAFETY: every range lies in memory that the operation owns, borrows or was lent, by the layout's bounds; an output
         // equals an input or lies apart; the schedule's proof shows that nobody accesses them in a conflicting way now.

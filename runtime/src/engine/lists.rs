@@ -9,7 +9,6 @@
 //!
 //! Schedules of messages, and device memory, need the vector in one piece: then host memory stands in (`shadow`).
 
-use windlass_kernels::{Combine, Store};
 use windlass_memory::{Allocation, Location, Mapping, Segment};
 use windlass_transports::shm::{Lend, WAYS};
 
@@ -54,6 +53,8 @@ pub(super) struct Lists {
     pub(super) in_use: bool,
     /// By slot.
     tables: Vec<Table>,
+    /// To fill again.
+    pub(super) spare: Vec<Table>,
     /// Where this rank's tables lie for its peers, and the bytes of one; outgrown ones are kept, for peers that may still read them.
     lent: Vec<(Allocation, usize)>,
     sources: Vec<*mut u8>,
@@ -68,16 +69,16 @@ impl Lists {
         tables: Option<Tables>,
         (input, output): (*mut u8, *mut u8),
     ) -> (*mut u8, *mut u8) {
-        let Some(Tables { input: from, output: to, .. }) = tables else {
+        let Some(Tables { input: from, output: to, same, .. }) = tables else {
             self.in_use = false;
             return (input, output);
         };
         self.in_use = true;
         let slot = 2 * group.rank as usize;
-        let same = from.is_some() && from == to;
         let mut name = |slot: usize, table: Option<Table>, address: *mut u8| match table {
             Some(table) => {
-                *self.table(slot) = table;
+                let before = std::mem::replace(self.table(slot), table);
+                self.spare.push(before);
                 encode(slot)
             }
             None => address,
@@ -108,63 +109,45 @@ impl Lists {
         }
     }
 
-    pub(super) fn copy(
+    /// Where two addresses really are, and for how many bytes of `left` both lie in one piece.
+    pub(super) fn pair(
         &mut self,
-        copy: &Combine,
         source: *const u8,
         target: *mut u8,
-        bytes: usize,
-        store: Store,
-    ) {
-        let mut done = 0;
-        while done < bytes {
-            let (from, first) = self.resolve(source.wrapping_add(done).cast_mut());
-            let (to, second) = self.resolve(target.wrapping_add(done));
-            let run = (bytes - done).min(first).min(second);
-            assert!(run > 0, "a list is as long as its vector");
-            if from != to {
-                // SAFETY: as for memory in one piece: both ranges lie in memory that the operation owns, borrows or was lent, by the tables' bounds;
-                // the schedule's proof shows that they do not overlap and that nobody else accesses them in a conflicting way now.
-                unsafe { copy.run(&[from.cast_const()], &[to], run, 1, store) };
-            }
-            done += run;
-        }
+        left: usize,
+    ) -> (*const u8, *mut u8, usize) {
+        let (from, first) = self.resolve(source.cast_mut());
+        let (to, second) = self.resolve(target);
+        let run = left.min(first).min(second);
+        assert!(run > 0, "a list is as long as its vector");
+        (from.cast_const(), to, run)
     }
 
-    pub(super) fn fold(
+    /// Takes the addresses of a Combine's operands and results, whose runs are asked for next.
+    pub(super) fn aim(&mut self, inputs: &[*const u8], outputs: &[*mut u8]) {
+        self.sources.clear();
+        self.sources.extend(inputs.iter().map(|input| input.cast_mut()));
+        self.targets.clear();
+        self.targets.extend(outputs.iter());
+    }
+
+    /// Where what was aimed at really is after `done` bytes, and for how many of `left` all of it lies in one piece.
+    pub(super) fn run(
         &mut self,
-        plan: &Plan,
         inputs: &mut [*const u8],
         outputs: &mut [*mut u8],
-        bytes: usize,
-        divisor: u64,
-        store: Store,
-    ) {
-        let (mut sources, mut targets) =
-            (std::mem::take(&mut self.sources), std::mem::take(&mut self.targets));
-        sources.clear();
-        sources.extend(inputs.iter().map(|input| input.cast_mut()));
-        targets.clear();
-        targets.extend(outputs.iter());
-        let mut done = 0;
-        while done < bytes {
-            let mut run = bytes - done;
-            for (input, source) in inputs.iter_mut().zip(&sources) {
-                let (address, left) = self.resolve(source.wrapping_add(done));
-                (*input, run) = (address.cast_const(), run.min(left));
-            }
-            for (output, target) in outputs.iter_mut().zip(&targets) {
-                let (address, left) = self.resolve(target.wrapping_add(done));
-                (*output, run) = (address, run.min(left));
-            }
-            let count = run >> plan.element_shift;
-            assert!(count > 0, "lists are as long as their vector, and cut between elements");
-            // SAFETY: as for memory in one piece: every range lies in memory that the operation owns, borrows or was lent, by the tables' bounds; an
-            // output equals an input or lies apart; the schedule's proof shows that nobody accesses them in a conflicting way now.
-            unsafe { plan.reduce.run(inputs, outputs, count, divisor, store) };
-            done += count << plan.element_shift;
+        done: usize,
+        mut left: usize,
+    ) -> usize {
+        for (nth, input) in inputs.iter_mut().enumerate() {
+            let (address, bytes) = self.resolve(self.sources[nth].wrapping_add(done));
+            (*input, left) = (address.cast_const(), left.min(bytes));
         }
-        (self.sources, self.targets) = (sources, targets);
+        for (nth, output) in outputs.iter_mut().enumerate() {
+            let (address, bytes) = self.resolve(self.targets[nth].wrapping_add(done));
+            (*output, left) = (address, left.min(bytes));
+        }
+        left
     }
 
     /// Writes the table of what is lent for operation `sequence`; where it lies. `None` when peers reach not all of it.

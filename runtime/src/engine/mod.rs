@@ -267,7 +267,7 @@ impl Stream {
     ) -> Result<Pending, Error> {
         let plan = self.plans.of(group, request)?;
         request.check_memory(&plan.checked)?;
-        let lists = request.is_listed().then(|| request.tables(&plan.checked));
+        let lists = request.is_listed().then(|| request.tables(&plan.checked, &mut self.lists.spare));
         Ok(Pending { plan, input: request.input.cast_mut(), output: request.output, lists, asynchronous })
     }
 

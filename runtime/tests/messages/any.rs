@@ -234,6 +234,7 @@ fn a_pending_one_holds_up_nothing_else_and_may_be_part_of_an_exchange() {
             let send = |at: usize| {
                 let mut request = RawRequest::new(Collective::Send, DataType::U64, 1);
                 (request.root, request.tag, request.input) = (peer, at as u32 + 20, sent[at].as_ptr().cast());
+                request.output = request.input.cast_mut();
                 request
             };
             let ([a, b], [x, y]) = (&mut got, &mut sources);
