@@ -14,11 +14,11 @@ use crate::communicator::{Blocking, Communicator, Tag, exclusive, in_place, shar
 use crate::engine::bind;
 use crate::error::{Error, Problem};
 use crate::group::Group;
-use crate::memory::{Memory, MemoryMut, Span};
+use crate::memory::{Memory, MemoryMut, Span, collide};
 use crate::operation::{Kind, Operation};
 use crate::request::{RawRequest, own_rank};
 use crate::scope::{Borrowed, Scope};
-use crate::transfer;
+use crate::transfer::{self, Ticket};
 
 fn send(span: Span, to: u32, tag: Tag) -> RawRequest {
     in_place(Collective::Send, span).root(to).tag(tag)
@@ -192,14 +192,27 @@ impl<'scope, 'env> Scope<'scope, 'env> {
 
 impl Group {
     fn submit_all(&self, requests: &[RawRequest]) -> Result<Kind, Error> {
-        self.usable("exchange")?;
-        self.start_exchange(&self.messages_of(requests)?, true).map(Kind::Transfer)
+        self.post_all(requests, true).map(Kind::Transfer)
     }
 
     fn perform_all(&self, requests: &[RawRequest]) -> Result<(), Error> {
+        self.finish_transfer(self.post_all(requests, false)?)
+    }
+
+    fn post_all(&self, requests: &[RawRequest], asynchronous: bool) -> Result<Ticket, Error> {
         self.usable("exchange")?;
-        let ticket = self.start_exchange(&self.messages_of(requests)?, false)?;
-        self.finish_transfer(ticket)
+        let leaves =
+            |request: &RawRequest| request.collective.is_point_to_point() && request.root != self.rank;
+        // For a sendrecv with others nothing is allocated.
+        if let [one, other] = requests
+            && leaves(one)
+            && leaves(other)
+        {
+            let messages = [self.message_of(one)?, self.message_of(other)?];
+            apart(&mut [range(&messages[0]), range(&messages[1])])?;
+            return self.start_exchange(&messages, asynchronous);
+        }
+        self.start_exchange(&self.messages_of(requests)?, asynchronous)
     }
 
     /// The messages of one call, all found right before any is posted; those to this rank itself have been copied.
@@ -213,7 +226,7 @@ impl Group {
             }
             messages.push(self.message_of(request)?);
         }
-        apart(&messages)?;
+        apart(&mut messages.iter().map(range).collect::<Vec<_>>())?;
         let pairs = self.own_pairs(requests, &messages)?;
         for (from, to) in pairs {
             bind::copy(messages[from].memory, messages[to].memory, messages[to].call.bytes() as usize);
@@ -341,13 +354,15 @@ impl<'scope, 'env> Scope<'scope, 'env> {
     }
 }
 
+/// The addresses that a message takes, and whether it writes there.
+fn range(message: &transfer::Request) -> (usize, usize, bool) {
+    let begin = message.memory.addr();
+    (begin, begin + message.call.bytes() as usize, message.call.collective == Collective::Recv)
+}
+
 /// Refuses receives into memory that another message of the call uses, too.
-fn apart(messages: &[transfer::Request]) -> Result<(), Error> {
-    let ranges = messages.iter().map(|message| {
-        let begin = message.memory.addr();
-        (begin, begin + message.call.bytes() as usize, message.call.collective == Collective::Recv)
-    });
-    if crate::memory::collide(ranges) {
+fn apart(ranges: &mut [(usize, usize, bool)]) -> Result<(), Error> {
+    if collide(ranges) {
         let (operation, argument) = ("recv", "the buffer");
         return Err(Error::InvalidArgument { operation, argument, problem: Problem::Overlap });
     }

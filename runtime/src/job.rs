@@ -10,7 +10,7 @@ pub(crate) mod segments;
 pub use mending::Reconnects;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -60,6 +60,8 @@ pub(crate) struct Job {
     /// Wakes a thread of this rank that sleeps on the transport's descriptor.
     wake: Option<std::os::fd::OwnedFd>,
     sleepers: Mutex<u32>,
+    /// How many messages that were sought have come.
+    pub(crate) arrivals: AtomicU64,
     /// Who has ended, how, and since when it is known.
     dead: Mutex<BTreeMap<u32, (PeerCause, Instant)>>,
     dead_count: AtomicU32,
@@ -176,6 +178,7 @@ impl Job {
             messages: carriers.messages.map(Mutex::new),
             wake,
             sleepers: Mutex::new(0),
+            arrivals: AtomicU64::new(0),
             dead: Mutex::default(),
             dead_count: AtomicU32::new(0),
             mending: mending::Mending::default(),

@@ -331,13 +331,13 @@ impl RawRequest {
         if writes == 0 {
             return Ok(());
         }
-        if !ascend(output, size) && collide(ranges(output, size, true)) {
+        if !ascend(output, size) && collide(&mut ranges(output, size, true).collect::<Vec<_>>()) {
             return wrong("the output", Problem::Overlap);
         }
         let same = std::ptr::eq(input, output) && checked.in_place == 0;
         if reads > 0
             && !same
-            && collide(ranges(input, size, false).chain(ranges(output, size, true)))
+            && collide(&mut ranges(input, size, false).chain(ranges(output, size, true)).collect::<Vec<_>>())
             && !in_place(input, output, size, checked.in_place)
         {
             return wrong("the input", Problem::Overlap);

@@ -99,6 +99,8 @@ pub(crate) struct Transfers {
     left: usize,
     /// Receives that have no number yet, in the order of their calls: those from any source, and behind one of them those of its tag.
     unmatched: VecDeque<u32>,
+    /// How many messages that were sought had come when they were last looked for.
+    arrivals: u64,
 }
 
 // SAFETY: the raw pointers are those of operations that own or borrow their memory until they end.
@@ -390,7 +392,12 @@ impl Group {
             return false;
         }
         match self.try_deliver() {
-            Ok(moved) => (seeking && lock(&self.transfers).match_receives(self)) || moved,
+            Ok(moved) if seeking => {
+                let mut transfers = lock(&self.transfers);
+                let arrived = transfers.arrivals != self.job.arrivals.load(Ordering::Acquire);
+                arrived && transfers.match_receives(self) || moved
+            }
+            Ok(moved) => moved,
             Err(error) => {
                 self.fail(error, true);
                 true

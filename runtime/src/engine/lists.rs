@@ -69,14 +69,18 @@ impl Lists {
         tables: Option<Tables>,
         (input, output): (*mut u8, *mut u8),
     ) -> (*mut u8, *mut u8) {
-        let Some(Tables { input: from, output: to, same, .. }) = tables else {
-            self.in_use = false;
-            return (input, output);
-        };
-        self.in_use = true;
+        self.in_use = false;
+        let Some(Tables { input: from, output: to, same, .. }) = tables else { return (input, output) };
         let slot = 2 * group.rank as usize;
         let mut name = |slot: usize, table: Option<Table>, address: *mut u8| match table {
+            // One piece is memory like any other.
+            Some(mut table) if table.len() == 1 => {
+                let base = table.at(0).0;
+                self.spare.push(table);
+                base
+            }
             Some(table) => {
+                self.in_use = true;
                 let before = std::mem::replace(self.table(slot), table);
                 self.spare.push(before);
                 encode(slot)

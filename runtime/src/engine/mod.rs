@@ -567,7 +567,7 @@ impl Stream {
     pub(crate) fn abandon(&mut self, group: &Group) {
         self.waits = [None; 2];
         self.ground(group);
-        self.shadow = None;
+        let _leaves_until_withdrawn = self.shadow.take();
         let asynchronous = self.queue.iter().filter(|p| p.asynchronous).count()
             + usize::from(self.active.as_ref().is_some_and(|a| a.asynchronous));
         group.detached.fetch_sub(asynchronous, Ordering::AcqRel);

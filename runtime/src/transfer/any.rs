@@ -15,18 +15,21 @@ use crate::group::Group;
 impl Transfers {
     /// Gives numbers to the receives that can have one. Whether any could.
     pub(super) fn match_receives(&mut self, group: &Group) -> bool {
-        // The first that found nothing: nobody has sent anything of its tag, also not for the later ones.
-        let (mut matched, mut at, mut held) = (false, 0, Vec::new());
+        // What arrives from here on is looked for again.
+        self.arrivals = group.job.arrivals.load(Ordering::Acquire);
+        let (mut matched, mut at) = (false, 0);
         while let Some(&index) = self.unmatched.get(at) {
             let Some(Some(transfer)) = self.table.get(index as usize) else { return matched };
             let Request { peer, tag, .. } = transfer.request;
+            // One before it found nothing of the tag, so nobody has sent anything for this one either.
+            let of_tag =
+                |index: &u32| self.table[*index as usize].as_ref().is_some_and(|t| t.request.tag == tag);
             let peer = match peer {
-                _ if held.contains(&tag) => None,
+                _ if self.unmatched.iter().take(at).any(of_tag) => None,
                 ANY_SOURCE => self.first_to_send(group, tag),
                 peer => Some(peer),
             };
             let Some(peer) = peer else {
-                held.push(tag);
                 at += 1;
                 continue;
             };
