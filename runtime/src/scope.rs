@@ -65,7 +65,8 @@ impl<'scope, 'env> Scope<'scope, 'env> {
 
     pub(crate) fn start(&'scope self, request: Result<RawRequest, Error>) -> Borrowed<'scope> {
         let group = self.communicator.group();
-        let kind = request.and_then(|r| group.submit(&r)).unwrap_or_else(Kind::Refused);
+        let limited = |r| self.communicator.limited(&r, |r| group.submit(r));
+        let kind = request.and_then(limited).unwrap_or_else(Kind::Refused);
         lock(&self.started).push(kind.clone());
         Borrowed { communicator: self.communicator.clone(), kind, scope: PhantomData }
     }
