@@ -155,6 +155,13 @@ impl Model {
             (Algorithm::Publish, C::Scan | C::ExScan) => flags(1.0) + touch(2.0 * n + p * n + n),
             (Algorithm::Publish, C::Broadcast) => flags(1.0) + touch(4.0 * n),
             (Algorithm::Publish, _) => flags(1.0),
+            // Where a rank's blocks lie is told in its slot.
+            (Algorithm::Direct, _)
+                if call.collective.has_private_lengths()
+                    && 8 * (u64::from(topology.ranks) + 1) > self.slot_bytes =>
+            {
+                return None;
+            }
             (Algorithm::Direct, C::ReduceScatter) => flags(2.0) + touch(n + n / p),
             (Algorithm::Direct, C::Scatter) => flags(2.0) + touch(2.0 * n / p),
             (Algorithm::Direct, C::Scan | C::ExScan) => flags(2.0) + touch(n * (p + 1.0) / 2.0 + n),

@@ -189,8 +189,8 @@ impl Schedule {
         use Algorithm as A;
         use Collective as C;
         match (collective.even(), algorithm) {
-            // The ranks do not know what each of them would publish, or need not agree on how to cut it.
-            (C::AllToAll | C::Gather | C::Scatter, A::Publish | A::Direct) if collective.is_uneven() => false,
+            // The ranks do not know whether what each of them would publish fits into a slot.
+            (_, A::Publish) if collective.has_private_lengths() => false,
             (C::Send | C::Recv, A::Pair) => true,
             (C::Send | C::Recv, _) => false,
             (C::Barrier, A::Publish | A::Dissemination) => ranks > 0,

@@ -84,7 +84,7 @@ impl Communicator {
         Self { group, timeout: None }
     }
 
-    pub(crate) fn group(&self) -> &Group {
+    pub(crate) const fn group(&self) -> &Arc<Group> {
         &self.group
     }
 
@@ -106,6 +106,10 @@ impl Communicator {
     #[must_use]
     pub fn with_timeout(&self, timeout: Duration) -> Self {
         Self { group: Arc::clone(&self.group), timeout: Some(timeout) }
+    }
+
+    pub(crate) const fn timeout(&self) -> Option<Duration> {
+        self.timeout
     }
 
     /// Gives `f` the request with this handle's time limit, unless it has one of its own.

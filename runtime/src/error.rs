@@ -97,8 +97,17 @@ pub enum Problem {
         /// Elements.
         count: u64,
     },
-    /// The rank sends to or receives from itself, which would wait for ever.
+    /// The rank sends to or receives from itself, and nothing in the same call takes or gives it: that would wait for ever.
     OwnRank,
+    /// A collective where a call takes sends and receives only.
+    NoMessage,
+    /// Elements of another type.
+    WrongType {
+        /// The type the call needs.
+        expected: windlass_kernels::DataType,
+        /// The type given.
+        actual: windlass_kernels::DataType,
+    },
     /// The communicator has been finalized.
     Finalized,
     /// This rank uses another accelerator already.
@@ -113,13 +122,6 @@ pub enum Problem {
     Scaled,
     /// A program's own operator that this rank has not registered.
     NotRegistered,
-    /// A program's own operator for elements of another type.
-    OfOtherType {
-        /// The operator's.
-        expected: windlass_kernels::DataType,
-        /// The elements'.
-        actual: windlass_kernels::DataType,
-    },
     /// An operator has this name already.
     NameTaken,
     /// Memory that cannot be registered.
@@ -146,7 +148,13 @@ impl fmt::Display for Problem {
                 write!(f, "overlaps the other one; use separate buffers, or one buffer in place")
             }
             Self::TooLarge { count } => write!(f, "of {count} elements is larger than memory can be"),
-            Self::OwnRank => write!(f, "is this rank itself; copy instead"),
+            Self::OwnRank => {
+                write!(f, "is this rank itself; copy instead, or send and receive in one exchange")
+            }
+            Self::NoMessage => write!(f, "is neither send nor recv"),
+            Self::WrongType { expected, actual } => {
+                write!(f, "is of {actual} but the call needs {expected}")
+            }
             Self::Finalized => write!(f, "has been finalized; make a new one"),
             Self::OtherAccelerator => {
                 write!(f, "is not the one this rank uses; a rank uses one accelerator")
@@ -165,9 +173,6 @@ impl fmt::Display for Problem {
                 )
             }
             Self::NotRegistered => write!(f, "is none that this rank has registered; call register_op first"),
-            Self::OfOtherType { expected, actual } => {
-                write!(f, "is for elements of {expected}, and these are {actual}; register one for them")
-            }
             Self::NameTaken => write!(f, "is that of an operator registered before; use another one"),
             Self::NotAdopted(refused) => write!(f, "cannot be registered: {refused}"),
             Self::Shared => write!(f, "is registered memory of windlass, which needs no more"),

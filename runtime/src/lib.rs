@@ -22,6 +22,7 @@ mod config;
 mod device;
 mod engine;
 mod error;
+mod exchange;
 mod faces;
 mod fault;
 mod fork;

@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use windlass_collectives::{Action, Blocks, Geometry, Operands, Piece, Role, Span, Take, Task};
-use windlass_kernels::{Combine, Store};
+use windlass_kernels::{Combine, DataType, Store};
 
 use crate::fault;
 use crate::group::Group;
@@ -21,6 +21,14 @@ pub(crate) fn scale(request: &RawRequest) {
     // SAFETY: the request was checked: an all_reduce, whose operand and result are of `count` elements of host memory, the same
     // or apart; whoever made it promises that they are valid and nobody else's until the operation ends.
     unsafe { combine.run(&inputs, &outputs, request.count, request.scalar.to_bits(), Store::Cached) }
+}
+
+/// Copies a message from a rank to itself. Both have been checked: valid, and apart.
+pub(crate) fn copy(from: *const u8, to: *mut u8, bytes: usize) {
+    if bytes > 0 {
+        // SAFETY: whoever made the requests promises that both are valid for so many bytes, and nobody else's, until the call ends.
+        unsafe { Combine::copy(DataType::U8).run(&[from], &[to], bytes, 1, Store::Cached) };
+    }
 }
 
 impl Stream {
@@ -163,12 +171,15 @@ impl Stream {
             return;
         }
         let ring = source_role == Role::Stage || to.role == Role::Stage;
+        let is_told = whose.is_some() && plan.call.collective.has_private_lengths();
         for_blocks(geometry, from.blocks, |block| {
             runs(ring, first, end, |a, b| {
-                copy(
-                    geometry.block_piece(source_role, block, a, b),
-                    geometry.block_piece(to.role, block, a, b),
-                );
+                let source = if is_told {
+                    geometry.lent_piece(source_role, block, block, a, b)
+                } else {
+                    geometry.block_piece(source_role, block, a, b)
+                };
+                copy(source, geometry.block_piece(to.role, block, a, b));
             });
         });
     }
@@ -176,6 +187,7 @@ impl Stream {
     fn gather(&self, group: &Group, from: Role, take: Take, first: u32, end: u32) {
         let Some(active) = self.active() else { return };
         let (geometry, own, output) = (&active.plan.geometry, active.input, active.output);
+        let is_told = active.plan.call.collective.has_private_lengths();
         // Begin with the next rank, so that not all ranks read the same peer at once.
         for i in 0..group.ranks {
             let q = (group.rank + 1 + i) % group.ranks;
@@ -183,7 +195,11 @@ impl Stream {
                 if q == group.rank { (own, Role::Input) } else { self.of_peer(group, q, from) };
             runs(role == Role::Stage, first, end, |a, b| {
                 let block = if take == Take::Ours { group.rank } else { q };
-                let s = geometry.block_piece(role, block, a, b);
+                let s = if is_told && q != group.rank {
+                    geometry.lent_piece(role, block, q, a, b)
+                } else {
+                    geometry.block_piece(role, block, a, b)
+                };
                 let t = geometry.block_piece(Role::Output, q, a, b);
                 let source = source.wrapping_add(s.offset as usize);
                 self.copy_bytes(source, output.wrapping_add(t.offset as usize), s.bytes as usize);

@@ -7,6 +7,7 @@
 //! | module | one idea |
 //! |---|---|
 //! | [`flags`] | what ranks tell each other through lines: arrival, memory lent, done |
+//! | [`places`] | where blocks lie, for peers that do not know how long the others are |
 //! | [`bind`] | a step's spans to addresses, and the Combine over them |
 //! | [`flight`] | a Combine by an accelerator's engine, over memory that moves |
 //! | [`fold`] | a Combine by an operator of the program's own, without the lock |
@@ -26,6 +27,7 @@ mod due;
 mod flags;
 mod flight;
 mod fold;
+mod places;
 pub(crate) mod plan;
 mod report;
 mod scratch;
@@ -73,7 +75,7 @@ pub(crate) struct Pending {
 /// What one peer lends for the operation under way.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Lent {
-    /// Where block 0 of its input would begin, in this process.
+    /// Where block 0 of its input would begin, in this process; where lengths are private, the block that it lends this rank.
     pub(crate) input: *mut u8,
     /// The same for its output.
     pub(crate) output: *mut u8,

@@ -307,8 +307,8 @@ fn wrong_ones_are_refused() {
             assert!(matches!(problem, Problem::WrongLength { .. }), "{problem:?}");
         }
         let call = |op| comm.blocking().all_reduce(&mut [1.0f32; 4], op).map(|()| op);
-        let Problem::OfOtherType { expected, actual } = problem(call(op)) else { panic!("another type") };
-        assert_eq!((expected, actual), (DataType::U64, DataType::F32));
+        let Problem::WrongType { expected, actual } = problem(call(op)) else { panic!("another type") };
+        assert_eq!((expected, actual), (DataType::F32, DataType::U64));
         let unknown = ReduceOp::User(UserOp::named("nobody's"));
         assert_eq!(problem(call(unknown)), Problem::NotRegistered);
         let text = call(unknown).unwrap_err().to_string();

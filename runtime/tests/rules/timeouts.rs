@@ -114,6 +114,32 @@ fn a_message_that_does_not_come_is_given_up() {
 }
 
 #[test]
+fn an_exchange_has_one_limit() {
+    for transport in TRANSPORTS {
+        let over = Meeting::default();
+        windlass::threads_with(2, &config(transport, None), |comm| {
+            comm.blocking().barrier().unwrap();
+            if comm.rank() == 1 {
+                // One of the two messages comes.
+                comm.blocking().send(&[4u8; 3], 0, 1).unwrap();
+                return over.of(2);
+            }
+            let (begin, limited) = (Instant::now(), comm.with_timeout(SHORT));
+            let receives = vec![(vec![0u8; 3], 1, 1), (vec![0u8; 3], 1, 2)];
+            let failed = limited.exchange(Vec::<(Vec<u8>, u32, u32)>::new(), receives).wait().unwrap_err();
+            in_time(begin.elapsed(), SHORT);
+            assert!(
+                matches!(&failed.error, Error::TimedOut { operation: "recv", waiting_on, .. } if *waiting_on == [1]),
+                "{transport}: {}",
+                failed.error
+            );
+            over.of(2);
+        })
+        .unwrap();
+    }
+}
+
+#[test]
 fn it_may_be_longer_than_the_general_limit() {
     for transport in TRANSPORTS {
         let mut config = config(transport, None);
