@@ -3,6 +3,7 @@
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "selftest.h"
 
@@ -64,7 +65,7 @@ static void side_drain(struct side *side)
 static void side_connect(struct side *side, struct side *peer, int retries)
 {
 	modify(side, (struct ibv_qp_attr){ .qp_state = IBV_QPS_INIT, .port_num = 1,
-		.qp_access_flags = IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ },
+		.qp_access_flags = IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_ATOMIC },
 		IBV_QP_PKEY_INDEX | IBV_QP_PORT | IBV_QP_ACCESS_FLAGS);
 	modify(side, (struct ibv_qp_attr){ .qp_state = IBV_QPS_RTR, .path_mtu = IBV_MTU_4096, .dest_qp_num = peer->qp->qp_num,
 		.max_dest_rd_atomic = 4, .min_rnr_timer = 12,
@@ -119,6 +120,13 @@ void link_post(struct link *link, enum ibv_wr_opcode opcode, unsigned int value,
 		die("cannot post a write");
 }
 
+/* soft-RoCE reports the error first and changes the state of the queue pair then; a reset in between would be undone. */
+static void side_wait_for_error(struct side *side)
+{
+	for (int ms = 0; ms < 2000 && side_state(side) != IBV_QPS_ERR; ms++)
+		usleep(1000);
+}
+
 struct ibv_wc link_wait(struct link *link)
 {
 	struct pollfd readable = { .fd = link->sender.channel->fd, .events = POLLIN };
@@ -131,12 +139,33 @@ struct ibv_wc link_wait(struct link *link)
 			die("cannot ask for notice of completions");
 		/* After asking, so that none falls between. */
 		if (ibv_poll_cq(link->sender.cq, 1, &wc) == 1)
-			return wc;
+			break;
 		if (poll(&readable, 1, 30000) != 1)
 			die("no completion in 30 s");
 		if (ibv_get_cq_event(link->sender.channel, &cq, &context) == 0)
 			ibv_ack_cq_events(cq, 1);
 	}
+	if (wc.status != IBV_WC_SUCCESS)
+		side_wait_for_error(&link->sender);
+	if (wc.status == IBV_WC_REM_ACCESS_ERR)
+		side_wait_for_error(&link->target);
+	return wc;
+}
+
+enum ibv_wc_status link_fetch_and_add(struct link *link, uint64_t add, uint64_t address, uint32_t rkey, uint64_t *before)
+{
+	struct ibv_sge sge = { .addr = (uintptr_t)link->source, .length = sizeof(*before), .lkey = link->source_mr->lkey };
+	struct ibv_send_wr request = {
+		.sg_list = &sge, .num_sge = 1, .opcode = IBV_WR_ATOMIC_FETCH_AND_ADD, .send_flags = IBV_SEND_SIGNALED,
+		.wr.atomic = { .remote_addr = address, .rkey = rkey, .compare_add = add },
+	}, *bad;
+	enum ibv_wc_status status;
+
+	if (ibv_post_send(link->sender.qp, &request, &bad))
+		die("cannot post an atomic");
+	status = link_wait(link).status;
+	memcpy(before, link->source, sizeof(*before));
+	return status;
 }
 
 bool link_access_event(struct link *link)

@@ -1,5 +1,6 @@
 // SPDX-License-Identifier: Apache-2.0 OR MIT
 /* Each row does one thing to memory that RDMA writes into, and says in a cell what a program sees of it. */
+#include <dlfcn.h>
 #include <errno.h>
 #include <stdio.h>
 #include <string.h>
@@ -38,10 +39,11 @@ static double seconds(void)
 	return now.tv_sec + now.tv_nsec / 1e9;
 }
 
+#define REGION_ACCESS (IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ | IBV_ACCESS_REMOTE_ATOMIC)
+
 static struct ibv_mr *registered_at(struct link *link, int fd, uint64_t offset, uint64_t length)
 {
-	return ibv_reg_dmabuf_mr(link->target.pd, offset, length, REGION_IOVA, fd,
-				 IBV_ACCESS_LOCAL_WRITE | IBV_ACCESS_REMOTE_WRITE | IBV_ACCESS_REMOTE_READ);
+	return ibv_reg_dmabuf_mr(link->target.pd, offset, length, REGION_IOVA, fd, REGION_ACCESS);
 }
 
 static struct ibv_mr *registered(struct link *link, struct buffer *buffer)
@@ -248,6 +250,26 @@ static void row_fence(struct link *link, char *cell)
 	buffer_close(&buffer);
 }
 
+/* A counter at the region's beginning, before and after a move. */
+static void row_atomic(struct link *link, char *cell)
+{
+	struct buffer buffer = accelerator_buffer();
+	struct ibv_mr *mr = registered(link, &buffer);
+	uint64_t before = 0, after = 0;
+	enum ibv_wc_status status;
+	int error;
+
+	link_connect(link, 7);
+	status = link_fetch_and_add(link, 7, REGION_IOVA, mr->rkey, &before);
+	error = accelerator_move(&buffer, 0, 0);
+	if (status == IBV_WC_SUCCESS)
+		status = link_fetch_and_add(link, 5, REGION_IOVA, mr->rkey, &after);
+	snprintf(cell, CELL, "%s, %s, then %ju and %ju, then %ju", status == IBV_WC_SUCCESS ? "success" : status_name(status),
+		 error ? "EBUSY" : "moved", (uintmax_t)before, (uintmax_t)after, (uintmax_t)*(uint64_t *)(buffer.map + REGION_OFFSET));
+	deregister(mr);
+	buffer_close(&buffer);
+}
+
 static void row_exporters(struct link *link, char *cell)
 {
 	struct buffer udmabuf = udmabuf_buffer(), heap = heap_buffer();
@@ -272,6 +294,23 @@ static void row_silent_peer(struct link *link, char *cell)
 	wc = link_wait(link);
 	deregister(mr);
 	snprintf(cell, CELL, "%s, connected anew: %s", status_name(wc.status), data_after(link, &buffer));
+	buffer_close(&buffer);
+}
+
+/* As programs do that start without rdma-core: the library opened, and the verb looked up in it. */
+static void row_looked_up(struct link *link, char *cell)
+{
+	struct ibv_mr *(*verb)(struct ibv_pd *, uint64_t, size_t, uint64_t, int, int);
+	void *library = dlopen("libibverbs.so.1", RTLD_NOW | RTLD_LOCAL);
+	struct buffer buffer = accelerator_buffer();
+	struct ibv_mr *mr;
+
+	*(void **)&verb = library ? dlsym(library, "ibv_reg_dmabuf_mr") : NULL;
+	mr = verb ? verb(link->target.pd, REGION_OFFSET, WRITE_BYTES, REGION_IOVA, buffer.fd, REGION_ACCESS) : NULL;
+	snprintf(cell, CELL, "%s, other symbols: %s", mr ? "registered" : strerror(errno),
+		 library && dlsym(library, "ibv_reg_mr") && !dlsym(library, "no_such_symbol") ? "as ever" : "wrong");
+	if (mr)
+		deregister(mr);
 	buffer_close(&buffer);
 }
 
@@ -325,8 +364,13 @@ const struct row rows[] = {
 		"RTS, no event, a read: succeeds, registered anew: ENODEV",
 		"RTS, no event, a read: REM_ACCESS_ERR, registered anew: ENODEV" } },
 	{ "MOVE behind a fence of 300 ms", row_fence, { "writes succeed after the fence, data right", "EBUSY", "EBUSY" } },
+	{ "atomics around a MOVE", row_atomic, {
+		"success, moved, then 0 and 7, then 12",
+		"success, EBUSY, then 0 and 7, then 12",
+		"success, EBUSY, then 0 and 7, then 12" } },
 	{ "the kernel's own exporters", row_exporters, ALL("udmabuf: data right, system heap: data right") },
 	{ "a peer that does not answer", row_silent_peer, ALL("RETRY_EXC_ERR, connected anew: data right") },
+	{ "the verb looked up by dlsym", row_looked_up, ALL("registered, other symbols: as ever") },
 	{ "descriptors that cannot be registered", row_bad_input, ALL("good: 0, refused: yes yes yes yes yes yes") },
 };
 

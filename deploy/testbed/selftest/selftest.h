@@ -39,6 +39,8 @@ void link_connect(struct link *link, int retries);
 enum ibv_qp_state side_state(struct side *side);
 /* Writes (or reads) slot by slot; the value of write i fills its slot. */
 void link_post(struct link *link, enum ibv_wr_opcode opcode, unsigned int value, uint64_t address, uint32_t rkey);
+/* Adds to a word of the target and waits for it; *before is what the word was. */
+enum ibv_wc_status link_fetch_and_add(struct link *link, uint64_t add, uint64_t address, uint32_t rkey, uint64_t *before);
 /* The next completion of the sender. */
 struct ibv_wc link_wait(struct link *link);
 /* Whether the target has been told of an access error. */
