@@ -152,6 +152,19 @@ struct ibv_wc link_wait(struct link *link)
 	return wc;
 }
 
+enum ibv_wc_status link_write_from(struct link *link, struct ibv_mr *source, uint64_t address, uint32_t rkey)
+{
+	struct ibv_sge sge = { .addr = REGION_IOVA, .length = WRITE_BYTES, .lkey = source->lkey };
+	struct ibv_send_wr request = {
+		.sg_list = &sge, .num_sge = 1, .opcode = IBV_WR_RDMA_WRITE, .send_flags = IBV_SEND_SIGNALED,
+		.wr.rdma = { .remote_addr = address, .rkey = rkey },
+	}, *bad;
+
+	if (ibv_post_send(link->sender.qp, &request, &bad))
+		die("cannot post a write");
+	return link_wait(link).status;
+}
+
 enum ibv_wc_status link_fetch_and_add(struct link *link, uint64_t add, uint64_t address, uint32_t rkey, uint64_t *before)
 {
 	struct ibv_sge sge = { .addr = (uintptr_t)link->source, .length = sizeof(*before), .lkey = link->source_mr->lkey };

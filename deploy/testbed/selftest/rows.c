@@ -70,6 +70,8 @@ static const char *status_name(enum ibv_wc_status status)
 		return "writes succeed";
 	case IBV_WC_REM_ACCESS_ERR:
 		return "REM_ACCESS_ERR";
+	case IBV_WC_WR_FLUSH_ERR:
+		return "WR_FLUSH_ERR";
 	case IBV_WC_RETRY_EXC_ERR:
 		return "RETRY_EXC_ERR";
 	default:
@@ -250,6 +252,32 @@ static void row_fence(struct link *link, char *cell)
 	buffer_close(&buffer);
 }
 
+/* The sender's own memory: a region that is read from, and not told of by a key that travels. */
+static void row_local(struct link *link, char *cell)
+{
+	struct buffer from = accelerator_buffer(), to = heap_buffer();
+	struct ibv_mr *source = ibv_reg_dmabuf_mr(link->sender.pd, REGION_OFFSET, WRITE_BYTES, REGION_IOVA, from.fd, REGION_ACCESS);
+	struct ibv_mr *mr = registered(link, &to);
+	const char *first, *moved, *revoked;
+
+	if (!source)
+		die("the sender cannot register: %s", strerror(errno));
+	link_connect(link, 7);
+	fill(from.map + REGION_OFFSET, 1);
+	first = status_name(link_write_from(link, source, REGION_IOVA, mr->rkey));
+	moved = accelerator_move(&from, 0, 0) ? "EBUSY" : "moved";
+	fill(from.map + REGION_OFFSET, 2);
+	if (link_write_from(link, source, REGION_IOVA, mr->rkey) != IBV_WC_SUCCESS || !buffer_holds(&to, 2))
+		first = "wrong";
+	accelerator_revoke(&from);
+	revoked = status_name(link_write_from(link, source, REGION_IOVA, mr->rkey));
+	snprintf(cell, CELL, "%s, %s, then revoked: %s", first, moved, revoked);
+	deregister(source);
+	deregister(mr);
+	buffer_close(&from);
+	buffer_close(&to);
+}
+
 /* A counter at the region's beginning, before and after a move. */
 static void row_atomic(struct link *link, char *cell)
 {
@@ -364,6 +392,10 @@ const struct row rows[] = {
 		"RTS, no event, a read: succeeds, registered anew: ENODEV",
 		"RTS, no event, a read: REM_ACCESS_ERR, registered anew: ENODEV" } },
 	{ "MOVE behind a fence of 300 ms", row_fence, { "writes succeed after the fence, data right", "EBUSY", "EBUSY" } },
+	{ "MOVE and REVOKE of the memory sent from", row_local, {
+		"writes succeed, moved, then revoked: WR_FLUSH_ERR",
+		"writes succeed, EBUSY, then revoked: writes succeed",
+		"writes succeed, EBUSY, then revoked: WR_FLUSH_ERR" } },
 	{ "atomics around a MOVE", row_atomic, {
 		"success, moved, then 0 and 7, then 12",
 		"success, EBUSY, then 0 and 7, then 12",

@@ -33,12 +33,18 @@ struct link {
 	struct ibv_mr *source_mr;
 };
 
+/* A region lies inside its buffer at an offset, as device memory does, and has addresses of its own. */
+#define REGION_OFFSET 0x3200
+#define REGION_IOVA 0x70200
+
 void link_open(struct link *link, const char *sender, const char *target);
 /* Takes both queue pairs through RESET to RTS and forgets what happened before. */
 void link_connect(struct link *link, int retries);
 enum ibv_qp_state side_state(struct side *side);
 /* Writes (or reads) slot by slot; the value of write i fills its slot. */
 void link_post(struct link *link, enum ibv_wr_opcode opcode, unsigned int value, uint64_t address, uint32_t rkey);
+/* Writes WRITE_BYTES from a region of the sender's at REGION_IOVA, and waits for it. */
+enum ibv_wc_status link_write_from(struct link *link, struct ibv_mr *source, uint64_t address, uint32_t rkey);
 /* Adds to a word of the target and waits for it; *before is what the word was. */
 enum ibv_wc_status link_fetch_and_add(struct link *link, uint64_t add, uint64_t address, uint32_t rkey, uint64_t *before);
 /* The next completion of the sender. */
@@ -48,10 +54,7 @@ bool link_access_event(struct link *link);
 
 /* buffer.c: memory behind a dma-buf, and what it should hold */
 
-/* The region lies inside its buffer at an offset, as device memory does. */
 #define BUFFER_BYTES (2 * WRITE_BYTES)
-#define REGION_OFFSET 0x3200
-#define REGION_IOVA 0x70200
 
 struct buffer {
 	int fd;
