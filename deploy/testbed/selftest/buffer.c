@@ -4,12 +4,12 @@
 #include <fcntl.h>
 #include <linux/dma-heap.h>
 #include <linux/udmabuf.h>
+#include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <unistd.h>
 
 #include "selftest.h"
-#include "windlass_accelerator.h"
 
 static int device(const char *path)
 {
@@ -94,13 +94,25 @@ int accelerator_revoke(struct buffer *buffer)
 	return ioctl(accelerator(), WINDLASS_ACCELERATOR_REVOKE, &request) ? errno : 0;
 }
 
-uint64_t accelerator_stale_bytes(struct buffer *buffer)
+struct windlass_accelerator_stat accelerator_stat(int dmabuf)
 {
-	struct windlass_accelerator_stat stat = { .dmabuf = buffer->fd };
+	struct windlass_accelerator_stat stat = { .dmabuf = dmabuf };
 
 	if (ioctl(accelerator(), WINDLASS_ACCELERATOR_STAT, &stat))
 		die("the accelerator gives no figures");
-	return stat.stale_bytes;
+	return stat;
+}
+
+uint64_t accelerator_stale_bytes(struct buffer *buffer)
+{
+	return accelerator_stat(buffer->fd).stale_bytes;
+}
+
+int accelerator_error(unsigned long request, const void *arguments, size_t bytes)
+{
+	char copy[128];
+
+	return ioctl(accelerator(), request, memcpy(copy, arguments, bytes)) ? errno : 0;
 }
 
 /* Each byte depends on its place, so that a packet gone astray shows, and none is zero or poison. */

@@ -8,7 +8,6 @@
 #include <unistd.h>
 
 #include "selftest.h"
-#include "windlass_accelerator.h"
 
 const char *const modes[MODES] = { "dynamic", "pinned", "revocable" };
 
@@ -372,6 +371,68 @@ static void row_bad_input(struct link *link, char *cell)
 	buffer_close(&buffer);
 }
 
+static void set_keep_mb(unsigned int megabytes)
+{
+	FILE *file = fopen("/sys/module/windlass_accelerator/parameters/keep_mb", "w");
+
+	if (!file || fprintf(file, "%u", megabytes) < 0 || fclose(file))
+		die("cannot set how much the accelerator keeps");
+}
+
+/* The oracle: what was found stays found when the pages it was found in are given back, and when the buffer is gone. */
+static void row_oracle(struct link *link, char *cell)
+{
+	uint64_t before = accelerator_stat(WINDLASS_ACCELERATOR_ALL).stale_bytes, found, kept, after;
+	struct buffer buffer = accelerator_buffer();
+	struct ibv_mr *mr = registered(link, &buffer);
+
+	link_connect(link, 7);
+	accelerator_move(&buffer, WINDLASS_ACCELERATOR_FORCE, 0);
+	link_post(link, IBV_WR_RDMA_WRITE, 1, REGION_IOVA, mr->rkey);
+	link_wait(link);
+	deregister(mr);
+	found = accelerator_stale_bytes(&buffer);
+	set_keep_mb(1);
+	for (int i = 0; i < 24; i++)
+		if (accelerator_move(&buffer, 0, 0))
+			die("a buffer that nobody uses does not move");
+	set_keep_mb(64);
+	kept = accelerator_stat(buffer.fd).kept_bytes;
+	after = accelerator_stale_bytes(&buffer);
+	buffer_close(&buffer);
+	snprintf(cell, CELL, "%ju stale, %ju KiB kept, %ju stale, %ju stale in all", (uintmax_t)found, (uintmax_t)kept / 1024, (uintmax_t)after,
+		 (uintmax_t)(accelerator_stat(WINDLASS_ACCELERATOR_ALL).stale_bytes - before));
+}
+
+#define ERROR_OF(request, type, ...) accelerator_error(request, &(struct type){ __VA_ARGS__ }, sizeof(struct type))
+
+static void row_bad_requests(struct link *link, char *cell)
+{
+	struct buffer buffer = accelerator_buffer(), foreign = heap_buffer();
+	struct { int error, expected; } refused[] = {
+		{ ERROR_OF(WINDLASS_ACCELERATOR_ALLOC, windlass_accelerator_alloc, .bytes = 0), EINVAL },
+		{ ERROR_OF(WINDLASS_ACCELERATOR_ALLOC, windlass_accelerator_alloc, .bytes = 4097), EINVAL },
+		{ ERROR_OF(WINDLASS_ACCELERATOR_ALLOC, windlass_accelerator_alloc, .bytes = 1ULL << 62), EINVAL },
+		{ ERROR_OF(WINDLASS_ACCELERATOR_ALLOC, windlass_accelerator_alloc, .bytes = 4096, .flags = 1), EINVAL },
+		{ ERROR_OF(WINDLASS_ACCELERATOR_MOVE, windlass_accelerator_move, .dmabuf = -1), EBADF },
+		{ ERROR_OF(WINDLASS_ACCELERATOR_MOVE, windlass_accelerator_move, .dmabuf = foreign.fd), EINVAL },
+		{ ERROR_OF(WINDLASS_ACCELERATOR_MOVE, windlass_accelerator_move, .dmabuf = buffer.fd, .flags = 2), EINVAL },
+		{ ERROR_OF(WINDLASS_ACCELERATOR_REVOKE, windlass_accelerator_revoke, .dmabuf = foreign.fd), EINVAL },
+		{ ERROR_OF(WINDLASS_ACCELERATOR_REVOKE, windlass_accelerator_revoke, .dmabuf = buffer.fd), 0 },
+		{ ERROR_OF(WINDLASS_ACCELERATOR_REVOKE, windlass_accelerator_revoke, .dmabuf = buffer.fd), ENODEV },
+		{ ERROR_OF(WINDLASS_ACCELERATOR_MOVE, windlass_accelerator_move, .dmabuf = buffer.fd), ENODEV },
+		{ ERROR_OF(_IO('W', 0x4f), windlass_accelerator_move), ENOTTY },
+	};
+	unsigned int right = 0, count = sizeof(refused) / sizeof(refused[0]);
+
+	(void)link;
+	for (unsigned int i = 0; i < count; i++)
+		right += refused[i].error == refused[i].expected;
+	snprintf(cell, CELL, "%u of %u answered rightly", right, count);
+	buffer_close(&buffer);
+	buffer_close(&foreign);
+}
+
 #define ALL(text) { text, text, text }
 
 const struct row rows[] = {
@@ -404,6 +465,11 @@ const struct row rows[] = {
 	{ "a peer that does not answer", row_silent_peer, ALL("RETRY_EXC_ERR, connected anew: data right") },
 	{ "the verb looked up by dlsym", row_looked_up, ALL("registered, other symbols: as ever") },
 	{ "descriptors that cannot be registered", row_bad_input, ALL("good: 0, refused: yes yes yes yes yes yes") },
+	{ "requests that the accelerator refuses", row_bad_requests, ALL("12 of 12 answered rightly") },
+	{ "a forced MOVE, then 24 that keep 1 MiB", row_oracle, {
+		"0 stale, 1024 KiB kept, 0 stale, 0 stale in all",
+		"65536 stale, 1024 KiB kept, 65536 stale, 65536 stale in all",
+		"0 stale, 1024 KiB kept, 0 stale, 0 stale in all" } },
 };
 
 const int row_count = sizeof(rows) / sizeof(rows[0]);

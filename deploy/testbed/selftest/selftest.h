@@ -9,6 +9,8 @@
 
 #include <infiniband/verbs.h>
 
+#include "windlass_accelerator.h"
+
 #define WRITE_BYTES 65536
 #define WINDOW 4
 
@@ -67,7 +69,10 @@ struct buffer heap_buffer(void);
 void buffer_close(struct buffer *buffer);
 int accelerator_move(struct buffer *buffer, unsigned int flags, unsigned int fence_ms); /* 0 or errno */
 int accelerator_revoke(struct buffer *buffer);
+struct windlass_accelerator_stat accelerator_stat(int dmabuf);
 uint64_t accelerator_stale_bytes(struct buffer *buffer);
+/* The errno of a request with these words in place of its arguments, or 0. */
+int accelerator_error(unsigned long request, const void *arguments, size_t bytes);
 void fill(uint8_t *to, unsigned int value);
 /* Whether the region holds that value, and nothing around it was touched. */
 bool buffer_holds(struct buffer *buffer, unsigned int value);
