@@ -78,6 +78,12 @@ impl Layout {
         self.element_bytes
     }
 
+    /// The bytes of every block, where all have the same by their rule.
+    pub const fn stride(&self) -> Option<u64> {
+        let alike = self.starts.is_none() && self.remainder == 0 && self.mask == !0;
+        if alike { Some(self.quotient * self.element_bytes) } else { None }
+    }
+
     /// The offset at which block `block` begins; `start(blocks())` is the end.
     #[inline]
     pub fn start(&self, block: u32) -> u64 {

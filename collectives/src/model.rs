@@ -25,6 +25,8 @@ pub struct Model {
     pub flag_ns: f64,
     /// Reading one more peer's flag line.
     pub line_ns: f64,
+    /// Handing a core to another rank, where ranks share cores.
+    pub switch_ns: f64,
     /// Reading or writing a byte of cached shared memory.
     pub cached_byte_ns: f64,
     /// One message to a peer and its receipt.
@@ -47,6 +49,7 @@ impl Default for Model {
         Self {
             flag_ns: 110.0,
             line_ns: 25.0,
+            switch_ns: 1_100.0,
             cached_byte_ns: 0.02,
             message_ns: 6_000.0,
             message_byte_ns: 0.25,
@@ -120,7 +123,10 @@ impl Model {
         if algorithm.needs_mapped_peers() && !topology.mapped {
             return None;
         }
-        let flags = |k: f64| k * (self.flag_ns + (p - 2.0).max(0.0) * self.line_ns);
+        // Before all have come to an exchange, every rank of a core has had it.
+        let sharing = topology.ranks.div_ceil(topology.cores.max(1));
+        let turns = if sharing > 1 { f64::from(sharing) * self.switch_ns } else { 0.0 };
+        let flags = |k: f64| k * (self.flag_ns + (p - 2.0).max(0.0) * self.line_ns + turns);
         let touch = |bytes: f64| bytes * self.cached_byte_ns;
         let send = |bytes: f64| self.message_ns + bytes * self.message_byte_ns;
         let add = |bytes: f64| bytes * self.reduce_byte_ns;
@@ -135,10 +141,11 @@ impl Model {
             (Algorithm::Publish, C::ReduceScatter) => flags(1.0) + touch(2.0 * n + n + n / p),
             (Algorithm::Publish, C::AllGather | C::Gather) => flags(1.0) + touch(2.0 * n / p + 2.0 * n),
             (Algorithm::Publish, C::AllToAll) => flags(1.0) + touch(4.0 * n),
-            (Algorithm::Publish, C::Scatter) => flags(1.0) + touch(2.0 * n + 2.0 * n / p),
+            // A root stores to its slot without waiting; who reads there waits for each line.
+            (Algorithm::Publish, C::Scatter) => flags(1.0) + touch(n + 2.0 * n / p),
+            (Algorithm::Publish, C::Broadcast) => flags(1.0) + touch(n + 2.0 * n),
             // The last rank reads all operands.
             (Algorithm::Publish, C::Scan | C::ExScan) => flags(1.0) + touch(2.0 * n + p * n + n),
-            (Algorithm::Publish, C::Broadcast) => flags(1.0) + touch(4.0 * n),
             (Algorithm::Publish, _) => flags(1.0),
             // Where a rank's blocks lie is told in its slot.
             (Algorithm::Direct, _)
