@@ -123,12 +123,13 @@ impl Model {
         if algorithm.needs_mapped_peers() && !topology.mapped {
             return None;
         }
-        // Before all have come to an exchange, every rank of a core has had it.
+        // Before all have come to an exchange, or have had a round's message, every rank of a core has had it.
         let sharing = topology.ranks.div_ceil(topology.cores.max(1));
         let turns = if sharing > 1 { f64::from(sharing) * self.switch_ns } else { 0.0 };
         let flags = |k: f64| k * (self.flag_ns + (p - 2.0).max(0.0) * self.line_ns + turns);
         let touch = |bytes: f64| bytes * self.cached_byte_ns;
-        let send = |bytes: f64| self.message_ns + bytes * self.message_byte_ns;
+        let message = self.message_ns + turns;
+        let send = |bytes: f64| message + bytes * self.message_byte_ns;
         let add = |bytes: f64| bytes * self.reduce_byte_ns;
         // A pipeline of hops: the first chunk goes all the way, the others follow it.
         let chunk = n.min(self.chunk_bytes as f64);
@@ -162,7 +163,7 @@ impl Model {
             (Algorithm::Ring, C::ReduceScatter) => (p - 1.0) * (send(n / p) + add(n / p)),
             (Algorithm::Ring, _) => (p - 1.0) * send(n / p),
             (Algorithm::RecursiveDoubling, C::AllGather) => {
-                rounds * self.message_ns + (p - 1.0) / p * n * self.message_byte_ns
+                rounds * message + (p - 1.0) / p * n * self.message_byte_ns
             }
             (Algorithm::RecursiveDoubling, C::Scan) => rounds * (send(n) + add(n)),
             (Algorithm::RecursiveDoubling, C::ExScan) => rounds * (send(n) + add(n)) + send(n),
@@ -170,16 +171,14 @@ impl Model {
             (Algorithm::Rabenseifner, _) => {
                 let halving = (p - 1.0) / p * (2.0 * n * self.message_byte_ns + add(n));
                 // Rounds of different sizes do not overlap: a chunk waits for the whole round before.
-                2.0 * rounds * self.message_ns + 1.15 * halving + folded * send(n)
+                2.0 * rounds * message + 1.15 * halving + folded * send(n)
             }
             (Algorithm::Circulant, C::AllReduce) => {
                 let halving = (p - 1.0) / p * (2.0 * n * self.message_byte_ns + add(n));
                 // A round is mostly two messages, as its blocks pass the vector's end.
-                3.0 * rounds * self.message_ns + 1.15 * halving
+                3.0 * rounds * message + 1.15 * halving
             }
-            (Algorithm::Circulant, _) => {
-                1.5 * rounds * self.message_ns + (p - 1.0) / p * n * self.message_byte_ns
-            }
+            (Algorithm::Circulant, _) => 1.5 * rounds * message + (p - 1.0) / p * n * self.message_byte_ns,
             (Algorithm::DoubleTree, _) => {
                 // Each rank is an inner one once: two halves come, one goes, and the same backwards.
                 pipeline(2.0 * rounds, &|bytes| send(bytes) + add(bytes))
@@ -190,10 +189,11 @@ impl Model {
             (Algorithm::Chain, C::Broadcast) => pipeline((p - 1.0).max(1.0), &send),
             (Algorithm::Chain, _) => pipeline((p - 1.0).max(1.0), &|bytes| send(bytes) + add(bytes)),
             (Algorithm::Linear, _) => {
-                self.message_ns + (p - 1.0) * (0.2 * self.message_ns) + n * self.message_byte_ns
+                // The messages of all but the first overlap; the root's own block does not travel.
+                message * (1.0 + 0.2 * (p - 2.0).max(0.0)) + (p - 1.0) / p * n * self.message_byte_ns
             }
             (Algorithm::Pairwise, _) => (p - 1.0) * send(n / p),
-            (Algorithm::Dissemination, _) => rounds * self.message_ns,
+            (Algorithm::Dissemination, _) => rounds * message,
             (Algorithm::Pair, _) => send(n),
         })
     }
