@@ -179,6 +179,8 @@ impl Geometry {
                 | Operands::First(_, span)
                 | Operands::Of(_, span)
                 | Operands::Pair(span, _) => self.chunks_of(span),
+                // No step stores to what it has received.
+                Operands::Received(..) => self.pieces,
             },
             Action::Gather { .. } | Action::Scan { .. } | Action::Signal { .. } | Action::Wait { .. } => {
                 self.pieces

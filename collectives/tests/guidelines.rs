@@ -8,7 +8,7 @@
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
-use windlass_collectives::{Call, Collective, Model, Topology};
+use windlass_collectives::{Call, Collective, Model, Policy, Topology};
 use windlass_kernels::{DataType, ReduceOp};
 
 use Collective as C;
@@ -74,7 +74,7 @@ fn classes(ranks: u32) -> Vec<(&'static str, Model, Topology)> {
 
 /// What the chosen algorithm is predicted to take.
 fn predicted(model: &Model, topology: &Topology, call: &Call) -> f64 {
-    let choice = model.choose(call, topology, None).expect("every collective has a choice");
+    let choice = model.choose(call, topology, Policy::default()).expect("every collective has a choice");
     choice.predicted_ns
 }
 

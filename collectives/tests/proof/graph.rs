@@ -142,7 +142,7 @@ impl Graph {
             nodes.push(Node { first_task, chunks, whole });
         }
         for (index, step) in steps.iter().enumerate() {
-            self.dependencies(operation, step, &nodes, index)?;
+            self.dependencies(operation, rank, step, &nodes, index)?;
             self.post(operation, turn, rank, step, &nodes[index]);
         }
         self.bounds(steps, &nodes);
@@ -152,12 +152,16 @@ impl Graph {
     fn dependencies(
         &mut self,
         operation: &Operation,
+        rank: Rank,
         step: &Step,
         nodes: &[Node],
         index: usize,
     ) -> Result<(), String> {
         let node = &nodes[index];
-        for dependency in step.dependencies() {
+        for (position, dependency) in step.dependencies().enumerate() {
+            if operation.dropped == Some((rank, index as u32, position)) {
+                continue;
+            }
             let Some(other) = nodes.get(dependency.step as usize) else {
                 return Err(format!("step {index} waits for step {}, which is none", dependency.step));
             };

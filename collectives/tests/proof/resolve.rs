@@ -164,6 +164,13 @@ impl Resolver<'_> {
                 Operands::All(_) => 0..self.operation.ranks(),
                 Operands::First(ranks, _) => 0..ranks,
                 Operands::Of(rank, _) => rank..rank + 1,
+                Operands::Received(ranks, _) => {
+                    for q in 0..ranks {
+                        let role = if q == self.rank { Role::Input } else { Role::Partial(q as u16) };
+                        work.runs.push(self.run(self.rank, role, cut, write)?);
+                    }
+                    continue;
+                }
                 Operands::Mine(_) | Operands::Pair(..) => {
                     work.runs.push(self.run(self.rank, span.role, cut, write)?);
                     continue;
@@ -295,5 +302,6 @@ fn spans(operands: Operands) -> Vec<Span> {
             vec![span]
         }
         Operands::Pair(first, second) => vec![first, second],
+        Operands::Received(_, blocks) => vec![Span { role: Role::Input, blocks }],
     }
 }

@@ -239,7 +239,8 @@ impl Stream {
                 let mapping = match known_segment(&self.met[q as usize], location.segment) {
                     Some(mapping) => mapping,
                     None => {
-                        let Some(mapping) = group.job.segment_of(group.members[q as usize], location.segment)
+                        let Some(mapping) =
+                            group.job.segments.of(group.members[q as usize], location.segment)
                         else {
                             return Ok(false);
                         };

@@ -30,7 +30,7 @@ const UNSUPPORTED: Error = Error::System {
 /// What all ranks do for a call.
 pub(crate) fn choose(group: &Group, call: &Call) -> Result<Choice, Error> {
     let config = &group.job.config;
-    config.model.choose(call, &group.topology, config.algorithm).map_err(|_| UNSUPPORTED)
+    config.model.choose(call, &group.topology, config.policy()).map_err(|_| UNSUPPORTED)
 }
 
 /// Everything about a call that does not depend on where its memory is.
