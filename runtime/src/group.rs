@@ -325,6 +325,11 @@ impl Group {
         }
     }
 
+    /// Whether an engine does some of the operation under way, as far as can be seen without waiting.
+    pub(crate) fn engine_works(&self) -> bool {
+        self.stream.try_lock().is_ok_and(|stream| stream.engine_works())
+    }
+
     fn drive(&self, mut stream: MutexGuard<'_, Stream>) -> Status {
         match stream.advance(self) {
             Ok(status) => {
