@@ -6,6 +6,7 @@
 use std::any::Any;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Duration;
 
 use windlass_collectives::Collective;
 use windlass_kernels::Element;
@@ -103,7 +104,7 @@ impl Communicator {
     }
 
     fn start_all<M: Send + 'static>(&self, requests: &[RawRequest], memory: M) -> Operation<M> {
-        Operation::new(Arc::clone(self.group()), self.group().submit_all(requests), memory)
+        Operation::new(Arc::clone(self.group()), self.group().submit_all(requests, self.timeout()), memory)
     }
 }
 
@@ -122,7 +123,7 @@ impl Blocking<'_> {
         tag: Tag,
     ) -> Result<(), Error> {
         let requests = [send(shared(sent), to, tag), recv(exclusive(received), from, tag)];
-        self.communicator.group().perform_all(&requests)
+        self.communicator.group().perform_all(&requests, self.communicator.timeout())
     }
 
     /// As [`Communicator::exchange`], on borrowed slices. Several messages of several types are a [`scope`](Communicator::scope)'s affair: what is
@@ -147,7 +148,8 @@ impl Blocking<'_> {
     ) -> Result<(), Error> {
         let sends = sends.iter().map(|&(memory, to, tag)| send(shared(memory), to, tag));
         let receives = receives.iter_mut().map(|(memory, from, tag)| recv(exclusive(memory), *from, *tag));
-        self.communicator.group().perform_all(&sends.chain(receives).collect::<Vec<_>>())
+        let requests: Vec<_> = sends.chain(receives).collect();
+        self.communicator.group().perform_all(&requests, self.communicator.timeout())
     }
 
     /// Runs sends and receives whose types are known at run time only, as one call.
@@ -158,7 +160,7 @@ impl Blocking<'_> {
     /// # Safety
     /// As [`perform`](Self::perform), of each request.
     pub unsafe fn perform_exchange(self, requests: &[RawRequest]) -> Result<(), Error> {
-        self.communicator.group().perform_all(requests)
+        self.communicator.group().perform_all(requests, self.communicator.timeout())
     }
 }
 
@@ -174,7 +176,8 @@ impl<'scope, 'env> Scope<'scope, 'env> {
         tag: Tag,
     ) -> Borrowed<'scope> {
         let requests = [send(shared(sent), to, tag), recv(exclusive(received), from, tag)];
-        self.enter(self.communicator().group().submit_all(&requests))
+        let communicator = self.communicator();
+        self.enter(communicator.group().submit_all(&requests, communicator.timeout()))
     }
 
     /// As [`Communicator::exchange`], on borrowed slices.
@@ -186,20 +189,26 @@ impl<'scope, 'env> Scope<'scope, 'env> {
         let sends = sends.iter().map(|&(memory, to, tag)| send(shared(memory), to, tag));
         let receives = receives.into_iter().map(|(memory, from, tag)| recv(exclusive(memory), from, tag));
         let requests: Vec<_> = sends.chain(receives).collect();
-        self.enter(self.communicator().group().submit_all(&requests))
+        let communicator = self.communicator();
+        self.enter(communicator.group().submit_all(&requests, communicator.timeout()))
     }
 }
 
 impl Group {
-    fn submit_all(&self, requests: &[RawRequest]) -> Result<Kind, Error> {
-        self.post_all(requests, true).map(Kind::Transfer)
+    fn submit_all(&self, requests: &[RawRequest], timeout: Option<Duration>) -> Result<Kind, Error> {
+        self.post_all(requests, timeout, true).map(Kind::Transfer)
     }
 
-    fn perform_all(&self, requests: &[RawRequest]) -> Result<(), Error> {
-        self.finish_transfer(self.post_all(requests, false)?)
+    fn perform_all(&self, requests: &[RawRequest], timeout: Option<Duration>) -> Result<(), Error> {
+        self.finish_transfer(self.post_all(requests, timeout, false)?)
     }
 
-    fn post_all(&self, requests: &[RawRequest], asynchronous: bool) -> Result<Ticket, Error> {
+    fn post_all(
+        &self,
+        requests: &[RawRequest],
+        timeout: Option<Duration>,
+        asynchronous: bool,
+    ) -> Result<Ticket, Error> {
         self.usable("exchange")?;
         let leaves =
             |request: &RawRequest| request.collective.is_point_to_point() && request.root != self.rank;
@@ -208,15 +217,25 @@ impl Group {
             && leaves(one)
             && leaves(other)
         {
-            let messages = [self.message_of(one)?, self.message_of(other)?];
+            let messages = [self.limited(one, timeout)?, self.limited(other, timeout)?];
             apart(&mut [range(&messages[0]), range(&messages[1])])?;
             return self.start_exchange(&messages, asynchronous);
         }
-        self.start_exchange(&self.messages_of(requests)?, asynchronous)
+        self.start_exchange(&self.messages_of(requests, timeout)?, asynchronous)
+    }
+
+    /// A message found right, with this time limit if it has none of its own.
+    fn limited(&self, request: &RawRequest, timeout: Option<Duration>) -> Result<transfer::Request, Error> {
+        let message = self.message_of(request)?;
+        Ok(transfer::Request { timeout: message.timeout.or(timeout), ..message })
     }
 
     /// The messages of one call, all found right before any is posted; those to this rank itself have been copied.
-    fn messages_of(&self, requests: &[RawRequest]) -> Result<Vec<transfer::Request>, Error> {
+    fn messages_of(
+        &self,
+        requests: &[RawRequest],
+        timeout: Option<Duration>,
+    ) -> Result<Vec<transfer::Request>, Error> {
         let mut messages = Vec::with_capacity(requests.len());
         for request in requests {
             if !request.collective.is_point_to_point() {
@@ -224,7 +243,7 @@ impl Group {
                 let problem = Problem::NoMessage;
                 return Err(Error::InvalidArgument { operation, argument, problem });
             }
-            messages.push(self.message_of(request)?);
+            messages.push(self.limited(request, timeout)?);
         }
         apart(&mut messages.iter().map(range).collect::<Vec<_>>())?;
         let pairs = self.own_pairs(requests, &messages)?;

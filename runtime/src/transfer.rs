@@ -20,7 +20,7 @@ use windlass_transports::{Message, MessageId, Token};
 use crate::engine::Status;
 use crate::engine::wait::Waiter;
 use crate::error::Error;
-use crate::group::{Group, STALL_AFTER, lock, to_the_end};
+use crate::group::{Group, LOOK_AGAIN, STALL_AFTER, lock, to_the_end};
 use crate::progress::Kick;
 
 /// Bytes of a message's chunk: a large transfer is posted piece by piece, so that it can be matched and bounded like the rest.
@@ -39,6 +39,8 @@ pub(crate) struct Request {
     pub(crate) memory: *mut u8,
     /// Where the sender's rank is written, or null.
     pub(crate) source: *mut u32,
+    /// How long it may take, if not as long as the configuration says.
+    pub(crate) timeout: Option<Duration>,
 }
 
 /// Names an exchange that was started.
@@ -320,15 +322,18 @@ impl Transfers {
         Some((transfer.request.call.collective.name(), transfer.sequence))
     }
 
-    /// The message that is late, in words and numbers, if one is.
-    fn late(&mut self, group: &Group) -> Option<Error> {
+    /// The message that is late, in words and numbers, if one is; else after how long at most this is to be asked again.
+    fn late(&mut self, group: &Group) -> Result<Duration, Error> {
         let config = &group.job.config;
         let now = group.job.now();
+        let mut again = LOOK_AGAIN;
         for transfer in self.table.iter().flatten().filter(|t| !t.done) {
             let Some(Some(exchange)) = self.exchanges.get_mut(transfer.exchange as usize) else { continue };
             let after = now.duration_since(exchange.since);
             let report_after = Some(config.report_after).filter(|time| !time.is_zero());
-            if after < STALL_AFTER.min(config.timeout).min(report_after.unwrap_or(STALL_AFTER)) {
+            let timeout = transfer.request.timeout.unwrap_or(config.timeout);
+            again = again.min(timeout.saturating_sub(after));
+            if after < STALL_AFTER.min(timeout).min(report_after.unwrap_or(STALL_AFTER)) {
                 continue;
             }
             let waiting_on = transfer.awaited(group);
@@ -337,10 +342,10 @@ impl Transfers {
                 && let Some((rank, cause)) = group.job.culprit(&waiting_on, &group.members)
                 && !transfer.may_yet_come(group, &waiting_on, &cause)
             {
-                return Some(Error::PeerFailed { rank, cause, operation, sequence, communicator: group.id });
+                return Err(Error::PeerFailed { rank, cause, operation, sequence, communicator: group.id });
             }
-            if after >= config.timeout {
-                return Some(Error::TimedOut {
+            if after >= timeout {
+                return Err(Error::TimedOut {
                     operation,
                     sequence,
                     communicator: group.id,
@@ -356,7 +361,7 @@ impl Transfers {
                 ));
             }
         }
-        None
+        Ok(again)
     }
 }
 
@@ -498,12 +503,13 @@ impl Group {
         }
     }
 
-    /// Gives up in time, and reports.
-    pub(crate) fn overdue_transfers(&self) {
+    /// Gives up in time, and reports. After how long at most this is to be called again.
+    pub(crate) fn overdue_transfers(&self) -> Duration {
         let late = lock(&self.transfers).late(self);
-        if let Some(error) = late {
+        late.unwrap_or_else(|error| {
             self.fail(error, true);
-        }
+            LOOK_AGAIN
+        })
     }
 
     /// Whether anything is under way that nobody waits for.

@@ -51,7 +51,7 @@ pub(crate) fn copy(from: *const u8, to: *mut u8, bytes: usize) {
 }
 
 impl Stream {
-    /// Executes a Copy, Reduce or Gather for the task's chunks. False when an accelerator has yet to do it.
+    /// Executes a Copy, Reduce or Gather for the task's chunks. False when an accelerator, or an operator of the program's own, has yet to do it.
     pub(crate) fn combine(&mut self, group: &Group, task: &Task) -> bool {
         if fault::skips_combine() {
             return true;
@@ -60,7 +60,11 @@ impl Stream {
             return self.combine_by_engine(group, task);
         }
         self.combine_here(group, task);
-        true
+        if self.folding.is_idle() {
+            return true;
+        }
+        self.folding.begin((task.step, task.first, task.end));
+        false
     }
 
     /// On device memory a task is one piece of one block, which its rank reduces.
@@ -103,6 +107,15 @@ impl Stream {
             }
             Action::Reduce { inputs, outputs, .. } => {
                 self.fold(group, inputs, outputs, run.divisor, run.bytes, |_| run.offset);
+            }
+            Action::Gather { from, take } => {
+                let (own, output) = (self.own(group, Role::Input), self.own(group, Role::Output));
+                for q in from_next(group) {
+                    let source = if q == group.rank { own } else { self.of_peer(group, q, from).0 };
+                    let block = if take == Take::Ours { group.rank } else { q };
+                    let [s, t] = [block, q].map(|block| block as usize * run.bytes);
+                    self.copy_bytes(source.wrapping_add(s), output.wrapping_add(t), run.bytes);
+                }
             }
             _ => {}
         }
@@ -203,9 +216,7 @@ impl Stream {
         let (Some(plan), Some(active)) = (self.plan(), self.active()) else { return };
         let (geometry, own, output) = (&plan.geometry, active.input, active.output);
         let is_told = plan.call.collective.has_private_lengths();
-        // Begin with the next rank, so that not all ranks read the same peer at once.
-        for i in 0..group.ranks {
-            let q = (group.rank + 1 + i) % group.ranks;
+        for q in from_next(group) {
             let (source, role) =
                 if q == group.rank { (own, Role::Input) } else { self.of_peer(group, q, from) };
             runs(role == Role::Stage, first, end, |a, b| {
@@ -372,6 +383,10 @@ impl Stream {
         if self.devices {
             return self.launch(group, (input_count, output_count), bytes, divisor);
         }
+        if active.plan.operator.is_some() {
+            let (inputs, outputs) = (&self.inputs[..input_count], &self.outputs[..output_count]);
+            return self.folding.push(inputs, outputs, bytes);
+        }
         let store = if active.plan.streaming && !active.staged { Store::Streaming } else { Store::Cached };
         if self.lists.in_use {
             let (inputs, outputs) = (&mut self.inputs[..input_count], &mut self.outputs[..output_count]);
@@ -419,11 +434,17 @@ impl Stream {
     }
 }
 
+/// All ranks, from the next one on, so that not all ranks read the same peer at once.
+fn from_next(group: &Group) -> impl Iterator<Item = u32> + use<> {
+    (group.rank + 1..group.ranks).chain(0..=group.rank)
+}
+
 /// What of a Combine over a single piece can be worked out before the memory is known.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Run {
     /// From block 0 of every operand, in bytes.
     offset: usize,
+    /// Of the piece; of a Gather, of each block.
     bytes: usize,
     divisor: u64,
 }
@@ -435,6 +456,10 @@ impl Run {
             Action::Copy { from, to, .. } => ([from; 2], [to; 2], 1),
             Action::Reduce { inputs, outputs, last } => {
                 (spans_of(inputs), spans_of(outputs), if last { u64::from(ranks) } else { 1 })
+            }
+            Action::Gather { .. } => {
+                let bytes = geometry.layout.stride()? as usize;
+                return Some(Self { offset: 0, bytes, divisor: 1 });
             }
             _ => return None,
         };

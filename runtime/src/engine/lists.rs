@@ -249,9 +249,10 @@ impl Stream {
         located.map(|location| Location { segment: location.segment | mark, ..location })
     }
 
-    /// Whether the schedule reaches the pieces of lists: not if it sends messages.
-    pub(super) fn reaches_pieces(&self, group: &Group, plan: &Plan) -> bool {
-        group.ranks == 1 || plan.choice.algorithm.needs_mapped_peers() && 2 * group.ranks <= MOST_SLOTS
+    /// Whether the schedule reaches the pieces of lists: not if it sends messages, nor does a program's own operator.
+    pub(super) fn reaches_pieces(group: &Group, plan: &Plan) -> bool {
+        let mapped = group.ranks == 1 || plan.choice.algorithm.needs_mapped_peers();
+        mapped && 2 * group.ranks <= MOST_SLOTS && plan.operator.is_none()
     }
 
     /// Takes the pages of the result back from peers that were lent them.

@@ -14,10 +14,11 @@ use crate::error::Error;
 use crate::group::Group;
 use crate::scheduler::RegionName;
 
+use super::Stream;
 use super::bind;
 use super::lists::{Lists, is_list};
 use super::plan::Plan;
-use super::{Line, Stream};
+use super::scratch::Line;
 
 /// Where a piece really lies.
 #[derive(Clone, Copy, Debug)]
