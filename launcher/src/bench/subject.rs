@@ -31,8 +31,8 @@ enum Bytes {
     Heap(Vec<u64>, usize),
     /// With a copy on the host, which is filled and looked at in its place.
     Device(DeviceBuffer<u8>, Vec<u8>),
-    /// The members of a list, likewise.
-    List(Vec<Bytes>, Vec<u8>),
+    /// The members of a list.
+    List(Vec<Bytes>),
 }
 
 impl Bytes {
@@ -55,13 +55,13 @@ impl Bytes {
         let begin = |nth: usize| length / size * nth / work.tensors * size;
         let member = |nth| Self::new(communicator, &work.place, begin(nth + 1) - begin(nth));
         let members = (0..work.tensors).map(member).collect::<Result<_, _>>()?;
-        Ok(Self::List(members, vec![0; length]))
+        Ok(Self::List(members))
     }
 
     /// The pieces of a list; none of anything else.
     fn pieces(&mut self, size: usize) -> Vec<Piece> {
-        let Self::List(members, _) = self else { return Vec::new() };
-        let piece = |member: &mut Self| Piece { address: member.address(), count: member.get().len() / size };
+        let Self::List(members) = self else { return Vec::new() };
+        let piece = |member: &mut Self| Piece { address: member.address(), count: member.length() / size };
         members.iter_mut().map(piece).collect()
     }
 
@@ -70,8 +70,9 @@ impl Bytes {
         match self {
             Self::Device(buffer, _) => buffer.span().address(),
             // What a list is reached by are its pieces.
-            Self::List(..) => std::ptr::null_mut(),
-            _ => self.get_mut().as_mut_ptr(),
+            Self::List(_) => std::ptr::null_mut(),
+            Self::Registered(buffer) => buffer.as_mut_ptr(),
+            Self::Heap(words, _) => words.as_mut_ptr().cast(),
         }
     }
 
@@ -79,15 +80,7 @@ impl Bytes {
     fn put(&mut self) -> Result<(), RankError> {
         match self {
             Self::Device(buffer, host) => Ok(buffer.write(host)?),
-            Self::List(members, host) => {
-                let mut at = 0;
-                members.iter_mut().try_for_each(|member| {
-                    let length = member.get().len();
-                    member.get_mut().copy_from_slice(&host[at..at + length]);
-                    at += length;
-                    member.put()
-                })
-            }
+            Self::List(members) => members.iter_mut().try_for_each(Self::put),
             _ => Ok(()),
         }
     }
@@ -96,41 +89,68 @@ impl Bytes {
     fn fetch(&mut self) -> Result<(), RankError> {
         match self {
             Self::Device(buffer, host) => Ok(buffer.read(host)?),
-            Self::List(members, host) => {
-                let mut at = 0;
-                members.iter_mut().try_for_each(|member| {
-                    member.fetch()?;
-                    let bytes = member.get();
-                    host[at..at + bytes.len()].copy_from_slice(bytes);
-                    at += bytes.len();
-                    Ok(())
-                })
-            }
+            Self::List(members) => members.iter_mut().try_for_each(Self::fetch),
             _ => Ok(()),
         }
     }
 
-    fn get(&self) -> &[u8] {
+    fn length(&self) -> usize {
         match self {
-            Self::Registered(buffer) => buffer,
-            Self::Device(_, host) | Self::List(_, host) => host,
-            // SAFETY: the words hold at least `length` bytes, and every byte of a word is one.
-            Self::Heap(words, length) => unsafe {
-                std::slice::from_raw_parts(words.as_ptr().cast(), *length)
-            },
+            Self::Registered(buffer) => buffer.len(),
+            Self::Heap(_, length) => *length,
+            Self::Device(_, host) => host.len(),
+            Self::List(members) => members.iter().map(Self::length).sum(),
         }
     }
 
-    fn get_mut(&mut self) -> &mut [u8] {
+    /// What it holds, piece by piece.
+    fn get(&self) -> Vec<&[u8]> {
         match self {
-            Self::Registered(buffer) => buffer,
-            Self::Device(_, host) | Self::List(_, host) => host,
-            // SAFETY: as above, borrowed mutably; every pattern of bits is a word.
-            Self::Heap(words, length) => unsafe {
-                std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), *length)
-            },
+            Self::Registered(buffer) => vec![buffer],
+            Self::Device(_, host) => vec![host],
+            // SAFETY: the words hold at least `length` bytes, and every byte of a word is one.
+            Self::Heap(words, length) => {
+                vec![unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), *length) }]
+            }
+            Self::List(members) => members.iter().flat_map(Self::get).collect(),
         }
     }
+
+    fn get_mut(&mut self) -> Vec<&mut [u8]> {
+        match self {
+            Self::Registered(buffer) => vec![buffer],
+            Self::Device(_, host) => vec![host],
+            // SAFETY: as above, borrowed mutably; every pattern of bits is a word.
+            Self::Heap(words, length) => {
+                vec![unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), *length) }]
+            }
+            Self::List(members) => members.iter_mut().flat_map(Self::get_mut).collect(),
+        }
+    }
+}
+
+/// Cuts what lies in pieces where its blocks of so many bytes end: of each run the block, and the bytes of that before it.
+fn runs<'a, T: 'a>(
+    pieces: impl Iterator<Item = T> + 'a,
+    block: usize,
+    length: impl Fn(&T) -> usize + 'a,
+    split: impl Fn(T, usize) -> (T, T) + 'a,
+) -> impl Iterator<Item = (usize, usize, T)> + 'a {
+    let mut at = 0;
+    pieces.flat_map(move |mut piece| {
+        let mut runs = Vec::new();
+        while length(&piece) > 0 {
+            let (run, rest) = {
+                let within = block - at % block;
+                let take = within.min(length(&piece));
+                split(piece, take)
+            };
+            runs.push((at / block, at % block, run));
+            at += length(&runs[runs.len() - 1].2);
+            piece = rest;
+        }
+        runs
+    })
 }
 
 /// The memory of one operation, and the call on it.
@@ -255,13 +275,14 @@ impl Windlass {
             _ => {}
         }
         let (result, is_operand) = lane.told();
-        let block = (lane.request.count * work.data_type.size_bytes()).max(1);
-        let wrong = |(at, bytes)| {
+        let size = work.data_type.size_bytes();
+        let block = (lane.request.count * size).max(1);
+        let wrong = |(at, within, bytes): (usize, usize, &[u8])| {
             let (values, start) =
                 if is_operand { work.operand(shared.rank, at) } else { work.expected(shared.rank, at) };
-            work.patterns.wrong(bytes, values, iteration, start)
+            work.patterns.wrong(bytes, values, iteration, start + within / size)
         };
-        result.get().chunks(block).enumerate().map(wrong).sum()
+        runs(result.get().into_iter(), block, |run| run.len(), <[u8]>::split_at).map(wrong).sum()
     }
 
     /// Whether barriers hold back: in turn every rank comes late by more than any exchange takes.
@@ -313,7 +334,7 @@ impl Lane {
     /// What to look at after the operation, and whether it is the operand: where there is no result, that must be as it was.
     fn told(&self) -> (&Bytes, bool) {
         match &self.result {
-            Some(result) if result.get().is_empty() => (&self.memory, true),
+            Some(result) if result.length() == 0 => (&self.memory, true),
             Some(result) => (result, false),
             None => (&self.memory, false),
         }
@@ -322,24 +343,29 @@ impl Lane {
     /// Gets it from where it lies.
     fn fetch(&mut self) -> Result<(), RankError> {
         match &mut self.result {
-            Some(result) if !result.get().is_empty() => result.fetch(),
+            Some(result) if result.length() > 0 => result.fetch(),
             _ => self.memory.fetch(),
         }
     }
 
     fn fill(&mut self, shared: Shared, work: &Work, iteration: usize) -> Result<(), RankError> {
-        let block = (self.request.count * work.data_type.size_bytes()).max(1);
-        for (at, bytes) in self.memory.get_mut().chunks_mut(block).enumerate() {
+        let size = work.data_type.size_bytes();
+        let block = (self.request.count * size).max(1);
+        let memory = self.memory.get_mut().into_iter();
+        for (at, within, bytes) in runs(memory, block, |run| run.len(), <[u8]>::split_at_mut) {
             let (values, start) = work.operand(shared.rank, at);
-            work.patterns.fill(bytes, values, iteration, start);
+            work.patterns.fill(bytes, values, iteration, start + within / size);
         }
         if let Some(result) = &mut self.result {
             // What the last round left must not pass for this one's result.
-            let size = work.data_type.size_bytes();
-            let result = result.get_mut();
-            let ends = [0, result.len().saturating_sub(size)];
-            ends.into_iter()
-                .for_each(|end| result[end..].iter_mut().take(size).for_each(|byte| *byte ^= 0x55));
+            let mut pieces = result.get_mut();
+            pieces.retain(|piece| !piece.is_empty());
+            if let Some(first) = pieces.first_mut() {
+                first.iter_mut().take(size).for_each(|byte| *byte ^= 0x55);
+            }
+            if let Some(last) = pieces.last_mut() {
+                last.iter_mut().rev().take(size).for_each(|byte| *byte ^= 0x55);
+            }
         }
         self.memory.put()?;
         self.result.as_mut().map_or(Ok(()), Bytes::put)?;

@@ -55,6 +55,8 @@ enum Bytes {
 #[derive(Clone, Copy)]
 struct Cut {
     run: usize,
+    /// The elements of a member are fewer.
+    most: usize,
     salt: u64,
     size: usize,
 }
@@ -70,7 +72,7 @@ impl Cut {
             let mut chance = self.salt;
             while run > 0 {
                 chance = mix(chance);
-                let length = run.min(chance as usize % 90);
+                let length = run.min(chance as usize % self.most);
                 lengths.push(length * self.size);
                 run -= length;
             }
@@ -174,7 +176,9 @@ fn run(comm: &Communicator, device: Option<&Device>, kind: Kind, case: &Case, in
             (&raw const *input_lengths, &raw const *output_lengths);
     }
     let expected = case.result(rank);
-    let cut = Cut { run: case.count, salt: case.salt, size };
+    // Each member on a device has a descriptor, of which a process has not many.
+    let most = if kind == Kind::DeviceList { 1_000 } else { 90 };
+    let cut = Cut { run: case.count, most, salt: case.salt, size };
     let offset = |lengths: &[usize]| lengths.iter().take(rank as usize).sum::<usize>() * size;
     let (result, initial) = if in_place {
         // The smaller of the two lies in the larger one, where its block is.
