@@ -10,7 +10,6 @@ use crate::engine::bind::scale;
 use crate::error::{Error, Problem};
 use crate::group::Group;
 use crate::operation::Kind;
-use crate::transfer;
 
 /// A call whose types are known at run time only.
 ///
@@ -271,11 +270,6 @@ impl RawRequest {
         }
         Error::InvalidArgument { operation, argument: "the input", problem: Problem::Overlap }
     }
-
-    fn transfer(&self, call: Call, asynchronous: bool) -> transfer::Request {
-        let memory = if call.collective == Collective::Send { self.input.cast_mut() } else { self.output };
-        transfer::Request { call, peer: self.root, tag: self.tag, memory, asynchronous }
-    }
 }
 
 /// The lengths of a request's blocks, where they differ.
@@ -331,7 +325,7 @@ impl Group {
     pub(crate) fn submit(&self, request: &RawRequest) -> Result<Kind, Error> {
         self.usable(request.collective.name())?;
         if request.collective.is_point_to_point() {
-            return self.start_transfer(self.transfer_of(request, true)?).map(Kind::Transfer);
+            return self.start_transfer(request, true).map(Kind::Transfer);
         }
         match self.scaled(request)? {
             None => self.post(request),
@@ -345,7 +339,7 @@ impl Group {
     pub(crate) fn perform(&self, request: &RawRequest) -> Result<(), Error> {
         self.usable(request.collective.name())?;
         if request.collective.is_point_to_point() {
-            let ticket = self.start_transfer(self.transfer_of(request, false)?)?;
+            let ticket = self.start_transfer(request, false)?;
             return self.finish_transfer(ticket);
         }
         match self.scaled(request)? {
@@ -379,24 +373,12 @@ impl Group {
     pub(crate) fn perform_for(&self, request: &RawRequest, time: Duration) -> Result<Option<Kind>, Error> {
         self.usable(request.collective.name())?;
         if request.collective.is_point_to_point() {
-            let transfer = self.transfer_of(request, false)?;
-            return Ok(self.run_transfer_for(transfer, time)?.map(Kind::Transfer));
+            return Ok(self.run_transfer_for(request, time)?.map(Kind::Transfer));
         }
         let ended = match self.scaled(request)? {
             None => self.run_for(request, time)?,
             Some(request) => self.run_for(&request, time)?,
         };
         Ok(ended.map(Kind::Collective))
-    }
-
-    fn transfer_of(&self, request: &RawRequest, asynchronous: bool) -> Result<transfer::Request, Error> {
-        let checked = request.check(self)?;
-        request.check_memory(&checked)?;
-        if crate::device::address::decode(request.output).is_some() {
-            let operation = request.collective.name();
-            let problem = Problem::OnDevice;
-            return Err(Error::InvalidArgument { operation, argument: "the buffer", problem });
-        }
-        Ok(request.transfer(checked.call, asynchronous))
     }
 }

@@ -4,33 +4,39 @@
 
 use std::any::Any;
 use std::collections::BTreeMap;
+use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use windlass_collectives::model::DEPTH;
-use windlass_collectives::{Algorithm, Call, Collective, Execution, Fingerprint, Geometry, Layout, Schedule};
+use windlass_collectives::{
+    Algorithm, Call, Collective, Execution, Fingerprint, Geometry, Layout, Role, Schedule,
+};
 use windlass_transports::{Message, MessageId, Token};
 
 use crate::engine::Status;
 use crate::engine::wait::Waiter;
-use crate::error::Error;
+use crate::error::{Error, Problem};
 use crate::group::{Group, STALL_AFTER, lock, to_the_end};
+use crate::metrics::{self, Series};
 use crate::progress::Kick;
+use crate::request::{Checked, Key, RawRequest};
 
 /// Bytes of a message's chunk: a large transfer is posted piece by piece, so that it can be matched and bounded like the rest.
 const CHUNK_BYTES: u64 = 4 << 20;
 
-/// A transfer asked for.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Request {
-    pub(crate) call: Call,
-    /// The peer's rank in the communicator.
-    pub(crate) peer: u32,
-    pub(crate) tag: u32,
-    pub(crate) memory: *mut u8,
-    /// Nobody waits in the call.
-    pub(crate) asynchronous: bool,
+/// What a call needs that does not depend on where its memory is: remembered for the next one like it.
+#[derive(Debug)]
+struct Plan {
+    key: Key,
+    tag: u32,
+    checked: Checked,
+    /// What sender and receiver share.
+    fingerprint: [u64; 2],
+    series: Series,
+    schedule: Schedule,
+    geometry: Geometry,
 }
 
 /// Names a transfer that was started.
@@ -43,7 +49,10 @@ pub(crate) struct Ticket {
 #[derive(Debug)]
 struct Transfer {
     serial: u64,
-    request: Request,
+    plan: Rc<Plan>,
+    memory: *mut u8,
+    /// Nobody waits in the call.
+    asynchronous: bool,
     execution: Box<Execution>,
     sequence: u64,
     done: bool,
@@ -52,14 +61,17 @@ struct Transfer {
     detached: bool,
     /// A thread waits for it, and may sleep.
     waited: bool,
-    since: Instant,
+    /// Whether, and when, its time began to be taken.
+    started: Option<u64>,
+    /// When somebody first found that it had to be waited for.
+    since: Option<Instant>,
     reported: bool,
 }
 
 /// A transfer that has ended: to be counted at once, and settled when no lock is held.
 pub(crate) struct Ended {
-    pub(crate) call: Call,
-    pub(crate) elapsed: Duration,
+    pub(crate) series: Series,
+    pub(crate) started: Option<u64>,
     pub(crate) waker: Option<Waker>,
     pub(crate) memory: Option<Box<dyn Any + Send>>,
 }
@@ -69,55 +81,100 @@ pub(crate) struct Ended {
 pub(crate) struct Transfers {
     numbers: BTreeMap<(u32, u32, bool), u64>,
     table: Vec<Option<Transfer>>,
-    /// Executions to use again: the steady state allocates nothing.
-    spare: Vec<Box<Execution>>,
+    plans: [Option<Rc<Plan>>; 16],
+    /// Executions to use again, of receives and of sends: the steady state allocates nothing.
+    spare: [Vec<Box<Execution>>; 2],
     serial: u64,
     open: usize,
 }
 
-// SAFETY: the raw pointers are those of operations that own or borrow their memory until they end.
+// SAFETY: the raw pointers are those of operations that own or borrow their memory until they end; the counted plans are reached through
+// the table alone, under its lock.
 unsafe impl Send for Transfers {}
 
-impl Transfers {
-    fn start(&mut self, group: &Group, request: Request) -> Result<Ticket, Error> {
-        group.still_usable()?;
-        let sends = request.call.collective == Collective::Send;
-        let number = self.numbers.entry((request.peer, request.tag, sends)).or_default();
-        let sequence = *number;
-        *number += 1;
-        let layout = Layout::parts(request.call.count, request.call.data_type.size_bytes() as u64, 1);
-        let geometry = Geometry::new(layout, CHUNK_BYTES, CHUNK_BYTES, DEPTH);
-        let schedule = Schedule::new(
-            request.call.collective,
-            Algorithm::Pair,
-            group.rank,
-            group.ranks,
-            request.peer,
-            false,
-        );
+impl Plan {
+    fn new(group: &Group, request: &RawRequest) -> Result<Self, Error> {
+        let checked = request.check(group)?;
+        let call = &checked.call;
+        let bytes = call.data_type.size_bytes() as u64;
+        let geometry = Geometry::new(Layout::parts(call.count, bytes, 1), CHUNK_BYTES, CHUNK_BYTES, DEPTH);
+        let schedule =
+            Schedule::new(call.collective, Algorithm::Pair, group.rank, group.ranks, call.root, false);
         let Ok(schedule) = schedule else {
             unreachable!("a pair serves send and recv on any number of ranks")
         };
-        let execution = match self.spare.pop() {
+        Ok(Self {
+            key: request.key(),
+            tag: request.tag,
+            fingerprint: pair_fingerprint(call),
+            series: Series::of(call.collective, call.count * bytes),
+            schedule,
+            geometry,
+            checked,
+        })
+    }
+
+    /// The peer's rank in the communicator.
+    const fn peer(&self) -> u32 {
+        self.checked.call.root
+    }
+
+    const fn operation(&self) -> &'static str {
+        self.checked.call.collective.name()
+    }
+
+    const fn sends(&self) -> bool {
+        matches!(self.checked.call.collective, Collective::Send)
+    }
+}
+
+impl Transfers {
+    /// The plan of a request that is right.
+    fn plan(&mut self, group: &Group, request: &RawRequest) -> Result<Rc<Plan>, Error> {
+        let key = request.key();
+        let place = &mut self.plans[key.place()];
+        let plan = match place {
+            Some(plan) if plan.key == key && plan.tag == request.tag => plan,
+            _ => place.insert(Rc::new(Plan::new(group, request)?)),
+        };
+        request.check_memory(&plan.checked)?;
+        if crate::device::address::decode(request.output).is_some() {
+            let (operation, problem) = (plan.operation(), Problem::OnDevice);
+            return Err(Error::InvalidArgument { operation, argument: "the buffer", problem });
+        }
+        Ok(Rc::clone(plan))
+    }
+
+    fn start(&mut self, group: &Group, request: &RawRequest, asynchronous: bool) -> Result<Ticket, Error> {
+        group.still_usable()?;
+        let plan = self.plan(group, request)?;
+        let memory = if plan.sends() { request.input.cast_mut() } else { request.output };
+        let number = self.numbers.entry((plan.peer(), plan.tag, plan.sends())).or_default();
+        let sequence = *number;
+        *number += 1;
+        let execution = match self.spare[usize::from(plan.sends())].pop() {
             Some(mut execution) => {
-                execution.restart(schedule, geometry);
+                execution.restart(&plan.schedule, &plan.geometry);
                 execution
             }
-            None => Box::new(Execution::new(schedule, geometry)),
+            None => Box::new(Execution::new(plan.schedule, plan.geometry.clone())),
         };
         self.serial += 1;
         let index = self.table.iter().position(Option::is_none).unwrap_or(self.table.len());
         let transfer = Transfer {
             serial: self.serial,
-            request,
+            started: metrics::begin(sequence, &plan.series),
+            plan,
+            memory,
+            asynchronous,
             execution,
             sequence,
             done: false,
             waker: None,
             keep: None,
             detached: false,
-            waited: false,
-            since: group.job.now(),
+            waited: !asynchronous,
+            since: None,
             reported: false,
         };
         if index == self.table.len() {
@@ -134,26 +191,20 @@ impl Transfers {
     /// Posts what a transfer may post.
     fn pump(&mut self, group: &Group, index: u32) {
         let Some(Some(transfer)) = self.table.get_mut(index as usize) else { return };
-        let Request { call, peer, tag, memory, .. } = transfer.request;
+        let plan = &*transfer.plan;
         while let Some(task) = transfer.execution.poll(1) {
-            let piece = transfer.execution.geometry().range_piece(
-                windlass_collectives::Role::Input,
-                0,
-                1,
-                task.first,
-            );
+            let piece = transfer.execution.geometry().range_piece(Role::Input, 0, 1, task.first);
             let id = MessageId {
                 communicator: group.id,
-                tag,
+                tag: plan.tag,
                 sequence: transfer.sequence,
                 label: 0,
                 chunk: task.first,
             };
-            let message = Message { id, fingerprint: pair_fingerprint(&call), bytes: piece.bytes as usize };
+            let message = Message { id, fingerprint: plan.fingerprint, bytes: piece.bytes as usize };
             let token = group.transfer_token(index, task.first);
-            let sends = call.collective == Collective::Send;
-            let address = memory.wrapping_add(piece.offset as usize);
-            group.job.post(sends, group.members[peer as usize], &message, address, token);
+            let address = transfer.memory.wrapping_add(piece.offset as usize);
+            group.job.post(plan.sends(), group.members[plan.peer() as usize], &message, address, token);
         }
     }
 
@@ -167,12 +218,12 @@ impl Transfers {
             return None;
         }
         transfer.done = true;
-        if transfer.request.asynchronous {
+        if transfer.asynchronous {
             group.detached.fetch_sub(1, Ordering::AcqRel);
         }
         let ended = Ended {
-            call: transfer.request.call,
-            elapsed: group.job.now().duration_since(transfer.since),
+            series: transfer.plan.series,
+            started: transfer.started,
             waker: transfer.waker.take(),
             memory: transfer.keep.take(),
         };
@@ -185,7 +236,7 @@ impl Transfers {
     pub(crate) fn mismatched(&self, group: &Group, token: Token, peer: u32, theirs: &Message) -> Error {
         let (index, _) = Group::split_transfer(token);
         let (sequence, ours) = match self.table.get(index as usize) {
-            Some(Some(t)) => (t.sequence, t.request.call.fingerprint()),
+            Some(Some(t)) => (t.sequence, t.plan.checked.call.fingerprint()),
             _ => (0, Fingerprint::default()),
         };
         let theirs = Fingerprint { what: theirs.fingerprint[0], count: theirs.fingerprint[1] };
@@ -202,11 +253,11 @@ impl Transfers {
             for (_, chunk) in transfer.execution.in_flight() {
                 group.job.withdraw(group.transfer_token(index, chunk));
             }
-            if transfer.request.asynchronous {
+            if transfer.asynchronous {
                 group.detached.fetch_sub(1, Ordering::AcqRel);
             }
         }
-        self.spare.push(transfer.execution);
+        self.spare[usize::from(transfer.plan.sends())].push(transfer.execution);
         transfer.keep
     }
 
@@ -242,9 +293,9 @@ impl Transfers {
         let config = &group.job.config;
         let now = group.job.now();
         for transfer in self.table.iter_mut().flatten().filter(|t| !t.done) {
-            let after = now.duration_since(transfer.since);
-            let peer = group.members[transfer.request.peer as usize];
-            let (operation, sequence) = (transfer.request.call.collective.name(), transfer.sequence);
+            let after = now.duration_since(*transfer.since.get_or_insert(now));
+            let peer = group.members[transfer.plan.peer() as usize];
+            let (operation, sequence) = (transfer.plan.operation(), transfer.sequence);
             if after >= STALL_AFTER
                 && let Some((rank, cause)) = group.job.culprit(&[peer], &group.members)
             {
@@ -264,7 +315,7 @@ impl Transfers {
                 transfer.reported = true;
                 crate::error::report(format_args!(
                     "rank {} has waited {after:.1?} in {operation} #{sequence} (tag {}) of communicator {} for rank {peer}",
-                    group.job.rank, transfer.request.tag, group.id
+                    group.job.rank, transfer.plan.tag, group.id
                 ));
             }
         }
@@ -280,26 +331,26 @@ fn pair_fingerprint(call: &Call) -> [u64; 2] {
 
 impl Group {
     /// Starts a transfer.
-    pub(crate) fn start_transfer(&self, request: Request) -> Result<Ticket, Error> {
-        self.usable(request.call.collective.name())?;
-        if request.asynchronous {
-            self.job.start_progress()?;
-            self.detached.fetch_add(1, Ordering::AcqRel);
-            let started = lock(&self.transfers).start(self, request);
-            if started.is_err() {
-                self.detached.fetch_sub(1, Ordering::AcqRel);
-            }
-            self.job.kick_progress(Kick::Soon);
-            return started;
+    pub(crate) fn start_transfer(&self, request: &RawRequest, asynchronous: bool) -> Result<Ticket, Error> {
+        if !asynchronous {
+            return lock(&self.transfers).start(self, request, false);
         }
-        lock(&self.transfers).start(self, request)
+        self.job.start_progress()?;
+        self.detached.fetch_add(1, Ordering::AcqRel);
+        let started = lock(&self.transfers).start(self, request, true);
+        if started.is_err() {
+            self.detached.fetch_sub(1, Ordering::AcqRel);
+        }
+        self.job.kick_progress(Kick::Soon);
+        started
     }
 
-    /// Moves messages. Whether anything moved.
+    /// Moves messages, if any are under way. Whether anything moved.
     pub(crate) fn drive_transfers(&self) -> bool {
-        if lock(&self.transfers).is_idle() {
-            return false;
-        }
+        !lock(&self.transfers).is_idle() && self.deliver_transfers()
+    }
+
+    fn deliver_transfers(&self) -> bool {
         match self.try_deliver() {
             Ok(moved) => moved,
             Err(error) => {
@@ -319,7 +370,20 @@ impl Group {
         Some(result)
     }
 
-    /// Waits for a transfer, driving it.
+    /// Waits for a transfer that somebody else may have driven so far, driving it.
+    pub(crate) fn wait_for_transfer(&self, ticket: Ticket) -> Result<(), Error> {
+        to_the_end(self.wait_for_transfer_with(ticket, Waiter::new(&self.job)))
+    }
+
+    /// The same as long as `waiter` does; `None` when it has given up.
+    pub(crate) fn wait_for_transfer_with(&self, ticket: Ticket, waiter: Waiter) -> Option<Result<(), Error>> {
+        if let Some(transfer) = lock(&self.transfers).find(ticket) {
+            transfer.waited = true;
+        }
+        self.finish_transfer_with(ticket, waiter)
+    }
+
+    /// Runs a transfer to its end.
     pub(crate) fn finish_transfer(&self, ticket: Ticket) -> Result<(), Error> {
         to_the_end(self.finish_transfer_with(ticket, Waiter::new(&self.job)))
     }
@@ -330,14 +394,12 @@ impl Group {
         ticket: Ticket,
         mut waiter: Waiter,
     ) -> Option<Result<(), Error>> {
-        if let Some(transfer) = lock(&self.transfers).find(ticket) {
-            transfer.waited = true;
-        }
         loop {
+            let moved = self.deliver_transfers();
             if let Some(result) = self.transfer_result(ticket) {
                 return Some(result);
             }
-            if self.drive_transfers() {
+            if moved {
                 waiter.moved(&self.job);
             } else if !waiter.pause(self, false) {
                 self.job.kick_progress(Kick::Soon);
@@ -347,15 +409,19 @@ impl Group {
     }
 
     /// Starts a transfer and drives it for `time` at most: what has not ended by then goes on as if nobody had waited.
-    pub(crate) fn run_transfer_for(&self, request: Request, time: Duration) -> Result<Option<Ticket>, Error> {
-        let ticket = self.start_transfer(request)?;
+    pub(crate) fn run_transfer_for(
+        &self,
+        request: &RawRequest,
+        time: Duration,
+    ) -> Result<Option<Ticket>, Error> {
+        let ticket = self.start_transfer(request, false)?;
         if let Some(result) = self.finish_transfer_with(ticket, Waiter::limited(&self.job, time)) {
             return result.map(|()| None);
         }
         self.let_go(|| {
             let mut transfers = lock(&self.transfers);
             if let Some(transfer) = transfers.find(ticket).filter(|transfer| !transfer.done) {
-                transfer.request.asynchronous = true;
+                transfer.asynchronous = true;
                 self.detached.fetch_add(1, Ordering::AcqRel);
             }
         })?;

@@ -145,7 +145,7 @@ impl<'a> World<'a> {
         (runner.issued, runner.done) = (flags(), flags());
         match (operation.case.schedule(rank as Rank), &mut runner.execution) {
             (Some(schedule), Some(execution)) => {
-                execution.restart(schedule, operation.geometry(rank as Rank).clone());
+                execution.restart(&schedule, operation.geometry(rank as Rank));
             }
             (Some(schedule), none) => {
                 *none = Some(Execution::new(schedule, operation.geometry(rank as Rank).clone()));

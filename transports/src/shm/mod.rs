@@ -14,6 +14,8 @@
 pub mod board;
 #[cfg(not(loom))]
 pub mod bounce;
+#[cfg(not(loom))]
+mod copy;
 pub mod doorbell;
 pub mod lane;
 #[cfg(not(loom))]
