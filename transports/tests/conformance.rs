@@ -5,10 +5,8 @@ mod one_process;
 use std::cell::RefCell;
 
 use one_process::lanes;
-use windlass_memory::Location;
 use windlass_transports::conformance::{self, CASES};
 use windlass_transports::link::Limits;
-use windlass_transports::shm::{Board, Found, Lanes, Reach, Shape};
 use windlass_transports::sim::{self, Network};
 use windlass_transports::tcp::{Options, Tcp};
 use windlass_transports::{Transport, conformance::run_case};

@@ -24,7 +24,7 @@ unsafe impl Reach for OneProcess {
 }
 
 /// Transports over the lanes of a board. Where `lends`, each reads the others' large messages where they lie.
-pub fn lanes(ranks: usize, limits: Limits, lends: bool) -> Vec<Box<dyn Transport>> {
+pub(crate) fn lanes(ranks: usize, limits: Limits, lends: bool) -> Vec<Box<dyn Transport>> {
     let shape = Shape { ranks: ranks as u64, slot_bytes: 64, stage_bytes: 64, lanes: 1, note_bytes: 0 };
     let reach = lends.then(|| Arc::new(OneProcess) as Arc<dyn Reach>);
     let segment = Board::create(shape).expect("memory");
