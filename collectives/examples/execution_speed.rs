@@ -53,7 +53,7 @@ fn main() {
         );
         let mut execution = Execution::new(schedule, geometry.clone());
         measure(&format!("{name}: restart and run"), || {
-            execution.restart(black_box(&schedule), black_box(&geometry));
+            execution.restart(black_box(schedule), black_box(geometry.clone()));
             run(&mut execution);
         });
         measure(&format!("{name}: new and run"), || {

@@ -123,12 +123,11 @@ impl Execution {
     }
 
     /// Begins another schedule in the same memory.
-    pub fn restart(&mut self, schedule: &Schedule, geometry: &Geometry) {
-        if self.schedule == *schedule && self.geometry == *geometry {
+    pub fn restart(&mut self, schedule: Schedule, geometry: Geometry) {
+        if self.schedule == schedule && self.geometry == geometry {
             return self.rewind();
         }
-        self.schedule = *schedule;
-        self.geometry.clone_from(geometry);
+        (self.schedule, self.geometry) = (schedule, geometry);
         self.begin();
     }
 

@@ -93,7 +93,7 @@ fn a_restart_forgets_everything() {
             let mut used = execution(collective, algorithm, 8, 6);
             run(&mut used, stop);
             let mut fresh = execution(collective, algorithm, 11, 3);
-            used.restart(fresh.schedule(), fresh.geometry());
+            used.restart(*fresh.schedule(), fresh.geometry().clone());
             assert_eq!(run(&mut used, u32::MAX), run(&mut fresh, u32::MAX));
             assert!(used.is_done());
         }

@@ -88,6 +88,7 @@ impl Job {
     /// Joins the job that the environment describes.
     pub(crate) fn join(identity: &Identity, config: Config) -> Result<Arc<Self>, JoinError> {
         fork::mark();
+        config.check()?;
         let server = match &identity.rendezvous {
             Some(address) if identity.serves => Some(Server::start_at(identity.ranks, address)?),
             _ => None,

@@ -10,6 +10,7 @@ use crate::engine::bind::scale;
 use crate::error::{Error, Problem};
 use crate::group::Group;
 use crate::operation::Kind;
+use crate::transfer;
 
 /// A call whose types are known at run time only.
 ///
@@ -189,16 +190,11 @@ impl RawRequest {
                 Problem::OutOfRange { value: u64::from(self.root), limit: u64::from(group.ranks) },
             );
         }
-        if self.collective.is_point_to_point() {
-            if self.root == group.rank {
-                return wrong("the peer", Problem::OwnRank);
-            }
-            if self.tag == COLLECTIVE_TAG {
-                return wrong(
-                    "the tag",
-                    Problem::OutOfRange { value: u64::from(self.tag), limit: u64::from(COLLECTIVE_TAG) },
-                );
-            }
+        if self.collective.is_point_to_point() && self.tag == COLLECTIVE_TAG {
+            return wrong(
+                "the tag",
+                Problem::OutOfRange { value: u64::from(self.tag), limit: u64::from(COLLECTIVE_TAG) },
+            );
         }
         if matches!(self.collective, Collective::Scan | Collective::ExScan) && self.op == ReduceOp::Avg {
             return wrong("the operator", Problem::NotOfPrefixes);
@@ -320,12 +316,18 @@ pub(crate) struct Checked {
 /// Further apart than any two addresses.
 const NEVER: usize = 1 << (usize::BITS - 1);
 
+/// A message to this rank itself that nothing receives, or a receive of none.
+pub(crate) const fn own_rank(request: &RawRequest) -> Error {
+    let operation = request.collective.name();
+    Error::InvalidArgument { operation, argument: "the peer", problem: Problem::OwnRank }
+}
+
 impl Group {
     /// Starts a request.
     pub(crate) fn submit(&self, request: &RawRequest) -> Result<Kind, Error> {
         self.usable(request.collective.name())?;
         if request.collective.is_point_to_point() {
-            return self.start_transfer(request, true).map(Kind::Transfer);
+            return self.start_exchange(&[self.transfer_of(request)?], true).map(Kind::Transfer);
         }
         match self.scaled(request)? {
             None => self.post(request),
@@ -339,7 +341,7 @@ impl Group {
     pub(crate) fn perform(&self, request: &RawRequest) -> Result<(), Error> {
         self.usable(request.collective.name())?;
         if request.collective.is_point_to_point() {
-            let ticket = self.start_transfer(request, false)?;
+            let ticket = self.start_exchange(&[self.transfer_of(request)?], false)?;
             return self.finish_transfer(ticket);
         }
         match self.scaled(request)? {
@@ -373,12 +375,19 @@ impl Group {
     pub(crate) fn perform_for(&self, request: &RawRequest, time: Duration) -> Result<Option<Kind>, Error> {
         self.usable(request.collective.name())?;
         if request.collective.is_point_to_point() {
-            return Ok(self.run_transfer_for(request, time)?.map(Kind::Transfer));
+            let transfer = self.transfer_of(request)?;
+            return Ok(self.run_exchange_for(&[transfer], time)?.map(Kind::Transfer));
         }
         let ended = match self.scaled(request)? {
             None => self.run_for(request, time)?,
             Some(request) => self.run_for(&request, time)?,
         };
         Ok(ended.map(Kind::Collective))
+    }
+
+    /// A message that goes alone.
+    fn transfer_of(&self, request: &RawRequest) -> Result<transfer::Request, Error> {
+        let transfer = self.message_of(request)?;
+        if transfer.peer == self.rank { Err(own_rank(request)) } else { Ok(transfer) }
     }
 }

@@ -186,6 +186,12 @@ typedef struct {
     const void *input;
     // What is written; not of a send. Of a broadcast, the buffer.
     void *output;
+    // Where blocks differ: the elements of the input's blocks, one number for each rank.
+    const size_t *input_counts;
+    // The same of the output's.
+    const size_t *output_counts;
+    // What `WINDLASS_SCALED_SUM` multiplies this rank's input by.
+    double scalar;
 } windlass_request_t;
 
 #ifdef __cplusplus
@@ -431,6 +437,117 @@ windlass_result_t windlass_exscan_async(const void *input,
                                         windlass_reduce_op_t op,
                                         windlass_comm_t comm,
                                         windlass_op_t *operation);
+
+// As `windlass_all_gather`, of blocks of different lengths: `output_counts` has the elements of every
+// rank's block, the same list on all ranks. Blocks lie back to back, so there are no displacements.
+windlass_result_t windlass_all_gather_v(const void *input,
+                                        void *output,
+                                        const size_t *output_counts,
+                                        windlass_data_type_t data_type,
+                                        windlass_comm_t comm);
+
+// The same, started: see `windlass_op_t`.
+windlass_result_t windlass_all_gather_v_async(const void *input,
+                                              void *output,
+                                              const size_t *output_counts,
+                                              windlass_data_type_t data_type,
+                                              windlass_comm_t comm,
+                                              windlass_op_t *operation);
+
+// As `windlass_reduce_scatter`, of blocks of different lengths: `input_counts` has the elements of every
+// rank's block, the same list on all ranks.
+windlass_result_t windlass_reduce_scatter_v(const void *input,
+                                            void *output,
+                                            const size_t *input_counts,
+                                            windlass_data_type_t data_type,
+                                            windlass_reduce_op_t op,
+                                            windlass_comm_t comm);
+
+// The same, started: see `windlass_op_t`.
+windlass_result_t windlass_reduce_scatter_v_async(const void *input,
+                                                  void *output,
+                                                  const size_t *input_counts,
+                                                  windlass_data_type_t data_type,
+                                                  windlass_reduce_op_t op,
+                                                  windlass_comm_t comm,
+                                                  windlass_op_t *operation);
+
+// As `windlass_gather`, of blocks of different lengths: `count` is this rank's own, and at the root
+// `output_counts` has every rank's. Elsewhere that is not looked at and may be NULL.
+windlass_result_t windlass_gather_v(const void *input,
+                                    size_t count,
+                                    void *output,
+                                    const size_t *output_counts,
+                                    windlass_data_type_t data_type,
+                                    int root,
+                                    windlass_comm_t comm);
+
+// The same, started: see `windlass_op_t`.
+windlass_result_t windlass_gather_v_async(const void *input,
+                                          size_t count,
+                                          void *output,
+                                          const size_t *output_counts,
+                                          windlass_data_type_t data_type,
+                                          int root,
+                                          windlass_comm_t comm,
+                                          windlass_op_t *operation);
+
+// As `windlass_scatter`, of blocks of different lengths: `count` is this rank's own, and at the root
+// `input_counts` has every rank's. Elsewhere that is not looked at and may be NULL.
+windlass_result_t windlass_scatter_v(const void *input,
+                                     const size_t *input_counts,
+                                     void *output,
+                                     size_t count,
+                                     windlass_data_type_t data_type,
+                                     int root,
+                                     windlass_comm_t comm);
+
+// The same, started: see `windlass_op_t`.
+windlass_result_t windlass_scatter_v_async(const void *input,
+                                           const size_t *input_counts,
+                                           void *output,
+                                           size_t count,
+                                           windlass_data_type_t data_type,
+                                           int root,
+                                           windlass_comm_t comm,
+                                           windlass_op_t *operation);
+
+// As `windlass_all_to_all`, each pair of ranks with a length of its own: `input_counts` has the elements
+// that this rank sends to each, `output_counts` those that it receives from each, which must be what
+// those send.
+windlass_result_t windlass_all_to_all_v(const void *input,
+                                        const size_t *input_counts,
+                                        void *output,
+                                        const size_t *output_counts,
+                                        windlass_data_type_t data_type,
+                                        windlass_comm_t comm);
+
+// The same, started: see `windlass_op_t`.
+windlass_result_t windlass_all_to_all_v_async(const void *input,
+                                              const size_t *input_counts,
+                                              void *output,
+                                              const size_t *output_counts,
+                                              windlass_data_type_t data_type,
+                                              windlass_comm_t comm,
+                                              windlass_op_t *operation);
+
+// As `windlass_all_reduce` with the sum of what each rank's `input` is when multiplied by that rank's
+// own `scalar`.
+windlass_result_t windlass_all_reduce_scaled(const void *input,
+                                             void *output,
+                                             size_t count,
+                                             windlass_data_type_t data_type,
+                                             double scalar,
+                                             windlass_comm_t comm);
+
+// The same, started: see `windlass_op_t`.
+windlass_result_t windlass_all_reduce_scaled_async(const void *input,
+                                                   void *output,
+                                                   size_t count,
+                                                   windlass_data_type_t data_type,
+                                                   double scalar,
+                                                   windlass_comm_t comm,
+                                                   windlass_op_t *operation);
 
 // Ends when all ranks have called it.
 windlass_result_t windlass_barrier(windlass_comm_t comm);

@@ -4,7 +4,7 @@
 
 use std::ffi::{c_int, c_void};
 
-use windlass::{Collective, DataType, Extent, RawRequest, ReduceOp};
+use windlass::{Collective, Communicator, DataType, Extent, RawRequest, ReduceOp};
 
 use crate::communicator::{find, windlass_comm_t};
 use crate::error::{Failure, guard, windlass_result_t};
@@ -106,6 +106,35 @@ functions! {
     /// elements, and may be the same memory. Rank 0's `output` is left as it was. Not with `WINDLASS_AVG`.
     ExScan: windlass_exscan, windlass_exscan_async(
         input: *const c_void, output: *mut c_void, count: usize, data_type: windlass_data_type_t, op: windlass_reduce_op_t);
+    /// As `windlass_all_gather`, of blocks of different lengths: `output_counts` has the elements of every
+    /// rank's block, the same list on all ranks. Blocks lie back to back, so there are no displacements.
+    AllGatherV: windlass_all_gather_v, windlass_all_gather_v_async(
+        input: *const c_void, output: *mut c_void, output_counts: *const usize, data_type: windlass_data_type_t);
+    /// As `windlass_reduce_scatter`, of blocks of different lengths: `input_counts` has the elements of every
+    /// rank's block, the same list on all ranks.
+    ReduceScatterV: windlass_reduce_scatter_v, windlass_reduce_scatter_v_async(
+        input: *const c_void, output: *mut c_void, input_counts: *const usize, data_type: windlass_data_type_t,
+        op: windlass_reduce_op_t);
+    /// As `windlass_gather`, of blocks of different lengths: `count` is this rank's own, and at the root
+    /// `output_counts` has every rank's. Elsewhere that is not looked at and may be NULL.
+    GatherV: windlass_gather_v, windlass_gather_v_async(
+        input: *const c_void, count: usize, output: *mut c_void, output_counts: *const usize,
+        data_type: windlass_data_type_t, root: c_int);
+    /// As `windlass_scatter`, of blocks of different lengths: `count` is this rank's own, and at the root
+    /// `input_counts` has every rank's. Elsewhere that is not looked at and may be NULL.
+    ScatterV: windlass_scatter_v, windlass_scatter_v_async(
+        input: *const c_void, input_counts: *const usize, output: *mut c_void, count: usize,
+        data_type: windlass_data_type_t, root: c_int);
+    /// As `windlass_all_to_all`, each pair of ranks with a length of its own: `input_counts` has the elements
+    /// that this rank sends to each, `output_counts` those that it receives from each, which must be what
+    /// those send.
+    AllToAllV: windlass_all_to_all_v, windlass_all_to_all_v_async(
+        input: *const c_void, input_counts: *const usize, output: *mut c_void, output_counts: *const usize,
+        data_type: windlass_data_type_t);
+    /// As `windlass_all_reduce` with the sum of what each rank's `input` is when multiplied by that rank's
+    /// own `scalar`.
+    AllReduce: windlass_all_reduce_scaled, windlass_all_reduce_scaled_async(
+        input: *const c_void, output: *mut c_void, count: usize, data_type: windlass_data_type_t, scalar: f64);
     /// Ends when all ranks have called it.
     Barrier: windlass_barrier, windlass_barrier_async();
     /// Sends `count` elements of `input` to rank `peer`, which must receive as many of the same type and with
@@ -141,6 +170,12 @@ pub struct windlass_request_t {
     pub input: *const c_void,
     /// What is written; not of a send. Of a broadcast, the buffer.
     pub output: *mut c_void,
+    /// Where blocks differ: the elements of the input's blocks, one number for each rank.
+    pub input_counts: *const usize,
+    /// The same of the output's.
+    pub output_counts: *const usize,
+    /// What `WINDLASS_SCALED_SUM` multiplies this rank's input by.
+    pub scalar: f64,
 }
 
 /// Runs a request to its end: the collectives as data, for bindings and tables.
@@ -178,7 +213,7 @@ unsafe fn perform(
 ) -> Result<(), Failure> {
     let communicator = find(function, comm)?;
     // SAFETY: the memory is valid during the call, as the caller promises.
-    Ok(unsafe { communicator.blocking().perform(&request.checked(function)?) }?)
+    Ok(unsafe { communicator.blocking().perform(&request.checked(function, &communicator)?) }?)
 }
 
 impl windlass_request_t {
@@ -194,6 +229,9 @@ impl windlass_request_t {
             count: 0,
             input: std::ptr::null(),
             output: std::ptr::null_mut(),
+            input_counts: std::ptr::null(),
+            output_counts: std::ptr::null(),
+            scalar: 1.0,
         }
     }
 
@@ -215,7 +253,11 @@ impl windlass_request_t {
 
     /// The call for the runtime, which checks what it means.
     #[inline]
-    pub(crate) fn checked(&self, function: &'static str) -> Result<RawRequest, Failure> {
+    pub(crate) fn checked(
+        &self,
+        function: &'static str,
+        communicator: &Communicator,
+    ) -> Result<RawRequest, Failure> {
         let wrong = |what, value: i32, valid| Failure::Code { function, what, value: value.into(), valid };
         let collective = code(self.collective).and_then(Collective::from_code);
         let collective = collective
@@ -237,12 +279,42 @@ impl windlass_request_t {
             request.root = u32::try_from(self.root).map_err(negative)?;
         }
         request.tag = self.tag;
+        request.scalar = self.scalar;
+        if collective.is_uneven() {
+            self.give_counts(function, communicator, &mut request)?;
+        }
         (request.input, request.output) = match collective {
             Collective::Send => (self.input.cast(), self.input.cast_mut().cast()),
             Collective::Recv | Collective::Broadcast => (self.output.cast_const().cast(), self.output.cast()),
             _ => (self.input.cast(), self.output.cast()),
         };
         Ok(request)
+    }
+
+    /// The lists of counts that this rank must have. Those of others are not looked at.
+    fn give_counts(
+        &self,
+        function: &'static str,
+        communicator: &Communicator,
+        request: &mut RawRequest,
+    ) -> Result<(), Failure> {
+        let collective = request.collective;
+        for (extent, argument, given, to) in [
+            (collective.input(), "input_counts", self.input_counts, &mut request.input_lengths),
+            (collective.output(), "output_counts", self.output_counts, &mut request.output_lengths),
+        ] {
+            let needed = match extent {
+                Extent::BlocksAtRoot => request.root == communicator.rank(),
+                extent => extent == Extent::Blocks,
+            };
+            if needed && given.is_null() {
+                return Err(Failure::Null { function, argument });
+            }
+            if needed {
+                *to = std::ptr::slice_from_raw_parts(given, communicator.size() as usize);
+            }
+        }
+        Ok(())
     }
 }
 
@@ -279,6 +351,17 @@ arguments! {
     root: c_int => root;
     peer: c_int => root;
     tag: u32 => tag;
+    input_counts: *const usize => input_counts;
+    output_counts: *const usize => output_counts;
+}
+
+impl windlass_request_t {
+    /// Whoever gives a factor means the sum that has one.
+    #[inline]
+    const fn scalar(mut self, scalar: f64) -> Self {
+        (self.scalar, self.op) = (scalar, ReduceOp::ScaledSum.code() as windlass_reduce_op_t);
+        self
+    }
 }
 
 /// The bytes of one element of a type; 0 when there is no such type.
@@ -294,15 +377,15 @@ mod tests {
     /// A new row of the runtime's table gets its functions here.
     #[test]
     fn every_collective_has_its_functions() {
-        let names: Vec<_> = FUNCTIONS.iter().map(|(collective, ..)| collective.name()).collect();
-        // Lists of lengths are no arguments here.
-        let even = || Collective::ALL.iter().filter(|collective| !collective.is_uneven());
-        for collective in even() {
-            let of = FUNCTIONS.iter().filter(|(known, ..)| known == collective).collect::<Vec<_>>();
-            let [(_, name, started)] = of[..] else { panic!("{collective} is not once in {names:?}") };
-            assert_eq!(*name, format!("windlass_{collective}"));
+        for collective in Collective::ALL {
+            let name = format!("windlass_{collective}");
+            let of = FUNCTIONS.iter().filter(|(known, named, _)| known == collective && *named == name);
+            assert_eq!(of.count(), 1, "{name} is not once in {FUNCTIONS:?}");
+        }
+        for (_, name, started) in FUNCTIONS {
             assert_eq!(*started, format!("{name}_async"));
         }
-        assert_eq!(names.len(), even().count());
+        // The sum with a factor is no collective of its own.
+        assert_eq!(FUNCTIONS.len(), Collective::ALL.len() + 1);
     }
 }

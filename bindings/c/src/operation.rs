@@ -83,7 +83,7 @@ pub(crate) unsafe fn start(
     let operation = unsafe { required(operation, function, "operation") }?;
     *operation = std::ptr::null_mut();
     let communicator = find(function, comm)?;
-    let request = request?.checked(function)?;
+    let request = request?.checked(function, &communicator)?;
     // The handle comes first: once it runs, an operation without one could only be waited for.
     let full = Failure::Full { function, most: PLACES };
     let handle = OPERATIONS.insert(Started::Ended(Ok(()))).ok_or(full)?;

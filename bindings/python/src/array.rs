@@ -2,7 +2,7 @@
 
 use std::ffi::CStr;
 
-use pyo3::exceptions::PyTypeError;
+use pyo3::exceptions::{PyException, PyTypeError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::{PyCapsule, PyDict};
@@ -133,9 +133,17 @@ impl Array {
         arguments.set_item("max_version", (1, 0))?;
         let capsule = match object.call_method("__dlpack__", (), Some(&arguments)) {
             // An exporter that is older than versions.
-            Err(e) if e.is_instance_of::<PyTypeError>(py) => object.call_method0("__dlpack__")?,
-            other => other?,
+            Err(e) if e.is_instance_of::<PyTypeError>(py) => object.call_method0("__dlpack__"),
+            other => other,
         };
+        // As torch, of a tensor that needs a gradient.
+        let capsule = capsule.map_err(|refusal| {
+            if !refusal.is_instance_of::<PyException>(py) {
+                return refusal;
+            }
+            let reason = refusal.value(py).to_string();
+            caused(py, purpose.wrong(py, &Wrong::NotLent { reason }), refusal)
+        })?;
         let capsule = capsule.cast_into::<PyCapsule>()?;
         let (tensor, read_only) = tensor_of(&capsule)?;
         // SAFETY: the capsule is alive and its tensor with it.

@@ -19,6 +19,20 @@ pub(crate) enum Wrong {
     ElementType { given: String },
     /// Input and output of different types.
     TypesDiffer { input: &'static str, output: &'static str },
+    /// Arrays of different types in one list.
+    TypesMixed { first: &'static str, other: &'static str },
+    /// A list without an array.
+    EmptyList,
+    /// Input and output whose rows differ, where counts are of rows.
+    RowsDiffer { input: usize, output: usize },
+    /// Something that is no list of counts.
+    Counts { given: String },
+    /// Something that nothing can be multiplied by.
+    Scalar { given: String },
+    /// A factor, and an operator that has none.
+    NotScaled { op: &'static str },
+    /// An object that has memory, and does not lend it.
+    NotLent { reason: String },
     /// Memory of a device.
     Device { kind: i32 },
     /// Something that is no number a rank, a tag or a colour can be.
@@ -53,6 +67,22 @@ impl fmt::Display for Wrong {
             }
             Self::TypesDiffer { input, output } => {
                 write!(f, "has elements of type {output}, but the input of type {input}; use one type")
+            }
+            Self::NotLent { reason } => write!(f, "does not lend its memory: {reason}"),
+            Self::TypesMixed { first, other } => {
+                write!(f, "has arrays of type {first} and of type {other}; use one type")
+            }
+            Self::EmptyList => write!(f, "is an empty list, which has no type; give an array of no elements"),
+            Self::RowsDiffer { input, output } => {
+                write!(
+                    f,
+                    "has rows of {output} elements, but the input has rows of {input}; counts are of rows"
+                )
+            }
+            Self::Counts { given } => write!(f, "is {given}; give one number from 0 for each rank"),
+            Self::Scalar { given } => write!(f, "is {given}, which is no number"),
+            Self::NotScaled { op } => {
+                write!(f, "goes with scaled_sum, not with {op}; leave the operator out")
             }
             Self::Device { kind } => {
                 write!(

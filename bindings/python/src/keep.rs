@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use pyo3::ffi;
 use pyo3::prelude::*;
 
+use crate::list::{Piece, copy};
 use crate::stack::Stack;
 
 /// An exported buffer. Its exporter may have taken the address of the structure.
@@ -44,6 +45,8 @@ pub(crate) struct Held {
     pub(crate) views: Vec<View>,
     pub(crate) objects: Vec<Py<PyAny>>,
     pub(crate) value: Option<Py<PyAny>>,
+    /// What is to be copied at the end: from the memory that the operation has written to a list's arrays.
+    pub(crate) pieces: Vec<Piece>,
 }
 
 // SAFETY: in `Keep` and in `BURIED` it is only moved, and it is dropped by a thread that holds the interpreter.
@@ -66,16 +69,24 @@ impl Keep {
         Self { held: Some(Box::new(held)), under_way: Arc::clone(under_way) }
     }
 
-    /// Releases what was kept. Returns the result.
-    pub(crate) fn release(mut self, _py: Python<'_>) -> Option<Py<PyAny>> {
-        self.held.take().and_then(|held| held.value)
+    /// Releases what was kept. Returns the result; only a good one has been written.
+    pub(crate) fn release(mut self, py: Python<'_>, is_good: bool) -> Option<Py<PyAny>> {
+        let mut held = self.held.take()?;
+        if is_good && !held.pieces.is_empty() {
+            let pieces = &mut held.pieces;
+            // SAFETY: `held` has what they name.
+            py.detach(|| unsafe { copy(pieces) });
+        }
+        held.value
     }
 }
 
 impl Drop for Keep {
     fn drop(&mut self) {
         self.under_way.fetch_sub(1, Ordering::AcqRel);
-        if let Some(held) = self.held.take() {
+        if let Some(mut held) = self.held.take() {
+            // SAFETY: `held` has what they name.
+            unsafe { copy(&mut held.pieces) };
             bury_boxed(held);
         }
     }
@@ -98,8 +109,8 @@ fn bury_boxed(held: Box<Held>) {
 }
 
 extern "C" fn called(_: *mut c_void) -> c_int {
-    // The interpreter calls with itself held; `attach` lets pyo3 know.
-    Python::attach(release_buried);
+    // The interpreter calls with itself held, which `try_attach` lets pyo3 know. While it ends it calls, too: then nothing is released any more.
+    let _ = Python::try_attach(release_buried);
     0
 }
 

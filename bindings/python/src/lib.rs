@@ -1,10 +1,11 @@
 //! The extension module of the Python package `windlass`: the runtime's public API, with Python's memory.
 //!
-//! No copies: operations read and write the memory of whatever object lends it ([`mod@array`]), and keep it exported until they end
-//! ([`keep`]). Nothing here is called by a thread of the runtime while it holds one of its locks, and no such thread waits for the interpreter.
+//! Operations read and write the memory of whatever object lends it ([`mod@array`]), and keep it exported until they end ([`keep`]). Nothing is copied but
+//! what stands in a list ([`list`]). Nothing here is called by a thread of the runtime while it holds one of its locks, and no such thread waits for the interpreter.
 
 mod array;
 mod buffer;
+mod call;
 mod communicator;
 mod dlpack;
 mod dtype;
@@ -12,6 +13,7 @@ mod error;
 mod exit;
 mod faces;
 mod keep;
+mod list;
 mod operation;
 mod stack;
 
@@ -38,9 +40,7 @@ mod _native {
         let names = |names: Vec<&'static str>| PyTuple::new(py, names);
         module.add("OPERATORS", names(windlass::ReduceOp::ALL.iter().map(|op| op.name()).collect())?)?;
         module.add("DTYPES", names(windlass::DataType::ALL.iter().map(|t| t.name()).collect())?)?;
-        // Lists of lengths are no arguments here.
-        let even = windlass::Collective::ALL.iter().filter(|c| !c.is_uneven());
-        module.add("COLLECTIVES", names(even.map(|c| c.name()).collect())?)?;
+        module.add("COLLECTIVES", names(windlass::Collective::ALL.iter().map(|c| c.name()).collect())?)?;
         module.add("__version__", env!("CARGO_PKG_VERSION"))
     }
 }

@@ -5,6 +5,7 @@ import importlib.util
 import inspect
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +26,14 @@ def test_every_collective_gives_what_numpy_gives(job, transport, count):
     wrote = job(4, "programs/matrix.py", str(count), WINDLASS_TRANSPORT=transport)
     checked = [int(cases) for cases in re.findall(r"checked (\d+)", wrote)]
     assert len(checked) == 4 and min(checked) > 300, checked
+
+
+@pytest.mark.parametrize("transport", ["shm", "tcp"])
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_blocks_of_different_lengths_and_lists_of_arrays(job, ranks, transport):
+    wrote = job(ranks, "programs/uneven.py", WINDLASS_TRANSPORT=transport)
+    checked = [int(cases) for cases in re.findall(r"checked (\d+)", wrote)]
+    assert len(checked) == ranks and min(checked) > 1000, checked
 
 
 @pytest.mark.parametrize("ranks", [2, 3])
@@ -55,11 +64,50 @@ def test_a_wrong_environment_is_a_join_error():
     assert ended.stdout == "WORLD_SIZE\n", ended.stderr
 
 
+def test_tensors_of_torch(job):
+    if importlib.util.find_spec("torch") is None:
+        pytest.skip("torch is not installed")
+    assert job(2, "programs/tensors.py").count("tensors are right") == 2
+
+
 @pytest.mark.parametrize("example", ["numpy_all_reduce", "asyncio_overlap", "torch_tensors"])
 def test_examples(job, example):
     if "torch" in example and importlib.util.find_spec("torch") is None:
         pytest.skip("torch is not installed")
     assert job(2, EXAMPLES / f"{example}.py").count("rank") >= 2
+
+
+def test_what_a_call_costs_can_be_measured(job):
+    assert len(re.findall(r"\d\.\d\d  \w+", job(2, EXAMPLES / "overhead.py", "2"))) == 6
+
+
+def twins():
+    """The README's program for mpi4py and the same for windlass."""
+    text = (EXAMPLES.parent / "README.md").read_text()
+    blocks = [block.split("```")[0] for block in text.split("## Beside mpi4py")[1].split("```python\n")[1:3]]
+    assert "MPI.COMM_WORLD" in blocks[0] and "windlass.init()" in blocks[1]
+    return blocks
+
+
+def eigenvalue(wrote):
+    return re.search(r"largest eigenvalue: (2\.\d+)", wrote)[1]
+
+
+def test_the_readme_s_program(job, tmp_path):
+    (tmp_path / "program.py").write_text(twins()[1])
+    assert eigenvalue(job(3, tmp_path / "program.py")) == "2.3768965057"
+
+
+def test_the_readme_s_program_says_what_mpi4py_s_does(tmp_path):
+    beside = Path(sys.executable).parent / "mpiexec"
+    mpiexec = str(beside) if beside.exists() else shutil.which("mpiexec")
+    if mpiexec is None or importlib.util.find_spec("mpi4py") is None:
+        pytest.skip("mpi4py and mpiexec are not here")
+    (tmp_path / "program.py").write_text(twins()[0])
+    command = [mpiexec, "-n", "3", sys.executable, tmp_path / "program.py"]
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    assert eigenvalue(ended.stdout) == "2.3768965057"
 
 
 def stub():

@@ -8,7 +8,7 @@ static const int rows[] = {COLLECTIVES};
 
 static int rank, size;
 static windlass_comm_t comm;
-static int64_t *input, *output;
+static int64_t *input, *output, *right;
 
 /* Element i of what rank r puts in. */
 static int64_t in(int r, int64_t i) { return (r + 1) * 100000 + i; }
@@ -22,122 +22,168 @@ static int64_t sum(int first, int last, int64_t i)
     return total;
 }
 
-/* What rank `rank` has at i of its output, of `elements`; -1 where the collective leaves it alone. */
-static int64_t expected(int collective, int root, int64_t i)
+static int is_uneven(int collective) { return collective >= WINDLASS_ALL_GATHER_V && collective <= WINDLASS_SCATTER_V; }
+
+/* The elements of rank r's block; of an all_to_all, of that which is for rank q. Some are empty. */
+static size_t length(int collective, int r, int q)
 {
+    if (!is_uneven(collective))
+        return COUNT;
+    return (size_t)(collective == WINDLASS_ALL_TO_ALL_V ? r * 331 + q * 517 : r * 489) % COUNT;
+}
+
+/* Where block q begins in what rank r has of an operand of blocks. */
+static int64_t start_of(int collective, int r, int q)
+{
+    int64_t start = 0;
+    for (int before = 0; before < q; before++)
+        start += collective == WINDLASS_ALL_TO_ALL_V ? (int64_t)length(collective, r, before) : (int64_t)length(collective, before, 0);
+    return start;
+}
+
+/* What is to be in `output` of this rank: `right` has been prepared as `output` has. */
+static void calculate(int collective, int root)
+{
+    int64_t at = 0, mine = start_of(collective, 0, rank), block = (int64_t)length(collective, rank, 0);
+    int previous = (rank + size - 1) % size;
     switch (collective) {
-    case WINDLASS_ALL_REDUCE: return sum(0, size, i);
-    case WINDLASS_REDUCE: return rank == root ? sum(0, size, i) : -1;
-    case WINDLASS_BROADCAST: return in(root, i);
-    case WINDLASS_REDUCE_SCATTER: return sum(0, size, rank * COUNT + i);
-    case WINDLASS_ALL_GATHER: return in((int)(i / COUNT), i % COUNT);
-    case WINDLASS_GATHER: return rank == root ? in((int)(i / COUNT), i % COUNT) : -1;
-    case WINDLASS_SCATTER: return in(root, rank * COUNT + i);
-    case WINDLASS_ALL_TO_ALL: return in((int)(i / COUNT), rank * COUNT + i % COUNT);
-    case WINDLASS_SCAN: return sum(0, rank + 1, i);
-    case WINDLASS_EXSCAN: return rank == 0 ? -1 : sum(0, rank, i);
-    case WINDLASS_RECV: return in((rank + size - 1) % size, i);
-    default: return -1;
+    case WINDLASS_ALL_REDUCE:
+    case WINDLASS_REDUCE:
+    case WINDLASS_SCAN:
+    case WINDLASS_EXSCAN: {
+        int last = collective == WINDLASS_SCAN ? rank + 1 : collective == WINDLASS_EXSCAN ? rank : size;
+        int has = collective == WINDLASS_REDUCE ? rank == root : last > 0;
+        for (int64_t i = 0; has && i < COUNT; i++)
+            right[i] = sum(0, last, i);
+        break;
+    }
+    case WINDLASS_BROADCAST:
+    case WINDLASS_RECV:
+        for (int64_t i = 0; i < COUNT; i++)
+            right[i] = in(collective == WINDLASS_RECV ? previous : root, i);
+        break;
+    case WINDLASS_REDUCE_SCATTER:
+    case WINDLASS_REDUCE_SCATTER_V:
+        for (int64_t i = 0; i < block; i++)
+            right[i] = sum(0, size, mine + i);
+        break;
+    case WINDLASS_SCATTER:
+    case WINDLASS_SCATTER_V:
+        for (int64_t i = 0; i < block; i++)
+            right[i] = in(root, mine + i);
+        break;
+    case WINDLASS_GATHER:
+    case WINDLASS_GATHER_V:
+        if (rank != root)
+            break;
+        /* fallthrough */
+    case WINDLASS_ALL_GATHER:
+    case WINDLASS_ALL_GATHER_V:
+        for (int r = 0; r < size; r++)
+            for (int64_t i = 0; i < (int64_t)length(collective, r, 0); i++)
+                right[at++] = in(r, i);
+        break;
+    case WINDLASS_ALL_TO_ALL:
+    case WINDLASS_ALL_TO_ALL_V:
+        for (int r = 0; r < size; r++)
+            for (int64_t i = 0; i < (int64_t)length(collective, r, rank); i++)
+                right[at++] = in(r, (collective == WINDLASS_ALL_TO_ALL_V ? start_of(collective, r, rank) : mine) + i);
+        break;
+    case WINDLASS_BARRIER:
+    case WINDLASS_SEND: break;
+    default: FAIL("collective %d has no test here", collective);
     }
 }
 
-static void prepare(int collective)
+static void prepare(int collective, int root)
 {
     for (int64_t i = 0; i < (int64_t)COUNT * size; i++) {
         input[i] = in(rank, i);
-        output[i] = collective == WINDLASS_BROADCAST ? in(rank, i) : -1;
+        right[i] = output[i] = collective == WINDLASS_BROADCAST ? in(rank, i) : -1;
     }
+    calculate(collective, root);
 }
 
 static void verify(int collective, int root, const char *door)
 {
-    int blocks = collective == WINDLASS_ALL_GATHER || collective == WINDLASS_GATHER || collective == WINDLASS_ALL_TO_ALL;
-    for (int64_t i = 0; i < (int64_t)COUNT * size; i++) {
-        int64_t right = i < (int64_t)COUNT * (blocks ? size : 1) ? expected(collective, root, i) : -1;
-        if (collective == WINDLASS_BROADCAST && i >= COUNT)
-            right = in(rank, i);
-        if (output[i] != right)
+    for (int64_t i = 0; i < (int64_t)COUNT * size; i++)
+        if (output[i] != right[i])
             FAIL("collective %d, root %d, %s, rank %d: element %lld is %lld, not %lld", collective, root, door, rank,
-                 (long long)i, (long long)output[i], (long long)right);
-    }
+                 (long long)i, (long long)output[i], (long long)right[i]);
 }
 
-static void blocking(int collective, int root)
-{
-    int next = (rank + 1) % size, before = (rank + size - 1) % size;
-    void *mine = rank == root ? output : NULL;
-    windlass_op_t op = NULL;
-    switch (collective) {
-    case WINDLASS_ALL_REDUCE: OK(windlass_all_reduce(input, output, COUNT, WINDLASS_I64, WINDLASS_SUM, comm)); break;
-    case WINDLASS_REDUCE: OK(windlass_reduce(input, mine, COUNT, WINDLASS_I64, WINDLASS_SUM, root, comm)); break;
-    case WINDLASS_BROADCAST: OK(windlass_broadcast(output, COUNT, WINDLASS_I64, root, comm)); break;
-    case WINDLASS_REDUCE_SCATTER: OK(windlass_reduce_scatter(input, output, COUNT, WINDLASS_I64, WINDLASS_SUM, comm)); break;
-    case WINDLASS_ALL_GATHER: OK(windlass_all_gather(input, output, COUNT, WINDLASS_I64, comm)); break;
-    case WINDLASS_GATHER: OK(windlass_gather(input, mine, COUNT, WINDLASS_I64, root, comm)); break;
-    case WINDLASS_SCATTER: OK(windlass_scatter(rank == root ? input : NULL, output, COUNT, WINDLASS_I64, root, comm)); break;
-    case WINDLASS_ALL_TO_ALL: OK(windlass_all_to_all(input, output, COUNT, WINDLASS_I64, comm)); break;
-    case WINDLASS_SCAN: OK(windlass_scan(input, output, COUNT, WINDLASS_I64, WINDLASS_SUM, comm)); break;
-    case WINDLASS_EXSCAN: OK(windlass_exscan(input, output, COUNT, WINDLASS_I64, WINDLASS_SUM, comm)); break;
-    case WINDLASS_BARRIER: OK(windlass_barrier(comm)); break;
-    case WINDLASS_SEND:
-        OK(windlass_recv_async(input + COUNT, COUNT, WINDLASS_I64, before, 3, comm, &op));
-        OK(windlass_send(input, COUNT, WINDLASS_I64, next, 3, comm));
-        OK(windlass_wait(&op));
-        break;
-    case WINDLASS_RECV:
-        OK(windlass_send_async(input, COUNT, WINDLASS_I64, next, 4, comm, &op));
-        OK(windlass_recv(output, COUNT, WINDLASS_I64, before, 4, comm));
-        OK(windlass_wait(&op));
-        break;
-    default: FAIL("collective %d has no test here", collective);
-    }
-}
+/* A row's two functions have the same arguments. */
+#define ROW(row, name, ...) \
+    case WINDLASS_##row: \
+        if (start) \
+            OK(windlass_##name##_async(__VA_ARGS__, &op)); \
+        else \
+            OK(windlass_##name(__VA_ARGS__)); \
+        break
 
-static windlass_op_t started(int collective, int root)
+/* Makes the call, or starts it. */
+static windlass_op_t call(int collective, int root, int start)
 {
-    int next = (rank + 1) % size, before = (rank + size - 1) % size;
-    void *mine = rank == root ? output : NULL;
+    const int type = WINDLASS_I64, add = WINDLASS_SUM, next = (rank + 1) % size, previous = (rank + size - 1) % size;
+    /* What only the root has, is not looked at elsewhere. */
+    int64_t *to = rank == root ? output : NULL, *from = rank == root ? input : NULL;
+    size_t sent[MOST_RANKS], received[MOST_RANKS], own = length(collective, rank, 0), *at_root = rank == root ? sent : NULL;
     windlass_op_t op = NULL, other = NULL;
+    for (int r = 0; r < size; r++) {
+        sent[r] = collective == WINDLASS_ALL_TO_ALL_V ? length(collective, rank, r) : length(collective, r, 0);
+        received[r] = length(collective, r, rank);
+    }
+    if (collective == WINDLASS_SEND)
+        OK(windlass_recv_async(input + COUNT, COUNT, type, previous, 3, comm, &other));
+    if (collective == WINDLASS_RECV)
+        OK(windlass_send_async(input, COUNT, type, next, 4, comm, &other));
     switch (collective) {
-    case WINDLASS_ALL_REDUCE: OK(windlass_all_reduce_async(input, output, COUNT, WINDLASS_I64, WINDLASS_SUM, comm, &op)); break;
-    case WINDLASS_REDUCE: OK(windlass_reduce_async(input, mine, COUNT, WINDLASS_I64, WINDLASS_SUM, root, comm, &op)); break;
-    case WINDLASS_BROADCAST: OK(windlass_broadcast_async(output, COUNT, WINDLASS_I64, root, comm, &op)); break;
-    case WINDLASS_REDUCE_SCATTER: OK(windlass_reduce_scatter_async(input, output, COUNT, WINDLASS_I64, WINDLASS_SUM, comm, &op)); break;
-    case WINDLASS_ALL_GATHER: OK(windlass_all_gather_async(input, output, COUNT, WINDLASS_I64, comm, &op)); break;
-    case WINDLASS_GATHER: OK(windlass_gather_async(input, mine, COUNT, WINDLASS_I64, root, comm, &op)); break;
-    case WINDLASS_SCATTER: OK(windlass_scatter_async(rank == root ? input : NULL, output, COUNT, WINDLASS_I64, root, comm, &op)); break;
-    case WINDLASS_ALL_TO_ALL: OK(windlass_all_to_all_async(input, output, COUNT, WINDLASS_I64, comm, &op)); break;
-    case WINDLASS_SCAN: OK(windlass_scan_async(input, output, COUNT, WINDLASS_I64, WINDLASS_SUM, comm, &op)); break;
-    case WINDLASS_EXSCAN: OK(windlass_exscan_async(input, output, COUNT, WINDLASS_I64, WINDLASS_SUM, comm, &op)); break;
-    case WINDLASS_BARRIER: OK(windlass_barrier_async(comm, &op)); break;
-    case WINDLASS_SEND:
-        OK(windlass_recv_async(input + COUNT, COUNT, WINDLASS_I64, before, 5, comm, &other));
-        OK(windlass_send_async(input, COUNT, WINDLASS_I64, next, 5, comm, &op));
-        OK(windlass_wait(&other));
-        break;
-    case WINDLASS_RECV:
-        OK(windlass_recv_async(output, COUNT, WINDLASS_I64, before, 6, comm, &op));
-        OK(windlass_send(input, COUNT, WINDLASS_I64, next, 6, comm));
-        break;
+        ROW(ALL_REDUCE, all_reduce, input, output, COUNT, type, add, comm);
+        ROW(REDUCE, reduce, input, to, COUNT, type, add, root, comm);
+        ROW(BROADCAST, broadcast, output, COUNT, type, root, comm);
+        ROW(REDUCE_SCATTER, reduce_scatter, input, output, COUNT, type, add, comm);
+        ROW(ALL_GATHER, all_gather, input, output, COUNT, type, comm);
+        ROW(GATHER, gather, input, to, COUNT, type, root, comm);
+        ROW(SCATTER, scatter, from, output, COUNT, type, root, comm);
+        ROW(ALL_TO_ALL, all_to_all, input, output, COUNT, type, comm);
+        ROW(ALL_GATHER_V, all_gather_v, input, output, sent, type, comm);
+        ROW(REDUCE_SCATTER_V, reduce_scatter_v, input, output, sent, type, add, comm);
+        ROW(GATHER_V, gather_v, input, own, to, at_root, type, root, comm);
+        ROW(SCATTER_V, scatter_v, from, at_root, output, own, type, root, comm);
+        ROW(ALL_TO_ALL_V, all_to_all_v, input, sent, output, received, type, comm);
+        ROW(SCAN, scan, input, output, COUNT, type, add, comm);
+        ROW(EXSCAN, exscan, input, output, COUNT, type, add, comm);
+        ROW(BARRIER, barrier, comm);
+        ROW(SEND, send, input, COUNT, type, next, 3, comm);
+        ROW(RECV, recv, output, COUNT, type, previous, 4, comm);
     default: FAIL("collective %d has no test here", collective);
     }
+    OK(windlass_wait(&other));
+    /* Lists of counts are read during the call only. */
+    memset(sent, 0xa5, sizeof sent);
+    memset(received, 0xa5, sizeof received);
     return op;
 }
 
 /* As data: a row at a time, blocking and started. Send and recv need a peer that does the other, so they go together. */
 static void raw(int collective, int root, int start)
 {
+    size_t sent[MOST_RANKS], received[MOST_RANKS];
+    for (int r = 0; r < size; r++) {
+        sent[r] = collective == WINDLASS_ALL_TO_ALL_V ? length(collective, rank, r) : length(collective, r, 0);
+        received[r] = collective == WINDLASS_ALL_TO_ALL_V ? length(collective, r, rank) : sent[r];
+    }
     windlass_request_t request = {
-        sizeof request, collective, WINDLASS_I64, WINDLASS_SUM, root, 7, COUNT, input, output,
+        sizeof request, collective, WINDLASS_I64, WINDLASS_SUM, root, 7, length(collective, rank, 0), input, output, sent, received, 0,
     };
-    windlass_op_t op = NULL, sent = NULL;
+    windlass_op_t op = NULL, other = NULL;
     if (collective == WINDLASS_SEND)
         return;
     if (collective == WINDLASS_RECV) {
         windlass_request_t send = request;
         send.collective = WINDLASS_SEND;
         send.root = (rank + 1) % size;
-        OK(windlass_post(&send, comm, &sent));
+        OK(windlass_post(&send, comm, &other));
         request.root = (rank + size - 1) % size;
     }
     if (start) {
@@ -146,7 +192,30 @@ static void raw(int collective, int root, int start)
     } else {
         OK(windlass_perform(&request, comm));
     }
-    OK(windlass_wait(&sent));
+    OK(windlass_wait(&other));
+}
+
+/* The sum in which each rank has a factor: by its own doors, and as data. */
+static void scaled(void)
+{
+    double values[COUNT], sums[COUNT];
+    windlass_op_t op = NULL;
+    windlass_request_t request = {
+        sizeof request, WINDLASS_ALL_REDUCE, WINDLASS_F64, WINDLASS_SCALED_SUM, 0, 0, COUNT, values, sums, NULL, NULL, rank - 0.5,
+    };
+    for (int door = 0; door < 3; door++) {
+        for (int i = 0; i < COUNT; i++)
+            values[i] = i;
+        if (door == 0)
+            OK(windlass_all_reduce_scaled(values, sums, COUNT, WINDLASS_F64, rank - 0.5, comm));
+        else if (door == 1)
+            OK(windlass_all_reduce_scaled_async(values, sums, COUNT, WINDLASS_F64, rank - 0.5, comm, &op));
+        else
+            OK(windlass_perform(&request, comm));
+        OK(windlass_wait(&op));
+        for (int i = 0; i < COUNT; i++)
+            CHECK(values[i] == i && sums[i] == i * (size * (size - 1) / 2 - 0.5 * size));
+    }
 }
 
 int main(void)
@@ -157,6 +226,7 @@ int main(void)
     CHECK(size > 1 && size <= MOST_RANKS);
     const size_t bytes = sizeof(int64_t) * COUNT * (size_t)size;
     CHECK(windlass_type_size(WINDLASS_I64) == sizeof(int64_t));
+    right = malloc(bytes);
     for (int registered = 0; registered < 2; registered++) {
         void *memory[2] = {NULL, NULL};
         for (int i = 0; i < 2; i++) {
@@ -170,11 +240,11 @@ int main(void)
         for (size_t row = 0; row < sizeof rows / sizeof *rows; row++) {
             int collective = rows[row];
             for (int root = 0; root < size; root++) {
-                prepare(collective);
-                blocking(collective, root);
+                prepare(collective, root);
+                CHECK(call(collective, root, 0) == NULL);
                 verify(collective, root, "blocking");
-                prepare(collective);
-                windlass_op_t op = started(collective, root);
+                prepare(collective, root);
+                windlass_op_t op = call(collective, root, 1);
                 int done = 0;
                 while (!done)
                     OK(windlass_poll(op, &done));
@@ -182,7 +252,7 @@ int main(void)
                 OK(windlass_wait(&op));
                 CHECK(op == NULL);
                 for (int start = 0; start < 2; start++) {
-                    prepare(collective);
+                    prepare(collective, root);
                     raw(collective, root, start);
                     verify(collective, root, start ? "posted" : "performed");
                 }
@@ -195,6 +265,8 @@ int main(void)
                 free(memory[i]);
         }
     }
+    scaled();
+    free(right);
     OK(windlass_comm_finalize(comm));
     OK(windlass_comm_free(&comm));
     printf("rank %d: every collective is right\n", rank);

@@ -88,6 +88,57 @@ static void wrong_arguments(void)
     still_right(comm);
 }
 
+/* Lists of counts, and factors. */
+static void wrong_counts(void)
+{
+    double a[8] = {0}, b[8] = {0};
+    const int bad_argument = WINDLASS_ERROR_INVALID_ARGUMENT, type = WINDLASS_F64;
+    size_t counts[2] = {1, 3}, other[2] = {2, 2}, huge[2] = {SIZE_MAX, SIZE_MAX}, large[2] = {SIZE_MAX / 8, SIZE_MAX / 8}, none[2] = {0, 0};
+    windlass_op_t op = NULL;
+    REFUSED(bad_argument, "windlass_all_gather_v: the argument `output_counts` is NULL", windlass_all_gather_v(a, b, NULL, type, comm));
+    REFUSED(bad_argument, "`input_counts` is NULL", windlass_reduce_scatter_v(a, b, NULL, type, WINDLASS_SUM, comm));
+    REFUSED(bad_argument, "`input_counts` is NULL", windlass_all_to_all_v(a, NULL, b, counts, type, comm));
+    REFUSED(bad_argument, "`output_counts` is NULL", windlass_all_to_all_v(a, counts, b, NULL, type, comm));
+    REFUSED(bad_argument, "`output_counts` is NULL", windlass_gather_v(a, 1, b, NULL, type, rank, comm));
+    REFUSED(bad_argument, "`input_counts` is NULL", windlass_scatter_v_async(a, NULL, b, 1, type, rank, comm, &op));
+    REFUSED(bad_argument, "larger than memory", windlass_all_gather_v(a, b, huge, type, comm));
+    REFUSED(bad_argument, "larger than memory", windlass_reduce_scatter_v(a, b, large, type, WINDLASS_SUM, comm));
+    REFUSED(bad_argument, "own block", windlass_all_to_all_v(a, rank == 0 ? counts : other, b, rank == 0 ? other : counts, type, comm));
+    REFUSED(bad_argument, "own block", windlass_gather_v(a, 7, b, counts, type, rank, comm));
+    REFUSED(bad_argument, "own block", windlass_scatter_v(a, counts, b, 7, type, rank, comm));
+    REFUSED(bad_argument, "the root is 2 but", windlass_gather_v(a, 1, b, counts, type, size, comm));
+    REFUSED(bad_argument, "the root is -1", windlass_scatter_v(a, counts, b, 1, type, -1, comm));
+    REFUSED(bad_argument, "the input is null", windlass_all_gather_v(NULL, b, counts, type, comm));
+    REFUSED(bad_argument, "the output is null", windlass_all_to_all_v(a, counts, NULL, counts, type, comm));
+    REFUSED(bad_argument, "overlaps", windlass_all_to_all_v(a, counts, a, counts, type, comm));
+    REFUSED(bad_argument, "scaled_sum", windlass_all_reduce_scaled(a, b, 2, WINDLASS_I32, 2, comm));
+    REFUSED(bad_argument, "scaled_sum", windlass_reduce_scatter(a, b, 2, type, WINDLASS_SCALED_SUM, comm));
+    CHECK(op == NULL);
+    windlass_request_t request = {sizeof request, WINDLASS_ALL_TO_ALL_V, type, 0, 0, 0, 0, a, b, counts, NULL, 0};
+    REFUSED(bad_argument, "windlass_post: the argument `output_counts` is NULL", windlass_post(&request, comm, &op));
+    /* Nothing at all is right, also where only some have nothing. */
+    OK(windlass_all_gather_v(NULL, NULL, none, type, comm));
+    OK(windlass_all_to_all_v(NULL, none, NULL, none, type, comm));
+    size_t first[2] = {2, 0};
+    a[0] = 5;
+    OK(windlass_scatter_v(rank == 0 ? a : NULL, rank == 0 ? first : NULL, rank == 0 ? b : NULL, rank == 0 ? 2 : 0, type, 0, comm));
+    CHECK(rank == 1 || b[0] == 5);
+    still_right(comm);
+
+    /* Lists that differ between ranks. */
+    windlass_comm_t twin = NULL;
+    OK(windlass_comm_duplicate(comm, &twin));
+    REFUSED(WINDLASS_ERROR_MISMATCH, "all_gather_v(", windlass_all_gather_v(a, b, rank == 0 ? counts : other, type, twin));
+    OK(windlass_comm_free(&twin));
+    OK(windlass_comm_duplicate(comm, &twin));
+    /* Rank 0 sends 3, and rank 1 expects 2. */
+    size_t to[2] = {1, rank == 0 ? 3 : 1}, from[2] = {rank == 0 ? 1 : 2, 1};
+    windlass_result_t result = windlass_all_to_all_v(a, to, b, from, type, twin);
+    CHECK(result == WINDLASS_ERROR_MISMATCH || result == WINDLASS_ERROR_ABORTED);
+    OK(windlass_comm_free(&twin));
+    still_right(comm);
+}
+
 static void stale_handles(void)
 {
     const int stale = WINDLASS_ERROR_INVALID_HANDLE;
@@ -273,12 +324,23 @@ static void failing(void)
     windlass_comm_t twin = NULL;
     windlass_op_t op = NULL;
     double values[4] = {0};
-    /* Different calls. */
-    OK(windlass_comm_duplicate(comm, &twin));
-    REFUSED(WINDLASS_ERROR_MISMATCH, "all_reduce(", windlass_all_reduce(values, values, rank == 0 ? 3 : 4, WINDLASS_F64, WINDLASS_SUM, twin));
-    REFUSED(WINDLASS_ERROR_MISMATCH, "all_reduce(", windlass_barrier_async(twin, &op));
-    CHECK(op == NULL);
-    OK(windlass_comm_free(&twin));
+    /* Different calls: another count, type, operator, root, and another collective. */
+    const int wrong = WINDLASS_ERROR_MISMATCH, sum = WINDLASS_SUM, type = WINDLASS_F64;
+    for (int kind = 0; kind < 5; kind++) {
+        int odd = rank == 0 ? kind : -1;
+        OK(windlass_comm_duplicate(comm, &twin));
+        /* Both believe to be the root, and have what they need: that shows in the next call. */
+        if (kind == 3)
+            OK(windlass_broadcast(values, 4, type, rank, twin));
+        else if (odd == 4)
+            REFUSED(wrong, "barrier(", windlass_barrier(twin));
+        else
+            REFUSED(wrong, "all_reduce(", windlass_all_reduce(values, values, odd == 0 ? 3 : 4, odd == 1 ? WINDLASS_I64 : type, odd == 2 ? WINDLASS_MAX : sum, twin));
+        REFUSED(wrong, "call #", windlass_barrier(twin));
+        REFUSED(wrong, "call #", windlass_barrier_async(twin, &op));
+        CHECK(op == NULL);
+        OK(windlass_comm_free(&twin));
+    }
     /* An abort ends what is under way, and its memory is free. */
     OK(windlass_comm_duplicate(comm, &twin));
     double *memory = calloc(1000, sizeof *memory);
@@ -343,6 +405,7 @@ int main(void)
     OK(windlass_comm_size(comm, &size));
     CHECK(size == 2);
     wrong_arguments();
+    wrong_counts();
     stale_handles();
     freed_in_flight();
     threads();
@@ -352,6 +415,7 @@ int main(void)
     copy = comm;
     OK(windlass_comm_finalize(comm));
     REFUSED(WINDLASS_ERROR_INVALID_ARGUMENT, "finalized", windlass_barrier(comm));
+    REFUSED(WINDLASS_ERROR_INVALID_ARGUMENT, "finalized", windlass_barrier_async(comm, &(windlass_op_t){NULL}));
     REFUSED(WINDLASS_ERROR_INVALID_ARGUMENT, "finalized", windlass_comm_finalize(comm));
     OK(windlass_comm_free(&comm));
     REFUSED(WINDLASS_ERROR_INVALID_HANDLE, "windlass_barrier", windlass_barrier(copy));

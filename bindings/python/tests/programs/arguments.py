@@ -49,7 +49,8 @@ refused("not contiguous", "all_reduce", ones[::2])
 refused("not contiguous", "all_reduce", OnlyDlpack(ones[::2]))
 refused("read-only", "all_reduce", OnlyDlpack(frozen))
 refused("a device", "all_reduce", OnlyDlpack(ones, device=(2, 0)))
-refused("of class list", "all_reduce", [1.0, 2.0])
+refused("of class float", "all_reduce", [1.0, 2.0])
+refused("of class str", "all_reduce", "text")
 refused("is missing", "all_reduce", None)
 refused("none of: u8", "all_reduce", numpy.ones(3, "complex256"))
 refused("none of: u8", "all_reduce", numpy.ones(3, ">f4"))
@@ -65,6 +66,43 @@ refused("has 6 elements but the call needs", "all_gather", ones, out=ones.copy()
 refused("cannot share evenly", "reduce_scatter", numpy.ones(SIZE + 1, "float32"))
 if RANK:
     refused("is missing", "scatter", None, root=0)
+    refused("is missing", "scatter_v", None, root=0)
+# Lists of counts, of rows; `right` are right.
+right, two = [6] + [2] * (SIZE - 1), ones.reshape(3, 2)
+mine = numpy.ones(right[RANK], "float32")
+refused("the list of counts is missing", "all_gather_v", mine)
+refused("the list of counts is missing", "gather_v", mine, root=RANK)
+refused("the list of counts is missing", "all_to_all_v", ones, [6] * SIZE)
+refused(f"has {SIZE + 1} elements but the call needs {SIZE}", "all_gather_v", mine, [*right, 0])
+refused(f"has {SIZE - 1} elements but the call needs {SIZE}", "all_gather_v", mine, right[1:])
+refused(f"has 0 elements but the call needs {SIZE}", "reduce_scatter_v", mine, [])
+refused("one number from 0 for each rank", "all_gather_v", mine, [-1] * SIZE)
+refused("one number from 0 for each rank", "all_gather_v", mine, [1.5] * SIZE)
+refused("one number from 0 for each rank", "all_gather_v", mine, "abc")
+refused("one number from 0 for each rank", "all_gather_v", mine, 6)
+refused("one number from 0 for each rank", "all_gather_v", mine, [1 << 70] * SIZE)
+refused(f"has {SIZE + 1} elements but", "all_gather_v", mine, range(1 << 60))
+refused("the input has", "all_gather_v", numpy.ones(right[RANK] + 1, "float32"), right)
+refused("the output has 5 elements", "all_gather_v", mine, right, out=numpy.ones(5, "float32"))
+refused("the input has", "reduce_scatter_v", mine, [1 << 62] * SIZE)
+refused("rows of 3 elements, but the input has rows of 2", "all_gather_v", two, [3] * SIZE, out=numpy.ones((SIZE * 2, 3), "float32"))
+refused("type f64, but the input of type f32", "all_gather_v", mine, right, out=numpy.ones(sum(right)))
+# Lists of arrays.
+refused("the list of outputs has 1 elements", "all_gather", ones, out=[numpy.ones(6 * SIZE, "float32")])
+refused("the output has", "all_gather", ones, out=[ones.copy() for _ in range(SIZE + 1)])
+refused("an array of the list has", "all_gather", ones, out=[numpy.ones(12 if r == 0 else 0 if r == 1 else 6, "float32") for r in range(SIZE)])
+refused("the list of inputs has 1 elements", "reduce_scatter", [numpy.ones(SIZE, "float32")])
+refused("an array of the list has", "all_gather_v", mine, [*right[:-1], 3], out=[numpy.ones(n, "float32") for n in right])
+refused("the list of outputs has 1", "all_gather_v", mine, out=[mine.copy()])
+refused("empty list", "all_reduce", [])
+refused("of type f32 and of type f64", "all_reduce", [ones, numpy.ones(6)])
+refused("read-only", "all_reduce", [ones, frozen])
+refused("not contiguous", "all_reduce", (ones, ones[::2]))
+refused("of class NoneType", "all_to_all", [None] * SIZE)
+refused("of class list", "all_reduce", [[ones]])
+# Factors.
+refused("no number", "all_reduce", ones, scalar="half")
+refused("scaled_sum, not with max", "all_reduce", ones, "max", scalar=2)
 for wrong in ("float", 3.5, object()):
     try:
         comm.alloc(3, wrong)
@@ -84,7 +122,15 @@ for wrong in (1 << 62, (1 << 40, 1 << 40)):
     except windlass.Error as error:
         assert error.code in (1, 7), error
 # What only the runtime can tell: at the end of an asynchronous call.
-for call in (lambda: comm.send(ones, RANK), lambda: comm.send_async(ones, RANK).wait(), lambda: comm.scan(ones, "avg")):
+for call in (
+    lambda: comm.send(ones, RANK),
+    lambda: comm.send_async(ones, RANK).wait(),
+    lambda: comm.scan(ones, "avg"),
+    lambda: comm.all_reduce(numpy.ones(3, "int32"), scalar=2),
+    lambda: comm.reduce_scatter(numpy.ones(SIZE, "float32"), "scaled_sum"),
+    # What a rank has for itself is as long on either side.
+    lambda: comm.all_to_all_v(ones, [6 * (r == RANK) for r in range(SIZE)], [1] * SIZE),
+):
     try:
         call()
         raise AssertionError("accepted")
@@ -97,7 +143,8 @@ try:
 except windlass.InvalidArgumentError as error:
     assert "no multiple of 4" in str(error)
 
-# Nothing was started by all that.
+# Nothing was started by all that, and nothing written.
+assert (ones == 1).all()
 empty = numpy.ones(0, "float32")
 assert comm.all_reduce(empty) is empty and comm.all_gather(empty).shape == (0,)
 assert comm.all_reduce(bytearray(4)) == bytearray(4)

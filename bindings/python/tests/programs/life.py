@@ -219,12 +219,24 @@ def interrupt():
 
 def errors():
     """A mismatch, then a death: typed, with who and what."""
-    other = comm.duplicate()
-    try:
-        other.all_reduce(numpy.ones(4 if RANK else 5))
-        raise AssertionError("a mismatch passed")
-    except windlass.MismatchError as error:
-        assert error.sequence >= 0 and "all_reduce" in error.ours and error.rank in range(SIZE) and error.code == 2
+    zeros = numpy.zeros(4)
+    for name, arguments in [
+        ("all_reduce", (numpy.ones(4 if RANK else 5),)),
+        ("all_reduce", (numpy.ones(4, "float64" if RANK else "float32"),)),
+        ("all_reduce", (numpy.ones(4), "max" if RANK else "sum")),
+        ("all_reduce" if RANK else "broadcast", (numpy.ones(4),)),
+        ("all_gather_v", (zeros[: 2 if RANK else 3], [3, 2] if not RANK else [1, 2])),
+        ("all_reduce", ([numpy.ones(2), numpy.ones(2 + RANK)],)),
+    ]:
+        other = comm.duplicate()
+        try:
+            getattr(other, name)(*arguments)
+            # A root may have all it needs; then the next call shows it.
+            other.barrier()
+            raise AssertionError("a mismatch passed")
+        except windlass.MismatchError as error:
+            assert name in error.ours or "barrier" in error.ours
+            assert error.sequence >= 0 and error.rank in range(SIZE) and error.code == 2
     if RANK == 1:
         os._exit(0)
     try:
@@ -252,11 +264,23 @@ def exit_with_pending():
         assert error.by == 0
 
 
+class Last:
+    """Gives memory back while the interpreter ends, and still runs then."""
+
+    def __init__(self):
+        self.lent = numpy.from_dlpack(comm.alloc(10))
+
+    def __del__(self):
+        self.lent = None
+        (lambda: None)()
+
+
 def exit_at_once():
     """Without finalize, and with everything ended but not looked at."""
     globals()["operation"] = comm.all_reduce_async(numpy.ones(100))
     globals()["buffer"] = comm.alloc(10)
     globals()["view"] = numpy.asarray(globals()["buffer"])
+    globals()["last"] = Last()
 
 
 globals()[sys.argv[1]]()
