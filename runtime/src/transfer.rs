@@ -18,7 +18,7 @@ use windlass_transports::{Message, MessageId, Token};
 use crate::engine::Status;
 use crate::engine::wait::Waiter;
 use crate::error::{Error, Problem};
-use crate::group::{Group, STALL_AFTER, lock, to_the_end};
+use crate::group::{Group, LOOK_AGAIN, STALL_AFTER, lock, to_the_end};
 use crate::metrics::{self, Series};
 use crate::progress::Kick;
 use crate::request::{Checked, Key, RawRequest};
@@ -34,6 +34,8 @@ pub(crate) struct Request {
     pub(crate) peer: u32,
     pub(crate) tag: u32,
     pub(crate) memory: *mut u8,
+    /// How long it may take, if not as long as the configuration says.
+    pub(crate) timeout: Option<Duration>,
 }
 
 /// Names an exchange that was started.
@@ -145,7 +147,8 @@ impl Transfers {
             asynchronous,
             detached: false,
             waited: !asynchronous,
-            since: None,
+            // Its own time begins with the call.
+            since: requests.iter().any(|r| r.timeout.is_some()).then(|| group.job.now()),
             reported: false,
         });
         // Numbers follow the order of the calls, which is that of the list.
@@ -329,10 +332,11 @@ impl Transfers {
         Some((transfer.request.call.collective.name(), transfer.sequence))
     }
 
-    /// The message that is late, in words and numbers, if one is.
-    fn late(&mut self, group: &Group) -> Option<Error> {
+    /// The message that is late, in words and numbers, if one is; else after how long at most this is to be asked again.
+    fn late(&mut self, group: &Group) -> Result<Duration, Error> {
         let config = &group.job.config;
         let now = group.job.now();
+        let mut again = LOOK_AGAIN;
         for transfer in self.table.iter().flatten().filter(|t| !t.done) {
             let Some(Some(exchange)) = self.exchanges.get_mut(transfer.exchange as usize) else { continue };
             let after = now.duration_since(*exchange.since.get_or_insert(now));
@@ -341,11 +345,13 @@ impl Transfers {
             if after >= STALL_AFTER
                 && let Some((rank, cause)) = group.job.culprit(&[peer], &group.members)
             {
-                return Some(Error::PeerFailed { rank, cause, operation, sequence, communicator: group.id });
+                return Err(Error::PeerFailed { rank, cause, operation, sequence, communicator: group.id });
             }
-            if after >= config.timeout {
+            let timeout = transfer.request.timeout.unwrap_or(config.timeout);
+            again = again.min(timeout.saturating_sub(after));
+            if after >= timeout {
                 let waiting_on = vec![peer];
-                return Some(Error::TimedOut {
+                return Err(Error::TimedOut {
                     operation,
                     sequence,
                     communicator: group.id,
@@ -361,7 +367,7 @@ impl Transfers {
                 ));
             }
         }
-        None
+        Ok(again)
     }
 }
 
@@ -399,7 +405,8 @@ impl Group {
         }
         let memory =
             if call.collective == Collective::Send { request.input.cast_mut() } else { request.output };
-        Ok(Request { call, peer: request.root, tag: request.tag, memory })
+        let (peer, tag, timeout) = (request.root, request.tag, request.timeout);
+        Ok(Request { call, peer, tag, memory, timeout })
     }
 
     /// Moves messages, if any are under way. Whether anything moved.
@@ -521,12 +528,13 @@ impl Group {
         }
     }
 
-    /// Gives up in time, and reports.
-    pub(crate) fn overdue_transfers(&self) {
+    /// Gives up in time, and reports. After how long at most this is to be called again.
+    pub(crate) fn overdue_transfers(&self) -> Duration {
         let late = lock(&self.transfers).late(self);
-        if let Some(error) = late {
+        late.unwrap_or_else(|error| {
             self.fail(error, true);
-        }
+            LOOK_AGAIN
+        })
     }
 
     /// Whether anything is under way that nobody waits for.

@@ -32,7 +32,7 @@ pub(crate) fn copy(from: *const u8, to: *mut u8, bytes: usize) {
 }
 
 impl Stream {
-    /// Executes a Copy, Reduce or Gather for the task's chunks. False when an accelerator has yet to do it.
+    /// Executes a Copy, Reduce or Gather for the task's chunks. False when an accelerator, or an operator of the program's own, has yet to do it.
     pub(crate) fn combine(&mut self, group: &Group, task: &Task) -> bool {
         if fault::skips_combine() {
             return true;
@@ -41,7 +41,11 @@ impl Stream {
             return self.combine_by_engine(group, task);
         }
         self.combine_here(group, task);
-        true
+        if self.folding.is_idle() {
+            return true;
+        }
+        self.folding.begin((task.step, task.first, task.end));
+        false
     }
 
     /// On device memory a task is one piece of one block, which its rank reduces.
@@ -84,6 +88,15 @@ impl Stream {
             }
             Action::Reduce { inputs, outputs, .. } => {
                 self.fold(group, inputs, outputs, run.divisor, run.bytes, |_| run.offset);
+            }
+            Action::Gather { from, take } => {
+                let (own, output) = (self.own(group, Role::Input), self.own(group, Role::Output));
+                for q in from_next(group) {
+                    let source = if q == group.rank { own } else { self.of_peer(group, q, from).0 };
+                    let block = if take == Take::Ours { group.rank } else { q };
+                    let [s, t] = [block, q].map(|block| block as usize * run.bytes);
+                    self.copy_bytes(source.wrapping_add(s), output.wrapping_add(t), run.bytes);
+                }
             }
             _ => {}
         }
@@ -184,9 +197,7 @@ impl Stream {
         let Some(active) = self.active() else { return };
         let (geometry, own, output) = (&active.plan.geometry, active.input, active.output);
         let is_told = active.plan.call.collective.has_private_lengths();
-        // Begin with the next rank, so that not all ranks read the same peer at once.
-        for i in 0..group.ranks {
-            let q = (group.rank + 1 + i) % group.ranks;
+        for q in from_next(group) {
             let (source, role) =
                 if q == group.rank { (own, Role::Input) } else { self.of_peer(group, q, from) };
             runs(role == Role::Stage, first, end, |a, b| {
@@ -340,6 +351,10 @@ impl Stream {
         if self.devices {
             return self.launch(group, (input_count, output_count), bytes, divisor);
         }
+        if active.plan.operator.is_some() {
+            let (inputs, outputs) = (&self.inputs[..input_count], &self.outputs[..output_count]);
+            return self.folding.push(inputs, outputs, bytes);
+        }
         let store = if active.plan.streaming && !active.staged { Store::Streaming } else { Store::Cached };
         // SAFETY: every range lies in memory that the operation owns, borrows or was lent, by the layout's bounds; an output
         // equals an input or lies apart; the schedule's proof shows that nobody accesses them in a conflicting way now.
@@ -374,11 +389,17 @@ impl Stream {
     }
 }
 
+/// All ranks, from the next one on, so that not all ranks read the same peer at once.
+fn from_next(group: &Group) -> impl Iterator<Item = u32> + use<> {
+    (group.rank + 1..group.ranks).chain(0..=group.rank)
+}
+
 /// What of a Combine over a single piece can be worked out before the memory is known.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Run {
     /// From block 0 of every operand, in bytes.
     offset: usize,
+    /// Of the piece; of a Gather, of each block.
     bytes: usize,
     divisor: u64,
 }
@@ -390,6 +411,10 @@ impl Run {
             Action::Copy { from, to, .. } => ([from; 2], [to; 2], 1),
             Action::Reduce { inputs, outputs, last } => {
                 (spans_of(inputs), spans_of(outputs), if last { u64::from(ranks) } else { 1 })
+            }
+            Action::Gather { .. } => {
+                let bytes = geometry.layout.stride()? as usize;
+                return Some(Self { offset: 0, bytes, divisor: 1 });
             }
             _ => return None,
         };
