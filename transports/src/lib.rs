@@ -10,12 +10,14 @@
 //! | [`link`] | matching, eager credits and rendezvous between two ranks, without I/O |
 //! | [`tcp`] | links over TCP streams |
 //! | [`sim`] | links over a simulated network with virtual time |
+//! | [`reach`] | memory that peers of a host read where it lies |
 //! | [`shm`] | links over lanes in shared memory, and the boards through which mapped peers signal |
 
 pub mod conformance;
 pub mod ledger;
 pub mod link;
 pub mod message;
+pub mod reach;
 pub mod shm;
 pub mod sim;
 pub mod tcp;

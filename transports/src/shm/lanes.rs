@@ -22,8 +22,8 @@ use super::bounce::{BUFFER_BYTES, Bounce, Buffer};
 use super::copy::copy;
 use super::lane::{CELL_BYTES, CELLS, Cell, Content, Positions};
 use super::line::prepare;
-use super::reach::{Found, Reach};
 use crate::link::{Garbled, Limits, Link, Wants, Withdrawal};
+use crate::reach::{Found, Reach};
 use crate::{Capabilities, Event, LostCause, Message, Rank, Token, Transport};
 
 /// Bytes moved to or from one peer in a poll: others get their turn.

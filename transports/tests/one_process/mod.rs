@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use windlass_memory::Location;
 use windlass_transports::link::Limits;
-use windlass_transports::shm::{Board, Found, Lanes, Reach, Shape};
+use windlass_transports::reach::{Found, Reach};
+use windlass_transports::shm::{Board, Lanes, Shape};
 use windlass_transports::{Rank, Transport};
 
 /// Ranks that are one process: every one of them reaches everything.
