@@ -18,8 +18,14 @@ const SANITIZED: [&str; 2] = ["-fsanitize=address,undefined", "-fno-sanitize-rec
 
 /// What memcheck counts as an error ends a program with this status. What is only still there at the end is none: statics, and
 /// threads that are never joined.
-const VALGRIND: [&str; 6] =
-    ["valgrind", "--quiet", "--error-exitcode=99", "--leak-check=full", "--errors-for-leak-kinds=definite", "--"];
+const VALGRIND: [&str; 6] = [
+    "valgrind",
+    "--quiet",
+    "--error-exitcode=99",
+    "--leak-check=full",
+    "--errors-for-leak-kinds=definite",
+    "--",
+];
 
 /// Says that a test cannot run here, in the words that `tools/test` counts.
 fn missing(tool: &str) -> bool {
