@@ -5,8 +5,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use windlass_collectives::{
-    Action, Algorithm, Call, Choice, Collective, Execution, Extent, Fingerprint, Geometry, Layout, Policy, Schedule,
-    WINDOW,
+    Action, Algorithm, Call, Choice, Collective, Execution, Extent, Fingerprint, Geometry, Layout, Policy,
+    Schedule, WINDOW,
 };
 use windlass_kernels::{Combine, DataType, ReduceOp};
 use windlass_transports::shm::INLINE_BYTES;
