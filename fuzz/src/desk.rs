@@ -81,7 +81,7 @@ impl Desk {
                 Event::Sent(token) => (token, End::Done, Some(true)),
                 Event::Received(token) => (token, End::Done, Some(false)),
                 Event::Mismatch { token, .. } => (token, End::Mismatch, None),
-                Event::Refused { .. } => return None,
+                Event::Refused { .. } | Event::Arrived { .. } => return None,
                 Event::Lost { .. } | Event::Broken { .. } | Event::Reopened { .. } => {
                     panic!("a link does not decide what becomes of its peer")
                 }

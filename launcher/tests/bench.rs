@@ -9,7 +9,7 @@ use command::{Scratch, succeeded, text, windlass};
 use serde_json::Value;
 
 /// The JSON's fields, all of them.
-const FIELDS: [&str; 19] = [
+const FIELDS: [&str; 21] = [
     "algbw_gbps",
     "busbw_gbps",
     "bytes",
@@ -27,6 +27,8 @@ const FIELDS: [&str; 19] = [
     "pattern",
     "peers",
     "ranks",
+    "tensors",
+    "tensors_us",
     "transport",
     "wrong",
 ];
@@ -97,6 +99,24 @@ fn every_collective_is_right_on_every_transport_from_every_memory() {
                 assert_eq!(rows.len(), sizes);
                 assert_eq!((&rows[0]["transport"], &rows[0]["memory"]), (&transport.into(), &memory.into()));
             }
+        }
+    }
+}
+
+#[test]
+fn lists_take_turns_with_one_buffer() {
+    for (collective, memory, transport) in [
+        ("all_reduce", "registered", "shm"),
+        ("all_reduce", "heap", "shm"),
+        ("all_reduce", "device", "shm"),
+        ("all_gather", "registered", "shm"),
+        ("reduce_scatter", "registered", "tcp"),
+    ] {
+        let arguments = ["-n", "2", "-b", "8", "-e", "300K", "-f", "200", "--tensors", "7"];
+        let of = [collective, "--memory", memory, "--transport", transport];
+        for row in rows(&format!("tensors-{collective}-{memory}"), &[&of[..], &arguments].concat()) {
+            assert_eq!(row["tensors"], 7);
+            assert!(row["tensors_us"].as_f64().unwrap() > 0.0);
         }
     }
 }
@@ -267,6 +287,9 @@ fn what_is_wrong_is_said_before_anything_runs() {
         (&["all_reduce", "--plot", "/nonexistent/x"], "/nonexistent/x"),
         (&["send", "-n", "1"], "send"),
         (&["barrier", "--pattern", "training"], "training"),
+        (&["all_reduce", "--tensors", "0"], "100000"),
+        (&["send", "--tensors", "3"], "all_gather"),
+        (&["all", "--tensors", "3"], "--tensors"),
         (&["scan", "--op", "avg"], "prefixes"),
         (&["reduce", "--root", "2"], "2 ranks"),
         (&["scan", "--root", "1"], "gather"),

@@ -412,7 +412,13 @@ impl RawRequest {
 
 pub(crate) fn in_place(collective: Collective, span: Span) -> RawRequest {
     let request = RawRequest::new(collective, span.data_type, span.count);
-    RawRequest { input: span.address, output: span.address, ..request }
+    RawRequest {
+        input: span.address,
+        output: span.address,
+        input_pieces: span.pieces,
+        output_pieces: span.pieces,
+        ..request
+    }
 }
 
 pub(crate) fn shared<T: Element>(slice: &[T]) -> Span {

@@ -112,6 +112,8 @@ pub enum Problem {
     Finalized,
     /// This rank uses another accelerator already.
     OtherAccelerator,
+    /// A list, where the call takes memory in one piece only.
+    Listed,
     /// Device memory, where the call takes host memory only.
     OnDevice,
     /// An average, of which a scan's ranks would each divide by another number.
@@ -172,6 +174,9 @@ impl fmt::Display for Problem {
                     "is scaled_sum, which is for all_reduce on host memory; multiply first, then use sum"
                 )
             }
+            Self::Listed => {
+                write!(f, "is a list, which a message does not take; send its members in one exchange")
+            }
             Self::NotRegistered => write!(f, "is none that this rank has registered; call register_op first"),
             Self::NameTaken => write!(f, "is that of an operator registered before; use another one"),
             Self::NotAdopted(refused) => write!(f, "cannot be registered: {refused}"),
@@ -204,7 +209,7 @@ pub enum Error {
     #[error(
         "call #{sequence} of communicator {communicator} differs between ranks: this rank (or those that agree with it) called \
          {ours}, rank {rank} called {theirs}{}; make every rank call the same collectives in the same order",
-        if ours.call() == theirs.call() { ", after earlier calls that differed" } else { "" }
+        if ours.call() == theirs.call() { ", after earlier calls that differed, or on lists that are cut differently" } else { "" }
     )]
     Mismatch {
         /// The communicator.

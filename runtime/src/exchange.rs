@@ -5,6 +5,7 @@
 
 use std::any::Any;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
 use windlass_collectives::Collective;
@@ -14,11 +15,11 @@ use crate::communicator::{Blocking, Communicator, Tag, exclusive, in_place, shar
 use crate::engine::bind;
 use crate::error::{Error, Problem};
 use crate::group::Group;
-use crate::memory::{Memory, MemoryMut, Span};
+use crate::memory::{Memory, MemoryMut, Span, collide};
 use crate::operation::{Kind, Operation};
 use crate::request::{RawRequest, own_rank};
 use crate::scope::{Borrowed, Scope};
-use crate::transfer;
+use crate::transfer::{self, Ticket};
 
 fn send(span: Span, to: u32, tag: Tag) -> RawRequest {
     in_place(Collective::Send, span).root(to).tag(tag)
@@ -195,18 +196,41 @@ impl<'scope, 'env> Scope<'scope, 'env> {
 
 impl Group {
     fn submit_all(&self, requests: &[RawRequest], timeout: Option<Duration>) -> Result<Kind, Error> {
-        self.usable("exchange")?;
-        self.start_exchange(&self.messages_of(requests, timeout)?, true).map(Kind::Transfer)
+        self.post_all(requests, timeout, true).map(Kind::Transfer)
     }
 
     fn perform_all(&self, requests: &[RawRequest], timeout: Option<Duration>) -> Result<(), Error> {
-        self.usable("exchange")?;
-        let ticket = self.start_exchange(&self.messages_of(requests, timeout)?, false)?;
-        self.finish_transfer(ticket)
+        self.finish_transfer(self.post_all(requests, timeout, false)?)
     }
 
-    /// The messages of one call, all found right before any is posted; those to this rank itself have been copied. They have this time limit if
-    /// none of their own.
+    fn post_all(
+        &self,
+        requests: &[RawRequest],
+        timeout: Option<Duration>,
+        asynchronous: bool,
+    ) -> Result<Ticket, Error> {
+        self.usable("exchange")?;
+        let leaves =
+            |request: &RawRequest| request.collective.is_point_to_point() && request.root != self.rank;
+        // For a sendrecv with others nothing is allocated.
+        if let [one, other] = requests
+            && leaves(one)
+            && leaves(other)
+        {
+            let messages = [self.limited(one, timeout)?, self.limited(other, timeout)?];
+            apart(&mut [range(&messages[0]), range(&messages[1])])?;
+            return self.start_exchange(&messages, asynchronous);
+        }
+        self.start_exchange(&self.messages_of(requests, timeout)?, asynchronous)
+    }
+
+    /// A message found right, with this time limit if it has none of its own.
+    fn limited(&self, request: &RawRequest, timeout: Option<Duration>) -> Result<transfer::Request, Error> {
+        let message = self.message_of(request)?;
+        Ok(transfer::Request { timeout: message.timeout.or(timeout), ..message })
+    }
+
+    /// The messages of one call, all found right before any is posted; those to this rank itself have been copied.
     fn messages_of(
         &self,
         requests: &[RawRequest],
@@ -219,10 +243,9 @@ impl Group {
                 let problem = Problem::NoMessage;
                 return Err(Error::InvalidArgument { operation, argument, problem });
             }
-            let message = self.message_of(request)?;
-            messages.push(transfer::Request { timeout: message.timeout.or(timeout), ..message });
+            messages.push(self.limited(request, timeout)?);
         }
-        apart(&messages)?;
+        apart(&mut messages.iter().map(range).collect::<Vec<_>>())?;
         let pairs = self.own_pairs(requests, &messages)?;
         for (from, to) in pairs {
             bind::copy(messages[from].memory, messages[to].memory, messages[to].call.bytes() as usize);
@@ -268,13 +291,97 @@ impl Group {
     }
 }
 
+/// A message from any source, and who sent it.
+#[derive(Debug)]
+pub struct Received<M> {
+    memory: M,
+    source: Arc<AtomicU32>,
+}
+
+impl<M> Received<M> {
+    /// The sender's rank; [`ANY_SOURCE`](RawRequest::ANY_SOURCE) if the receive failed before there was one.
+    pub fn source(&self) -> u32 {
+        self.source.load(Ordering::Relaxed)
+    }
+
+    /// The message.
+    pub fn into_memory(self) -> M {
+        self.memory
+    }
+}
+
+fn recv_any(span: Span, tag: Tag, source: *mut u32) -> RawRequest {
+    RawRequest { source, ..recv(span, RawRequest::ANY_SOURCE, tag) }
+}
+
+/// # Messages from anybody
+impl Communicator {
+    /// Receives the message of this tag that comes first, whoever sends it; of those that are there already, the one that came first. It must have
+    /// exactly the memory's length and type. Messages of one rank and tag are taken in the order in which they were sent, and receives of one tag in
+    /// the order in which they were posted, from any source or not.
+    ///
+    /// While it waits, the death of any rank fails it; a rank that leaves does not, as long as others are there.
+    ///
+    /// ```
+    /// windlass::threads(4, |comm| {
+    ///     if comm.rank() > 0 {
+    ///         return comm.blocking().send(&[comm.rank()], 0, 7).unwrap();
+    ///     }
+    ///     let mut senders: Vec<u32> = (0..3)
+    ///         .map(|_| {
+    ///             let received = comm.recv_any(vec![0; 1], 7).wait().unwrap();
+    ///             let source = received.source();
+    ///             assert_eq!(received.into_memory(), [source]);
+    ///             source
+    ///         })
+    ///         .collect();
+    ///     senders.sort_unstable();
+    ///     assert_eq!(senders, [1, 2, 3]);
+    /// })
+    /// .unwrap();
+    /// ```
+    pub fn recv_any<M: MemoryMut>(&self, mut memory: M, tag: Tag) -> Operation<Received<M>> {
+        let source = Arc::new(AtomicU32::new(RawRequest::ANY_SOURCE));
+        let request = recv_any(memory.span(), tag, source.as_ptr());
+        self.start(&request, Received { memory, source })
+    }
+}
+
+/// # Messages from anybody
+impl Blocking<'_> {
+    /// As [`Communicator::recv_any`], into a borrowed slice; returns the sender's rank.
+    ///
+    /// # Errors
+    /// See [`Error`].
+    pub fn recv_any<T: Element>(self, memory: &mut [T], tag: Tag) -> Result<u32, Error> {
+        let mut source = RawRequest::ANY_SOURCE;
+        self.run(&recv_any(exclusive(memory), tag, &raw mut source))?;
+        Ok(source)
+    }
+}
+
+/// # Messages from anybody
+impl<'scope, 'env> Scope<'scope, 'env> {
+    /// As [`Communicator::recv_any`], into a borrowed slice; `source` ends with the sender's rank.
+    pub fn recv_any<T: Element>(
+        &'scope self,
+        memory: &'env mut [T],
+        tag: Tag,
+        source: &'env mut u32,
+    ) -> Borrowed<'scope> {
+        self.start(Ok(recv_any(exclusive(memory), tag, source)))
+    }
+}
+
+/// The addresses that a message takes, and whether it writes there.
+fn range(message: &transfer::Request) -> (usize, usize, bool) {
+    let begin = message.memory.addr();
+    (begin, begin + message.call.bytes() as usize, message.call.collective == Collective::Recv)
+}
+
 /// Refuses receives into memory that another message of the call uses, too.
-fn apart(messages: &[transfer::Request]) -> Result<(), Error> {
-    let ranges = messages.iter().map(|message| {
-        let begin = message.memory.addr();
-        (begin, begin + message.call.bytes() as usize, message.call.collective == Collective::Recv)
-    });
-    if crate::memory::collide(ranges) {
+fn apart(ranges: &mut [(usize, usize, bool)]) -> Result<(), Error> {
+    if collide(ranges) {
         let (operation, argument) = ("recv", "the buffer");
         return Err(Error::InvalidArgument { operation, argument, problem: Problem::Overlap });
     }

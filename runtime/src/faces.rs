@@ -32,7 +32,58 @@ macro_rules! faces {
         impl<'scope, 'env> Scope<'scope, 'env> {
             $(face!(scoped $kind [$(#[$doc])*] $name($($arg: $type),*) = $collective);)*
         }
+
+        /// # The collectives
+        impl BlockingLists<'_> {
+            $(listed!(listed $kind [$(#[$doc])*] $name($($arg: $type),*) = $collective);)*
+        }
+
+        /// # The collectives
+        impl<'scope, 'env> ScopedLists<'scope, 'env> {
+            $(listed!(scoped_lists $kind [$(#[$doc])*] $name($($arg: $type),*) = $collective);)*
+        }
     };
+}
+
+/// The calls that block and borrow, over whatever is [`Memory`]: a [`List`](crate::List) above all. See [`Blocking::lists`].
+#[derive(Clone, Copy, Debug)]
+pub struct BlockingLists<'c> {
+    calls: Blocking<'c>,
+}
+
+impl<'c> Blocking<'c> {
+    /// The same calls over lists, or other memory that an operation could own, which they borrow.
+    ///
+    /// ```
+    /// use windlass::{List, ReduceOp};
+    ///
+    /// windlass::threads(2, |comm| {
+    ///     let mut gradients = List::new(vec![comm.alloc::<f32>(1000).unwrap(), comm.alloc(20).unwrap()]);
+    ///     for step in 1..4 {
+    ///         gradients[0].fill(step as f32);
+    ///         gradients[1].fill(-1.0);
+    ///         comm.blocking().lists().all_reduce(&mut gradients, ReduceOp::Sum).unwrap();
+    ///         assert_eq!((gradients[0][999], gradients[1][0]), (2.0 * step as f32, -2.0));
+    ///     }
+    /// })
+    /// .unwrap();
+    /// ```
+    pub const fn lists(self) -> BlockingLists<'c> {
+        BlockingLists { calls: self }
+    }
+}
+
+/// A scope's calls over whatever is [`Memory`]: a [`List`](crate::List) above all. See [`Scope::lists`].
+#[derive(Clone, Copy, Debug)]
+pub struct ScopedLists<'scope, 'env> {
+    scope: &'scope Scope<'scope, 'env>,
+}
+
+impl<'scope, 'env> Scope<'scope, 'env> {
+    /// The same calls over lists, or other memory that an operation could own, which they borrow.
+    pub const fn lists(&'scope self) -> ScopedLists<'scope, 'env> {
+        ScopedLists { scope: self }
+    }
 }
 
 macro_rules! face {
@@ -91,6 +142,50 @@ macro_rules! face {
         ) -> Borrowed<'scope> {
             let memory = (shared(input), exclusive(output));
             self.start(into(self.communicator(), Collective::$collective, memory, |r| r$(.$arg($arg))*))
+        }
+    };
+}
+
+macro_rules! listed {
+    (listed in_place [$($doc:tt)*] $name:ident($($arg:ident: $type:ty),*) = $collective:ident) => {
+        $($doc)*
+        ///
+        /// # Errors
+        /// See [`Error`].
+        pub fn $name<M: MemoryMut>(self, memory: &mut M, $($arg: $type),*) -> Result<(), Error> {
+            self.calls.run(&in_place(Collective::$collective, memory.span())$(.$arg($arg))*)
+        }
+    };
+    (listed into [$($doc:tt)*] $name:ident($($arg:ident: $type:ty),*) = $collective:ident) => {
+        $($doc)*
+        ///
+        /// # Errors
+        /// See [`Error`].
+        pub fn $name<I, O>(self, input: &mut I, output: &mut O, $($arg: $type),*) -> Result<(), Error>
+        where
+            I: Memory,
+            O: MemoryMut<Element = I::Element>,
+        {
+            let memory = (input.span(), output.span());
+            self.calls.run(&into(self.calls.communicator, Collective::$collective, memory, |r| r$(.$arg($arg))*)?)
+        }
+    };
+    (scoped_lists in_place [$($doc:tt)*] $name:ident($($arg:ident: $type:ty),*) = $collective:ident) => {
+        $($doc)*
+        pub fn $name<M: MemoryMut>(self, memory: &'env mut M, $($arg: $type),*) -> Borrowed<'scope> {
+            self.scope.start(Ok(in_place(Collective::$collective, memory.span())$(.$arg($arg))*))
+        }
+    };
+    (scoped_lists into [$($doc:tt)*] $name:ident($($arg:ident: $type:ty),*) = $collective:ident) => {
+        $($doc)*
+        pub fn $name<I, O>(self, input: &'env mut I, output: &'env mut O, $($arg: $type),*) -> Borrowed<'scope>
+        where
+            I: Memory,
+            O: MemoryMut<Element = I::Element>,
+        {
+            let memory = (input.span(), output.span());
+            let communicator = self.scope.communicator();
+            self.scope.start(into(communicator, Collective::$collective, memory, |r| r$(.$arg($arg))*))
         }
     };
 }
@@ -162,7 +257,14 @@ fn into(
         _ => input.count / ranks,
     };
     let request = RawRequest::new(collective, output.data_type, count);
-    let request = arguments(RawRequest { input: input.address, output: output.address, ..request });
+    let memory = RawRequest {
+        input: input.address,
+        output: output.address,
+        input_pieces: input.pieces,
+        output_pieces: output.pieces,
+        ..request
+    };
+    let request = arguments(memory);
     let root = request.root == communicator.rank();
     let (needed_input, needed_output) = match request.sizes(communicator.rank(), communicator.size()) {
         Ok(sizes) => sizes,

@@ -10,7 +10,7 @@ pub(crate) mod segments;
 pub use mending::Reconnects;
 
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
@@ -66,6 +66,8 @@ pub(crate) struct Job {
     /// Wakes a thread of this rank that sleeps on the transport's descriptor.
     wake: Option<std::os::fd::OwnedFd>,
     sleepers: Mutex<u32>,
+    /// How many messages that were sought have come.
+    pub(crate) arrivals: AtomicU64,
     /// Who has ended, how, and since when it is known.
     dead: Mutex<BTreeMap<u32, (PeerCause, Instant)>>,
     dead_count: AtomicU32,
@@ -188,6 +190,7 @@ impl Job {
             messages: carriers.messages.map(Mutex::new),
             wake,
             sleepers: Mutex::new(0),
+            arrivals: AtomicU64::new(0),
             dead: Mutex::default(),
             dead_count: AtomicU32::new(0),
             mending: mending::Mending::default(),
@@ -397,6 +400,16 @@ impl Job {
                 messages.post_recv(peer, message, memory, token);
             }
         }
+    }
+
+    /// Of these messages, the one that came first; if none has come, the transport tells of the first that does.
+    pub(crate) fn earliest(
+        &self,
+        messages: impl Iterator<Item = (Rank, windlass_transports::MessageId)>,
+    ) -> Option<Rank> {
+        let mut transport = lock(self.messages.as_ref()?);
+        let found = messages.filter_map(|(peer, id)| Some((transport.seek(peer, &id)?, peer)));
+        found.min().map(|(_, peer)| peer)
     }
 
     pub(crate) fn withdraw(&self, token: Token) {

@@ -12,6 +12,7 @@ use windlass_memory::{Allocation, Pool};
 
 use crate::error::Error;
 use crate::fork;
+use crate::list::Piece;
 
 /// Memory as an operation sees it: an address, a number of elements, their type.
 #[derive(Clone, Copy, Debug)]
@@ -19,12 +20,17 @@ pub struct Span {
     pub(crate) address: *mut u8,
     pub(crate) count: usize,
     pub(crate) data_type: DataType,
+    /// Of a list: its pieces, instead of the address.
+    pub(crate) pieces: *const [Piece],
 }
+
+/// What is no list has no pieces.
+pub(crate) const NO_PIECES: *const [Piece] = std::ptr::slice_from_raw_parts(std::ptr::null(), 0);
 
 impl Span {
     /// `count` elements at `address`.
     pub fn new<T: Element>(address: *mut T, count: usize) -> Self {
-        Self { address: address.cast(), count, data_type: T::DATA_TYPE }
+        Self { address: address.cast(), count, data_type: T::DATA_TYPE, pieces: NO_PIECES }
     }
 
     /// Where it begins, for a raw request. Of device memory this is a name and no address: whoever loads from it faults.
@@ -151,12 +157,11 @@ unsafe impl<T: Element> Memory for Buffer<T> {
 unsafe impl<T: Element> MemoryMut for Buffer<T> {}
 
 /// Whether any of these ranges of addresses, each with whether it is written, lies in part where a written one lies.
-pub(crate) fn collide(ranges: impl Iterator<Item = (usize, usize, bool)>) -> bool {
-    let mut ranges: Vec<_> = ranges.filter(|(begin, end, _)| begin < end).collect();
+pub(crate) fn collide(ranges: &mut [(usize, usize, bool)]) -> bool {
     ranges.sort_unstable();
     // How far the ranges seen so far reach: all, and those that are written.
     let (mut all, mut written) = (0, 0);
-    for (begin, end, writes) in ranges {
+    for &(begin, end, writes) in ranges.iter().filter(|(begin, end, _)| begin < end) {
         if begin < written || writes && begin < all {
             return true;
         }
@@ -175,12 +180,12 @@ mod tests {
     #[test]
     fn ranges_collide_where_one_of_two_is_written() {
         let apart = [(0, 4, true), (8, 12, true), (4, 8, false), (5, 7, false), (4, 4, true)];
-        assert!(!collide(apart.into_iter()));
+        assert!(!collide(&mut apart.clone()));
         for one in [(7, 9, false), (6, 7, true), (0, 1, true), (3, 100, false)] {
-            assert!(collide(apart.into_iter().chain([one])), "{one:?}");
+            assert!(collide(&mut apart.into_iter().chain([one]).collect::<Vec<_>>()), "{one:?}");
         }
         // One that reaches over several.
-        assert!(collide([(0, 100, true), (10, 20, false), (30, 40, false)].into_iter()));
-        assert!(!collide(std::iter::empty()));
+        assert!(collide(&mut [(0, 100, true), (10, 20, false), (30, 40, false)]));
+        assert!(!collide(&mut []));
     }
 }

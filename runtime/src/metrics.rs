@@ -410,6 +410,7 @@ impl Families {
 
 #[cfg(test)]
 mod tests {
+    use windlass_collectives::Call;
     use windlass_kernels::{DataType, ReduceOp};
     use windlass_transports::shm::Shape;
 

@@ -10,6 +10,8 @@ use windlass_transports::message::COLLECTIVE_TAG;
 use crate::engine::bind::scale;
 use crate::error::{Error, Problem};
 use crate::group::Group;
+use crate::list::Piece;
+use crate::memory::NO_PIECES;
 use crate::operation::Kind;
 use crate::transfer;
 
@@ -30,10 +32,12 @@ pub struct RawRequest {
     pub scalar: f64,
     /// Elements, see above.
     pub count: usize,
-    /// The root, or the peer of a send or recv.
+    /// The root, or the peer of a send or recv, or of a recv [`ANY_SOURCE`](Self::ANY_SOURCE).
     pub root: u32,
     /// The tag of a send or recv.
     pub tag: u32,
+    /// Where a recv writes the sender's rank, for those from any source; null: nowhere. Valid as the memory is.
+    pub source: *mut u32,
     /// How long the call may take from now on, if not as long as [`Config::timeout`](crate::Config::timeout) says: see
     /// [`Communicator::with_timeout`](crate::Communicator::with_timeout).
     pub timeout: Option<Duration>,
@@ -41,6 +45,10 @@ pub struct RawRequest {
     pub input: *const u8,
     /// The result. For send the same as `input`.
     pub output: *mut u8,
+    /// Where the operand is a list: its pieces, one after the other, instead of `input`; else null. Read during the call only.
+    pub input_pieces: *const [Piece],
+    /// The same of the result. In place the two are the same.
+    pub output_pieces: *const [Piece],
     /// Where blocks have different lengths: the elements of the operand's blocks, one for each rank, if this rank has them all. Read during the call only.
     pub input_lengths: *const [usize],
     /// The same of the result's.
@@ -50,6 +58,9 @@ pub struct RawRequest {
 const NO_LENGTHS: *const [usize] = std::ptr::slice_from_raw_parts(std::ptr::null(), 0);
 
 impl RawRequest {
+    /// In the place of a recv's peer: whoever sends first.
+    pub const ANY_SOURCE: u32 = transfer::ANY_SOURCE;
+
     /// A request without memory: fill in what the collective needs.
     pub const fn new(collective: Collective, data_type: DataType, count: usize) -> Self {
         Self {
@@ -60,9 +71,12 @@ impl RawRequest {
             count,
             root: 0,
             tag: 0,
+            source: std::ptr::null_mut(),
             timeout: None,
             input: std::ptr::null(),
             output: std::ptr::null_mut(),
+            input_pieces: NO_PIECES,
+            output_pieces: NO_PIECES,
             input_lengths: NO_LENGTHS,
             output_lengths: NO_LENGTHS,
         }
@@ -189,7 +203,11 @@ impl RawRequest {
         {
             return wrong("the operator", problem);
         }
-        if self.collective.rooted() && self.root >= group.ranks {
+        let from_any = self.collective == Collective::Recv && self.root == Self::ANY_SOURCE;
+        if from_any && group.ranks == 1 {
+            return wrong("the peer", Problem::OwnRank);
+        }
+        if self.collective.rooted() && self.root >= group.ranks && !from_any {
             let argument = if self.collective.is_point_to_point() { "the peer" } else { "the root" };
             return wrong(
                 argument,
@@ -257,6 +275,9 @@ impl RawRequest {
     /// Checks where the memory lies.
     #[inline]
     pub(crate) fn check_memory(&self, checked: &Checked) -> Result<(), Error> {
+        if self.is_listed() {
+            return self.check_pieces(checked);
+        }
         let (i, o) = (self.input.addr(), self.output.addr());
         let misplaced = |address: usize, bytes: usize| {
             bytes > 0 && (address == 0 || address & (checked.alignment - 1) != 0)
@@ -333,7 +354,7 @@ pub(crate) struct Checked {
     /// A power of two.
     alignment: usize,
     /// How far the operand lies behind the result in place; elsewhere they may not overlap.
-    in_place: usize,
+    pub(crate) in_place: usize,
 }
 
 /// Further apart than any two addresses.
@@ -381,17 +402,14 @@ impl Group {
         }
         let checked = request.check(self)?;
         request.check_memory(&checked)?;
-        let on_device = |address: *const u8| crate::device::address::decode(address.cast_mut()).is_some();
-        if request.collective != Collective::AllReduce
-            || on_device(request.input)
-            || on_device(request.output)
-        {
+        if request.collective != Collective::AllReduce || request.is_on_device() {
             let operation = request.collective.name();
             let problem = Problem::Scaled;
             return Err(Error::InvalidArgument { operation, argument: "the operator", problem });
         }
-        scale(request);
-        Ok(Some(RawRequest { input: request.output.cast_const(), ..*request }))
+        scale(request, request.tables(&checked, &mut Vec::new()));
+        let (input, input_pieces) = (request.output.cast_const(), request.output_pieces);
+        Ok(Some(RawRequest { input, input_pieces, ..*request }))
     }
 
     /// Runs a request for `time` at most. What has not ended by then goes on, and is returned.

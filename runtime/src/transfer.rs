@@ -5,8 +5,10 @@
 //!
 //! The tables are touched under the group's `transfers` lock, which is taken after the stream's, never before it.
 
+mod any;
+
 use std::any::Any;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
@@ -26,14 +28,19 @@ use crate::request::{Checked, Key, RawRequest};
 /// Bytes of a message's chunk: a large transfer is posted piece by piece, so that it can be matched and bounded like the rest.
 const CHUNK_BYTES: u64 = 4 << 20;
 
+/// In the place of a peer: whoever sends first.
+pub(crate) const ANY_SOURCE: u32 = u32::MAX;
+
 /// A message asked for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Request {
     pub(crate) call: Call,
-    /// The peer's rank in the communicator.
+    /// The peer's rank in the communicator; of a receive from any source, once it is known.
     pub(crate) peer: u32,
     pub(crate) tag: u32,
     pub(crate) memory: *mut u8,
+    /// Where the sender's rank is written, or null.
+    pub(crate) source: *mut u32,
     /// How long it may take, if not as long as the configuration says.
     pub(crate) timeout: Option<Duration>,
 }
@@ -100,6 +107,10 @@ pub(crate) struct Transfers {
     serial: u64,
     /// Messages that are not done.
     left: usize,
+    /// Receives that have no number yet, in the order of their calls: those from any source, and behind one of them those of its tag.
+    unmatched: VecDeque<u32>,
+    /// How many messages that were sought had come when they were last looked for.
+    arrivals: u64,
 }
 
 // SAFETY: the raw pointers are those of operations that own or borrow their memory until they end.
@@ -152,24 +163,24 @@ impl Transfers {
             reported: false,
         });
         // Numbers follow the order of the calls, which is that of the list.
-        let mut at = first;
-        while let Some(transfer) = at.and_then(|index| self.table[index as usize].as_mut()) {
-            let Request { call, peer, tag, .. } = transfer.request;
-            let number = self.numbers.entry((peer, tag, call.collective == Collective::Send)).or_default();
-            transfer.sequence = *number;
-            transfer.started = metrics::begin(*number, &transfer.series);
-            *number += 1;
-            at = transfer.next;
-        }
         for sends in [false, true] {
             let mut at = first;
             while let Some(index) = at
                 && let Some(transfer) = &self.table[index as usize]
             {
+                let Request { call, peer, .. } = transfer.request;
                 at = transfer.next;
-                if (transfer.request.call.collective == Collective::Send) == sends {
-                    self.pump(group, index);
+                if (call.collective == Collective::Send) != sends {
+                    continue;
                 }
+                if !sends && (peer == ANY_SOURCE || !self.unmatched.is_empty()) {
+                    self.unmatched.push_back(index);
+                } else {
+                    self.number(group, index);
+                }
+            }
+            if !sends {
+                self.match_receives(group);
             }
         }
         if requests.is_empty() && asynchronous {
@@ -178,13 +189,25 @@ impl Transfers {
         Ok(Ticket { index: exchange, serial: self.serial })
     }
 
+    /// Gives a message its number among those of its peer, tag and direction, and posts it.
+    fn number(&mut self, group: &Group, index: u32) {
+        let Some(Some(transfer)) = self.table.get_mut(index as usize) else { return };
+        let Request { call, peer, tag, .. } = transfer.request;
+        let number = self.numbers.entry((peer, tag, call.collective == Collective::Send)).or_default();
+        transfer.sequence = *number;
+        transfer.started = metrics::begin(*number, &transfer.series);
+        *number += 1;
+        self.pump(group, index);
+    }
+
     /// Gives a message its place in the table.
     fn enter(&mut self, group: &Group, request: Request, exchange: u32, next: Option<u32>) -> u32 {
         let Call { collective, count, data_type, .. } = request.call;
         let layout = Layout::parts(count, data_type.size_bytes() as u64, 1);
         let geometry = Geometry::new(layout, CHUNK_BYTES, CHUNK_BYTES, DEPTH);
-        let schedule =
-            Schedule::new(collective, Algorithm::Pair, group.rank, group.ranks, request.peer, false);
+        // Whom a message is from does not change how it is cut: from any source, this rank stands for all.
+        let peer = if request.peer == ANY_SOURCE { group.rank } else { request.peer };
+        let schedule = Schedule::new(collective, Algorithm::Pair, group.rank, group.ranks, peer, false);
         let Ok(schedule) = schedule else {
             unreachable!("a pair serves send and recv on any number of ranks")
         };
@@ -285,6 +308,7 @@ impl Transfers {
         {
             if !transfer.done {
                 self.left -= 1;
+                self.unmatched.retain(|unmatched| *unmatched != index);
                 for (_, chunk) in transfer.execution.in_flight() {
                     group.job.withdraw(group.transfer_token(index, chunk));
                 }
@@ -340,17 +364,21 @@ impl Transfers {
         for transfer in self.table.iter().flatten().filter(|t| !t.done) {
             let Some(Some(exchange)) = self.exchanges.get_mut(transfer.exchange as usize) else { continue };
             let after = now.duration_since(*exchange.since.get_or_insert(now));
-            let peer = group.members[transfer.request.peer as usize];
+            let report_after = Some(config.report_after).filter(|time| !time.is_zero());
+            let timeout = transfer.request.timeout.unwrap_or(config.timeout);
+            again = again.min(timeout.saturating_sub(after));
+            if after < STALL_AFTER.min(timeout).min(report_after.unwrap_or(STALL_AFTER)) {
+                continue;
+            }
+            let waiting_on = transfer.awaited(group);
             let (operation, sequence) = (transfer.request.call.collective.name(), transfer.sequence);
             if after >= STALL_AFTER
-                && let Some((rank, cause)) = group.job.culprit(&[peer], &group.members)
+                && let Some((rank, cause)) = group.job.culprit(&waiting_on, &group.members)
+                && !transfer.may_yet_come(group, &waiting_on, &cause)
             {
                 return Err(Error::PeerFailed { rank, cause, operation, sequence, communicator: group.id });
             }
-            let timeout = transfer.request.timeout.unwrap_or(config.timeout);
-            again = again.min(timeout.saturating_sub(after));
             if after >= timeout {
-                let waiting_on = vec![peer];
                 return Err(Error::TimedOut {
                     operation,
                     sequence,
@@ -359,10 +387,10 @@ impl Transfers {
                     after,
                 });
             }
-            if !config.report_after.is_zero() && after >= config.report_after && !exchange.reported {
+            if report_after.is_some_and(|time| after >= time) && !exchange.reported {
                 exchange.reported = true;
                 crate::error::report(format_args!(
-                    "rank {} has waited {after:.1?} in {operation} #{sequence} (tag {}) of communicator {} for rank {peer}",
+                    "rank {} has waited {after:.1?} in {operation} #{sequence} (tag {}) of communicator {} for rank(s) {waiting_on:?}",
                     group.job.rank, transfer.request.tag, group.id
                 ));
             }
@@ -405,8 +433,8 @@ impl Group {
         }
         let memory =
             if call.collective == Collective::Send { request.input.cast_mut() } else { request.output };
-        let (peer, tag, timeout) = (request.root, request.tag, request.timeout);
-        Ok(Request { call, peer, tag, memory, timeout })
+        let RawRequest { root: peer, tag, source, timeout, .. } = *request;
+        Ok(Request { call, peer, tag, memory, source, timeout })
     }
 
     /// Moves messages, if any are under way. Whether anything moved.
@@ -416,7 +444,12 @@ impl Group {
 
     fn deliver_transfers(&self) -> bool {
         match self.try_deliver() {
-            Ok(moved) => moved,
+            Ok(moved) => {
+                let mut transfers = lock(&self.transfers);
+                let arrived = !transfers.unmatched.is_empty()
+                    && transfers.arrivals != self.job.arrivals.load(Ordering::Acquire);
+                arrived && transfers.match_receives(self) || moved
+            }
             Err(error) => {
                 self.fail(error, true);
                 true

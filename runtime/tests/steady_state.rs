@@ -7,7 +7,7 @@ use std::alloc::{GlobalAlloc, Layout, System};
 use std::sync::Barrier;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use windlass::{Algorithm, Communicator, Config, ReduceOp, TransportChoice};
+use windlass::{Algorithm, Communicator, Config, List, ReduceOp, TransportChoice};
 
 struct Counting;
 
@@ -55,6 +55,17 @@ fn reduces<'a>(comm: &'a Communicator, count: usize, registered: bool) -> Round<
     })
 }
 
+fn reduces_a_list(comm: &Communicator) -> Round<'_> {
+    let members = (0..20).map(|member| comm.alloc::<f32>(member * 100).unwrap()).collect();
+    let mut list = List::new(members);
+    Box::new(move || comm.blocking().lists().all_reduce(&mut list, ReduceOp::Max).unwrap())
+}
+
+fn exchanges_both_ways(comm: &Communicator) -> Round<'_> {
+    let peer = 1 - comm.rank();
+    Box::new(move || comm.blocking().sendrecv(&[5i64], peer, &mut [0i64], peer, 3).unwrap())
+}
+
 fn exchanges(comm: &Communicator) -> Round<'_> {
     let peer = 1 - comm.rank();
     Box::new(move || {
@@ -73,13 +84,15 @@ fn exchanges(comm: &Communicator) -> Round<'_> {
 fn a_thousand_operations_allocate_nothing() {
     type Make = fn(&Communicator) -> Round<'_>;
     let (shm, tcp) = (TransportChoice::Shm, TransportChoice::Tcp);
-    let cases: [(&str, TransportChoice, Option<Algorithm>, Make); 6] = [
+    let cases: [(&str, TransportChoice, Option<Algorithm>, Make); 8] = [
         ("published, 8 B", shm, None, |c| reduces(c, 2, false)),
         ("direct, registered, 64 KiB", shm, Some(Algorithm::Direct), |c| reduces(c, 16 << 10, true)),
         ("staged, heap, 256 KiB", shm, Some(Algorithm::Direct), |c| reduces(c, 64 << 10, false)),
         ("ring over TCP, 64 KiB", tcp, Some(Algorithm::Ring), |c| reduces(c, 16 << 10, false)),
         ("messages of 8 B through shared memory", shm, None, exchanges),
         ("messages of 8 B over TCP", tcp, None, exchanges),
+        ("a list of 20 buffers, registered", shm, Some(Algorithm::Direct), reduces_a_list),
+        ("messages of 8 B both ways at once", shm, None, exchanges_both_ways),
     ];
     let mut wrong = Vec::new();
     for (name, transport, algorithm, make) in cases {

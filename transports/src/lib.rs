@@ -100,6 +100,13 @@ pub enum Event {
         /// What the receiver expected.
         theirs: Message,
     },
+    /// A message that was [sought](Transport::seek) is here, or announced, and waits for its receive.
+    Arrived {
+        /// The sender.
+        peer: Rank,
+        /// Which.
+        id: MessageId,
+    },
     /// The stream to a peer broke, or could not be opened. What was posted waits; [`Transport::reopen`] or [`Transport::give_up`] decides.
     Broken {
         /// Which.
@@ -157,6 +164,10 @@ pub trait Transport: Send + fmt::Debug {
     /// `memory` stays valid for writes, and is not accessed otherwise, until the operation ends, or is
     /// withdrawn, or the transport is dropped.
     unsafe fn post_recv(&mut self, peer: Rank, message: &Message, memory: *mut u8, token: Token);
+
+    /// The place in the order of arrivals, over all peers, of a user's message that is here, or announced, and waits for its receive; it is known by its first
+    /// chunk. `None` while there is no such message: [`Event::Arrived`] then tells of it. For those who would take it without knowing what it is.
+    fn seek(&mut self, peer: Rank, id: &MessageId) -> Option<u64>;
 
     /// Forgets a posted operation: after the return its memory is not written again, what is still read from it reaches nobody, and no event names
     /// it. Of a half-sent message, what has begun to leave may leave from a copy; the peer may receive the message whole, or wait as if it had not been sent.

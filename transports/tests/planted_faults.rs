@@ -9,7 +9,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use windlass_transports::conformance::{CASES, run_case};
 use windlass_transports::link::{Limits, Planted};
 use windlass_transports::sim::{Network, Options};
-use windlass_transports::{Capabilities, Event, Message, Rank, Token, Transport};
+use windlass_transports::{Capabilities, Event, Message, MessageId, Rank, Token, Transport};
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 enum Fault {
@@ -28,6 +28,8 @@ enum Fault {
     TrustsCompletions,
     ForgetsWhatItHas,
     WithdrawsLate,
+    SwallowsArrivals,
+    ForgetsTheOrder,
 }
 
 /// A transport with a fault.
@@ -90,6 +92,11 @@ impl Transport for Faulty {
         unsafe { self.inner.post_recv(peer, &message, memory, token) };
     }
 
+    fn seek(&mut self, peer: Rank, id: &MessageId) -> Option<u64> {
+        let order = self.inner.seek(peer, id);
+        order.map(|order| if self.fault == Fault::ForgetsTheOrder { u64::from(peer) } else { order })
+    }
+
     fn withdraw(&mut self, token: Token) {
         match self.fault {
             Fault::IgnoresWithdrawals => {}
@@ -113,6 +120,7 @@ impl Transport for Faulty {
             Event::Sent(token) | Event::Received(token) => !self.told.contains(token),
             Event::Lost { .. } => self.fault != Fault::SwallowsLosses,
             Event::Refused { .. } => self.fault != Fault::SwallowsRefusals,
+            Event::Arrived { .. } => self.fault != Fault::SwallowsArrivals,
             Event::Mismatch { .. } | Event::Broken { .. } | Event::Reopened { .. } => true,
         });
         for event in fresh {
@@ -199,6 +207,8 @@ fn every_planted_fault_is_caught() {
         Fault::LeavesBroken,
         Fault::TrustsCompletions,
         Fault::ForgetsWhatItHas,
+        Fault::SwallowsArrivals,
+        Fault::ForgetsTheOrder,
     ] {
         let failed = failing(fault);
         println!("{fault:?}: {failed:?}");

@@ -17,6 +17,7 @@ Examples:
   windlass bench all_gather -n 4 --memory heap --transport tcp --json bench.json
   windlass bench all_reduce -n 2 --pattern training --limit        what a training job does
   windlass bench all_reduce -n 2 --memory device --moves-per-second 50
+  windlass bench all_reduce -e 1M --tensors 100                    one buffer, and a list of 100
   windlass bench send -n 2                                         ping-pong, half of a round trip
   windlass bench all -n 4 --compare openmpi,mpich                  every collective, in one table
   windlass bench overlap -n 2 -e 16M --compute 5ms                 what runs behind a computation
@@ -73,6 +74,9 @@ pub(crate) struct BenchArguments {
     /// simulated accelerator's, whose engine does the work.
     #[arg(long, value_enum, default_value_t = MemoryKind::Registered)]
     pub(crate) memory: MemoryKind,
+    /// Take turns with the same operation over a list of N buffers, which together are as long.
+    #[arg(long, value_name = "N", value_parser = tensors)]
+    pub(crate) tensors: Option<usize>,
     /// With `--memory device`: how often each rank's accelerator moves a buffer, also while an operation uses it.
     #[arg(long, value_name = "N", default_value_t = 0.0, value_parser = rate)]
     pub(crate) moves_per_second: f64,
@@ -231,6 +235,12 @@ impl BenchArguments {
             self.check_overlap()?;
         }
         self.check_memory(has(Collective::Send), alone)?;
+        if self.tensors.is_some() {
+            let listed = |c: Collective| !c.is_point_to_point() && c != Collective::Barrier;
+            if !alone || self.pattern == Pattern::Training || !collectives.iter().all(|c| listed(*c)) {
+                return Err(format!("--tensors is for one of {}, by the plain pattern", names(listed)));
+            }
+        }
         if self.pattern == Pattern::Training
             && collectives.iter().any(|c| c.is_point_to_point() || *c == Collective::Barrier)
         {
@@ -242,7 +252,11 @@ impl BenchArguments {
 
     fn check_overlap(&self) -> Result<(), String> {
         let f32_sum = self.dtype == DataType::F32 && self.op == ReduceOp::Sum;
-        let other = self.json.is_some() || self.plot.is_some() || self.limit || !self.compare.is_empty();
+        let other = self.tensors.is_some()
+            || self.json.is_some()
+            || self.plot.is_some()
+            || self.limit
+            || !self.compare.is_empty();
         if !f32_sum || other {
             return Err("overlap takes -n, -e, -i, --compute, --memory and --transport only".to_owned());
         }
@@ -323,6 +337,11 @@ pub(crate) fn sized(text: &str) -> Result<Collective, String> {
 /// A data type or an operator; the error lists what there is.
 pub(crate) fn name<T: std::str::FromStr<Err: std::fmt::Display>>(text: &str) -> Result<T, String> {
     text.parse().map_err(|error: T::Err| error.to_string())
+}
+
+fn tensors(text: &str) -> Result<usize, String> {
+    let value = text.parse().ok().filter(|value| (1..=100_000).contains(value));
+    value.ok_or_else(|| "it is not a number from 1 to 100000".to_owned())
 }
 
 fn rate(text: &str) -> Result<f64, String> {

@@ -81,6 +81,8 @@ pub(crate) struct Plan {
     /// Of each rank's accelerator, where memory is a device's.
     pub(crate) moves_per_second: f64,
     pub(crate) pattern: Pattern,
+    /// Into how many buffers a list has the same operand and result cut.
+    pub(crate) tensors: Option<usize>,
     pub(crate) limits: Vec<LimitKind>,
     pub(crate) peers: Vec<String>,
     pub(crate) cache: PathBuf,
@@ -129,6 +131,7 @@ impl Plan {
             memory: MemoryKind::Registered,
             moves_per_second: 0.0,
             pattern: Pattern::Plain,
+            tensors: None,
             limits: Vec::new(),
             peers: Vec::new(),
             cache: default_cache(),
@@ -266,6 +269,7 @@ fn plan(arguments: &BenchArguments) -> Result<Plan, String> {
     plan.memory = arguments.memory;
     plan.moves_per_second = arguments.moves_per_second;
     plan.pattern = arguments.pattern;
+    plan.tensors = arguments.tensors;
     plan.table = true;
     plan.overlap = (arguments.collective == Benched::Overlap).then_some(arguments.compute);
     plan.cache = arguments.cache.clone().unwrap_or_else(default_cache);

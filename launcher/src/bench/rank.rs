@@ -67,6 +67,8 @@ struct Bench<'p> {
 struct Measured {
     count: usize,
     samples: Vec<Sample>,
+    /// Of a list.
+    tensors: Vec<Sample>,
     /// Of each limit.
     limits: Vec<Vec<Sample>>,
     wrong: u64,
@@ -180,7 +182,7 @@ impl Bench<'_> {
         self.plan.call(self.collective, bytes, self.data_type, self.op)
     }
 
-    fn work(&self, count: usize, buffers: usize) -> Work {
+    fn work(&self, count: usize, buffers: usize, tensors: usize) -> Work {
         let place = match (self.plan.pattern, &self.device, self.plan.memory) {
             (_, Some(device), _) => Place::Device(device.clone()),
             (Pattern::Training, ..) if self.shared.rank % 2 == 1 => Place::Heap,
@@ -199,6 +201,7 @@ impl Bench<'_> {
             op: self.op,
             root: self.plan.root,
             counts: (0..buffers).map(count_of).collect(),
+            tensors,
             place,
             patterns: Rc::clone(&self.patterns),
         }
@@ -210,15 +213,21 @@ impl Bench<'_> {
         let count = call.count as usize;
         let buffers = self.plan.buffers(bytes);
         self.stopwatch.buffers = buffers;
-        let work = self.work(count, buffers);
+        let work = self.work(count, buffers, 1);
         let counts = work.counts.clone();
         let mut subject = Windlass::new(self.shared, &self.communicator, self.second.as_ref(), work)?;
+        let list = |tensors| {
+            let work = self.work(count, buffers, tensors);
+            Windlass::new(self.shared, &self.communicator, None, work)
+        };
+        let mut list = self.plan.tensors.map(list).transpose()?;
         let mut measured =
             Measured { count, limits: vec![Vec::new(); self.plan.limits.len()], ..Measured::default() };
         if self.collective == Collective::Barrier {
             measured.wrong += subject.prove_barrier()?;
         }
         let mut turn = Turn::default();
+        let mut list_turn = Turn::default();
         let mut limit_turns = vec![Turn::default(); self.plan.limits.len()];
         self.rivals.iter_mut().for_each(Rival::begin);
         let budget = self.plan.budget * if self.plan.peers.is_empty() { 1 } else { 2 };
@@ -226,6 +235,13 @@ impl Bench<'_> {
         loop {
             for (which, limit_turn) in limit_turns.iter_mut().enumerate() {
                 measured.limits[which].extend(self.limit_block(which, &counts, limit_turn)?);
+            }
+            if let Some(list) = &mut list {
+                let (iterations, warmup) = list_turn.next(&self.shared, self.plan.warmup, usize::MAX);
+                let block = self.stopwatch.block(list, iterations, warmup)?;
+                list_turn.done(&block, iterations);
+                measured.wrong += block.wrong;
+                measured.tensors.extend(block.samples);
             }
             let left = self.plan.iterations.map_or(usize::MAX, |most| most - turn.timed);
             let (iterations, warmup) = turn.next(&self.shared, self.plan.warmup, left);
@@ -269,13 +285,14 @@ impl Bench<'_> {
 
     /// What is told of a size: of the label that most samples have.
     fn row(&self, measured: &Measured) -> (Row, Comparison) {
-        let Measured { count, samples, limits, wrong } = measured;
+        let Measured { count, samples, tensors, limits, wrong } = measured;
         let (count, wrong) = (*count, *wrong);
         let labels = by_label(samples);
         let most = labels.iter().max_by_key(|(_, summary)| summary.count);
         let none = Summary { count: 0, min_ns: 0.0, median_ns: 0.0, mean_ns: 0.0, p99_ns: 0.0 };
         let (label, summary) = most.copied().unwrap_or((Label::Unsettled, none));
         let within = |samples: &Vec<Sample>| Summary::of_label(samples, label).map(|s| s.median_ns / 1e3);
+        let tensors_us = within(tensors);
         let limits: Vec<_> = limits.iter().map(within).collect();
         let times: Vec<_> = self.rivals.iter().map(|rival| (rival.name(), rival.median_us(label))).collect();
         let peers: BTreeMap<_, _> =
@@ -300,6 +317,8 @@ impl Bench<'_> {
             wrong,
             label: label.as_str().to_owned(),
             pattern: self.plan.pattern_name().to_owned(),
+            tensors: self.plan.tensors,
+            tensors_us,
             limit_us: limits.last().and_then(|us| *us),
             peers,
         };

@@ -27,6 +27,9 @@ pub(crate) struct Row {
     pub(crate) wrong: u64,
     pub(crate) label: String,
     pub(crate) pattern: String,
+    /// Of the same over a list of so many buffers.
+    pub(crate) tensors: Option<usize>,
+    pub(crate) tensors_us: Option<f64>,
     /// Of the limit that this memory and transport has; of heap memory where ranks differ.
     pub(crate) limit_us: Option<f64>,
     /// Medians by name.
@@ -70,6 +73,10 @@ pub(super) fn header(plan: &Plan, transport: &str) -> String {
         "#wrong",
         "label"
     ));
+    if let Some(tensors) = plan.tensors {
+        let title = format!("{tensors} bufs");
+        text.push_str(&format!(" {title:>10} {:>6}", "ratio"));
+    }
     for kind in &plan.limits {
         let title = if plan.limits.len() > 1 { kind.name() } else { "limit" };
         text.push_str(&format!(" {title:>10} {:>6}", "ratio"));
@@ -92,7 +99,7 @@ pub(super) fn header(plan: &Plan, transport: &str) -> String {
         "",
         ""
     ));
-    for _ in plan.limits.iter().map(|_| ()).chain(plan.peers.iter().map(|_| ())) {
+    for _ in 0..plan.tensors.iter().len() + plan.limits.len() + plan.peers.len() {
         text.push_str(&format!(" {:>10} {:>6}", "(us)", ""));
     }
     text.trim_end().to_owned()
@@ -144,6 +151,10 @@ pub(super) fn line(plan: &Plan, row: &Row, comparison: &Comparison) -> String {
     );
     let none = || ("-".to_owned(), "-".to_owned());
     let mut pair = |(time, ratio): (String, String)| text.push_str(&format!(" {time:>10} {ratio:>6}"));
+    if plan.tensors.is_some() {
+        let list = row.tensors_us;
+        pair(list.map_or_else(none, |list| (us(list), format!("{:.2}", list / row.median_us))));
+    }
     for &limit in &comparison.limits {
         pair(limit.map_or_else(none, |limit| (us(limit), format!("{:.2}", row.median_us / limit))));
     }

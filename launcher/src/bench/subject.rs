@@ -6,7 +6,8 @@ use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use windlass::{
-    Buffer, Collective, Communicator, DataType, Device, DeviceBuffer, Extent, Memory, RawRequest, ReduceOp,
+    Buffer, Collective, Communicator, DataType, Device, DeviceBuffer, Extent, Memory, Piece, RawRequest,
+    ReduceOp,
 };
 use windlass_benches::limits::{Direct, Heap, Limit, Tcp};
 
@@ -30,6 +31,8 @@ enum Bytes {
     Heap(Vec<u64>, usize),
     /// With a copy on the host, which is filled and looked at in its place.
     Device(DeviceBuffer<u8>, Vec<u8>),
+    /// The members of a list.
+    List(Vec<Bytes>),
 }
 
 impl Bytes {
@@ -46,11 +49,30 @@ impl Bytes {
         })
     }
 
+    /// A list of buffers that are `length` bytes together, all of about the same length and of whole elements.
+    fn list(communicator: &Communicator, work: &Work, length: usize) -> Result<Self, RankError> {
+        let size = work.data_type.size_bytes();
+        let begin = |nth: usize| length / size * nth / work.tensors * size;
+        let member = |nth| Self::new(communicator, &work.place, begin(nth + 1) - begin(nth));
+        let members = (0..work.tensors).map(member).collect::<Result<_, _>>()?;
+        Ok(Self::List(members))
+    }
+
+    /// The pieces of a list; none of anything else.
+    fn pieces(&mut self, size: usize) -> Vec<Piece> {
+        let Self::List(members) = self else { return Vec::new() };
+        let piece = |member: &mut Self| Piece { address: member.address(), count: member.length() / size };
+        members.iter_mut().map(piece).collect()
+    }
+
     /// For an operation.
     fn address(&mut self) -> *mut u8 {
         match self {
             Self::Device(buffer, _) => buffer.span().address(),
-            _ => self.get_mut().as_mut_ptr(),
+            // What a list is reached by are its pieces.
+            Self::List(_) => std::ptr::null_mut(),
+            Self::Registered(buffer) => buffer.as_mut_ptr(),
+            Self::Heap(words, _) => words.as_mut_ptr().cast(),
         }
     }
 
@@ -58,6 +80,7 @@ impl Bytes {
     fn put(&mut self) -> Result<(), RankError> {
         match self {
             Self::Device(buffer, host) => Ok(buffer.write(host)?),
+            Self::List(members) => members.iter_mut().try_for_each(Self::put),
             _ => Ok(()),
         }
     }
@@ -66,31 +89,68 @@ impl Bytes {
     fn fetch(&mut self) -> Result<(), RankError> {
         match self {
             Self::Device(buffer, host) => Ok(buffer.read(host)?),
+            Self::List(members) => members.iter_mut().try_for_each(Self::fetch),
             _ => Ok(()),
         }
     }
 
-    fn get(&self) -> &[u8] {
+    fn length(&self) -> usize {
         match self {
-            Self::Registered(buffer) => buffer,
-            Self::Device(_, host) => host,
-            // SAFETY: the words hold at least `length` bytes, and every byte of a word is one.
-            Self::Heap(words, length) => unsafe {
-                std::slice::from_raw_parts(words.as_ptr().cast(), *length)
-            },
+            Self::Registered(buffer) => buffer.len(),
+            Self::Heap(_, length) => *length,
+            Self::Device(_, host) => host.len(),
+            Self::List(members) => members.iter().map(Self::length).sum(),
         }
     }
 
-    fn get_mut(&mut self) -> &mut [u8] {
+    /// What it holds, piece by piece.
+    fn get(&self) -> Vec<&[u8]> {
         match self {
-            Self::Registered(buffer) => buffer,
-            Self::Device(_, host) => host,
-            // SAFETY: as above, borrowed mutably; every pattern of bits is a word.
-            Self::Heap(words, length) => unsafe {
-                std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), *length)
-            },
+            Self::Registered(buffer) => vec![buffer],
+            Self::Device(_, host) => vec![host],
+            // SAFETY: the words hold at least `length` bytes, and every byte of a word is one.
+            Self::Heap(words, length) => {
+                vec![unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), *length) }]
+            }
+            Self::List(members) => members.iter().flat_map(Self::get).collect(),
         }
     }
+
+    fn get_mut(&mut self) -> Vec<&mut [u8]> {
+        match self {
+            Self::Registered(buffer) => vec![buffer],
+            Self::Device(_, host) => vec![host],
+            // SAFETY: as above, borrowed mutably; every pattern of bits is a word.
+            Self::Heap(words, length) => {
+                vec![unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), *length) }]
+            }
+            Self::List(members) => members.iter_mut().flat_map(Self::get_mut).collect(),
+        }
+    }
+}
+
+/// Cuts what lies in pieces where its blocks of so many bytes end: of each run the block, and the bytes of that before it.
+fn runs<'a, T: 'a>(
+    pieces: impl Iterator<Item = T> + 'a,
+    block: usize,
+    length: impl Fn(&T) -> usize + 'a,
+    split: impl Fn(T, usize) -> (T, T) + 'a,
+) -> impl Iterator<Item = (usize, usize, T)> + 'a {
+    let mut at = 0;
+    pieces.flat_map(move |mut piece| {
+        let mut runs = Vec::new();
+        while length(&piece) > 0 {
+            let (run, rest) = {
+                let within = block - at % block;
+                let take = within.min(length(&piece));
+                split(piece, take)
+            };
+            runs.push((at / block, at % block, run));
+            at += length(&runs[runs.len() - 1].2);
+            piece = rest;
+        }
+        runs
+    })
 }
 
 /// The memory of one operation, and the call on it.
@@ -99,6 +159,8 @@ struct Lane {
     memory: Bytes,
     /// Where input and output are not the same.
     result: Option<Bytes>,
+    /// The members of both, where they are lists.
+    pieces: [Vec<Piece>; 2],
     request: RawRequest,
 }
 
@@ -112,6 +174,8 @@ pub(super) struct Work {
     pub(super) root: usize,
     /// The count of each buffer that rotates.
     pub(super) counts: Vec<usize>,
+    /// How many buffers make up an operand or a result; more than one are a list.
+    pub(super) tensors: usize,
     pub(super) place: Place,
     pub(super) patterns: Rc<Patterns>,
 }
@@ -211,13 +275,14 @@ impl Windlass {
             _ => {}
         }
         let (result, is_operand) = lane.told();
-        let block = (lane.request.count * work.data_type.size_bytes()).max(1);
-        let wrong = |(at, bytes)| {
+        let size = work.data_type.size_bytes();
+        let block = (lane.request.count * size).max(1);
+        let wrong = |(at, within, bytes): (usize, usize, &[u8])| {
             let (values, start) =
                 if is_operand { work.operand(shared.rank, at) } else { work.expected(shared.rank, at) };
-            work.patterns.wrong(bytes, values, iteration, start)
+            work.patterns.wrong(bytes, values, iteration, start + within / size)
         };
-        result.get().chunks(block).enumerate().map(wrong).sum()
+        runs(result.get().into_iter(), block, |run| run.len(), <[u8]>::split_at).map(wrong).sum()
     }
 
     /// Whether barriers hold back: in turn every rank comes late by more than any exchange takes.
@@ -247,7 +312,13 @@ impl Lane {
         let (operand, result) = (work.collective.input(), work.collective.output());
         let in_place =
             operand == result && work.collective.may_be_in_place() && !work.collective.is_point_to_point();
-        let bytes = |extent| Bytes::new(communicator, &work.place, work.bytes(extent, count, shared));
+        let bytes = |extent| {
+            let length = work.bytes(extent, count, shared);
+            if work.tensors > 1 {
+                return Bytes::list(communicator, work, length);
+            }
+            Bytes::new(communicator, &work.place, length)
+        };
         let memory = bytes(operand)?;
         let result = if in_place { None } else { Some(bytes(result)?) };
         let mut request = RawRequest::new(work.collective, work.data_type, count);
@@ -257,13 +328,13 @@ impl Lane {
         if work.collective.is_point_to_point() {
             request.root = 1 - (shared.rank as u32).min(1);
         }
-        Ok(Self { memory, result, request })
+        Ok(Self { memory, result, pieces: [Vec::new(), Vec::new()], request })
     }
 
     /// What to look at after the operation, and whether it is the operand: where there is no result, that must be as it was.
     fn told(&self) -> (&Bytes, bool) {
         match &self.result {
-            Some(result) if result.get().is_empty() => (&self.memory, true),
+            Some(result) if result.length() == 0 => (&self.memory, true),
             Some(result) => (result, false),
             None => (&self.memory, false),
         }
@@ -272,24 +343,29 @@ impl Lane {
     /// Gets it from where it lies.
     fn fetch(&mut self) -> Result<(), RankError> {
         match &mut self.result {
-            Some(result) if !result.get().is_empty() => result.fetch(),
+            Some(result) if result.length() > 0 => result.fetch(),
             _ => self.memory.fetch(),
         }
     }
 
     fn fill(&mut self, shared: Shared, work: &Work, iteration: usize) -> Result<(), RankError> {
-        let block = (self.request.count * work.data_type.size_bytes()).max(1);
-        for (at, bytes) in self.memory.get_mut().chunks_mut(block).enumerate() {
+        let size = work.data_type.size_bytes();
+        let block = (self.request.count * size).max(1);
+        let memory = self.memory.get_mut().into_iter();
+        for (at, within, bytes) in runs(memory, block, |run| run.len(), <[u8]>::split_at_mut) {
             let (values, start) = work.operand(shared.rank, at);
-            work.patterns.fill(bytes, values, iteration, start);
+            work.patterns.fill(bytes, values, iteration, start + within / size);
         }
         if let Some(result) = &mut self.result {
             // What the last round left must not pass for this one's result.
-            let size = work.data_type.size_bytes();
-            let result = result.get_mut();
-            let ends = [0, result.len().saturating_sub(size)];
-            ends.into_iter()
-                .for_each(|end| result[end..].iter_mut().take(size).for_each(|byte| *byte ^= 0x55));
+            let mut pieces = result.get_mut();
+            pieces.retain(|piece| !piece.is_empty());
+            if let Some(first) = pieces.first_mut() {
+                first.iter_mut().take(size).for_each(|byte| *byte ^= 0x55);
+            }
+            if let Some(last) = pieces.last_mut() {
+                last.iter_mut().rev().take(size).for_each(|byte| *byte ^= 0x55);
+            }
         }
         self.memory.put()?;
         self.result.as_mut().map_or(Ok(()), Bytes::put)?;
@@ -298,6 +374,15 @@ impl Lane {
             Some(result) => result.address(),
             None => self.request.input.cast_mut(),
         };
+        if work.tensors > 1 {
+            let size = work.data_type.size_bytes();
+            let result = self.result.as_mut().map(|result| result.pieces(size));
+            self.pieces = [self.memory.pieces(size), result.unwrap_or_default()];
+            let [input, output] = &self.pieces;
+            let output = if self.result.is_some() { output } else { input };
+            (self.request.input_pieces, self.request.output_pieces) =
+                (&raw const **input, &raw const **output);
+        }
         Ok(())
     }
 }

@@ -7,6 +7,7 @@ use windlass_kernels::{Combine, DataType, Store};
 
 use crate::fault;
 use crate::group::Group;
+use crate::list::{Table, Tables};
 use crate::request::RawRequest;
 
 use super::plan::Plan;
@@ -14,19 +15,37 @@ use super::{Active, Stream};
 
 /// Multiplies a checked request's operand by its scalar, into its result. That precedes the schedule: peers read only what is
 /// scaled already, and need not know the scalar.
-pub(crate) fn scale(request: &RawRequest) {
+pub(crate) fn scale(request: &RawRequest, mut tables: Tables) {
     // A checked request is of a type that can be scaled.
     let Ok(combine) = Combine::scale(request.data_type) else { return };
-    let (inputs, outputs) = ([request.input], [request.output]);
-    // SAFETY: the request was checked: an all_reduce, whose operand and result are of `count` elements of host memory, the same
-    // or apart; whoever made it promises that they are valid and nobody else's until the operation ends.
-    unsafe { combine.run(&inputs, &outputs, request.count, request.scalar.to_bits(), Store::Cached) }
+    let size = request.data_type.size_bytes();
+    let mut done = 0;
+    while done < request.count {
+        let (from, first) = place(tables.input.as_mut(), request.input.cast_mut(), done * size);
+        let to = if tables.same { tables.input.as_mut() } else { tables.output.as_mut() };
+        let (to, second) = place(to, request.output, done * size);
+        let run = (request.count - done).min(first / size).min(second / size);
+        // SAFETY: the request was checked: an all_reduce, whose operand and result are of `count` elements of host memory, the same
+        // or apart, of which these are in one piece; whoever made it promises that they are valid and nobody else's until the operation ends.
+        unsafe {
+            combine.run(&[from.cast_const()], &[to], run, request.scalar.to_bits(), Store::Cached);
+        }
+        done += run;
+    }
 }
 
-/// Copies a message from a rank to itself. Both have been checked: valid, and apart.
+/// Where a byte of a vector lies that is in one piece, or in those of a table, and how many lie there together.
+fn place(table: Option<&mut Table>, base: *mut u8, offset: usize) -> (*mut u8, usize) {
+    match table {
+        Some(table) => table.at(offset as u64),
+        None => (base.wrapping_add(offset), usize::MAX),
+    }
+}
+
+/// Copies from memory to memory of this rank: a message to itself, or a list's pieces. Both have been checked: valid, and apart.
 pub(crate) fn copy(from: *const u8, to: *mut u8, bytes: usize) {
     if bytes > 0 {
-        // SAFETY: whoever made the requests promises that both are valid for so many bytes, and nobody else's, until the call ends.
+        // SAFETY: whoever made the requests promises that what they name is valid for so many bytes, and nobody else's, until the operation ends.
         unsafe { Combine::copy(DataType::U8).run(&[from], &[to], bytes, 1, Store::Cached) };
     }
 }
@@ -163,7 +182,7 @@ impl Stream {
             None => (self.own(group, from.role), from.role),
         };
         let target = self.own(group, to.role);
-        let copy = |s: Piece, t: Piece| {
+        let mut copy = |s: Piece, t: Piece| {
             let (source, target) =
                 (source.wrapping_add(s.offset as usize), target.wrapping_add(t.offset as usize));
             self.copy_bytes(source, target, s.bytes as usize);
@@ -193,10 +212,10 @@ impl Stream {
         });
     }
 
-    fn gather(&self, group: &Group, from: Role, take: Take, first: u32, end: u32) {
-        let Some(active) = self.active() else { return };
-        let (geometry, own, output) = (&active.plan.geometry, active.input, active.output);
-        let is_told = active.plan.call.collective.has_private_lengths();
+    fn gather(&mut self, group: &Group, from: Role, take: Take, first: u32, end: u32) {
+        let (Some(plan), Some(active)) = (self.plan(), self.active()) else { return };
+        let (geometry, own, output) = (&plan.geometry, active.input, active.output);
+        let is_told = plan.call.collective.has_private_lengths();
         for q in from_next(group) {
             let (source, role) =
                 if q == group.rank { (own, Role::Input) } else { self.of_peer(group, q, from) };
@@ -229,12 +248,25 @@ impl Stream {
         }
     }
 
-    fn copy_bytes(&self, source: *const u8, target: *mut u8, bytes: usize) {
-        let Some(active) = self.active() else { return };
+    fn copy_bytes(&mut self, source: *const u8, target: *mut u8, bytes: usize) {
+        let Some(active) = &self.active else { return };
         if bytes == 0 || std::ptr::eq(source, target) {
             return;
         }
         let store = if active.plan.streaming && !active.staged { Store::Streaming } else { Store::Cached };
+        if self.lists.in_use {
+            let mut done = 0;
+            while done < bytes {
+                let (from, to, run) =
+                    self.lists.pair(source.wrapping_add(done), target.wrapping_add(done), bytes - done);
+                if !std::ptr::eq(from, to) {
+                    // SAFETY: as below, of what lies in one piece.
+                    unsafe { active.plan.copy.run(&[from], &[to], run, 1, store) };
+                }
+                done += run;
+            }
+            return;
+        }
         // SAFETY: both ranges lie in memory that the operation owns, borrows or was lent, by the layout's bounds; the
         // schedule's proof shows that they do not overlap and that nobody else accesses them in a conflicting way now.
         unsafe { active.plan.copy.run(&[source], &[target], bytes, 1, store) };
@@ -356,6 +388,19 @@ impl Stream {
             return self.folding.push(inputs, outputs, bytes);
         }
         let store = if active.plan.streaming && !active.staged { Store::Streaming } else { Store::Cached };
+        if self.lists.in_use {
+            let (inputs, outputs) = (&mut self.inputs[..input_count], &mut self.outputs[..output_count]);
+            self.lists.aim(inputs, outputs);
+            let (mut done, shift) = (0, active.plan.element_shift);
+            while done < bytes {
+                let run = self.lists.run(inputs, outputs, done, bytes - done) >> shift;
+                assert!(run > 0, "lists are as long as their vector, and cut between elements");
+                // SAFETY: as below, of what lies in one piece.
+                unsafe { active.plan.reduce.run(inputs, outputs, run, divisor, store) };
+                done += run << shift;
+            }
+            return;
+        }
         // SAFETY: every range lies in memory that the operation owns, borrows or was lent, by the layout's bounds; an output
         // equals an input or lies apart; the schedule's proof shows that nobody accesses them in a conflicting way now.
         unsafe {

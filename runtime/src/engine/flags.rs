@@ -11,6 +11,7 @@ use crate::error::Error;
 use crate::group::Group;
 use crate::scheduler::RegionName;
 
+use super::lists;
 use super::plan::Plan;
 use super::{Active, Lent, NOTHING, OpenWait, Stream, places};
 
@@ -19,6 +20,8 @@ const GLANCES: u32 = 20;
 
 /// Marks the number of a segment of device memory.
 const ON_DEVICE: u32 = 1 << 31;
+/// Marks the number of the segment where the table of a list lies.
+const LISTED: u32 = 1 << 30;
 
 const ARRIVE: Action = Action::Signal { phase: Phase::Arrival };
 
@@ -51,6 +54,9 @@ impl Stream {
             if !lends {
                 return Lend::Nothing;
             }
+            if lists::is_list(address) {
+                return self.lend_list(group, address, first, LISTED).map_or(Lend::Stage, Lend::Region);
+            }
             match self.locate(group, address, bytes) {
                 Some(mut location) => {
                     location.offset = location.offset.wrapping_sub(first as u64);
@@ -73,7 +79,7 @@ impl Stream {
         }
     }
 
-    fn locate(&mut self, group: &Group, address: *mut u8, bytes: usize) -> Option<Location> {
+    pub(super) fn locate(&mut self, group: &Group, address: *mut u8, bytes: usize) -> Option<Location> {
         if self.devices
             && let Some((slot, offset)) = address::decode(address)
         {
@@ -236,17 +242,26 @@ impl Stream {
                     *address = address::encode(slot as u32, 0).wrapping_add(location.offset as usize);
                     continue;
                 }
-                let mapping = match known_segment(&self.met[q as usize], location.segment) {
-                    Some(mapping) => mapping,
-                    None => {
-                        let Some(mapping) =
-                            group.job.segments.of(group.members[q as usize], location.segment)
-                        else {
-                            return Ok(false);
-                        };
-                        remember(&mut self.met[q as usize], location.segment, mapping)
-                    }
+                let (met, owner) = (&mut self.met[q as usize], group.members[q as usize]);
+                let Some(mapping) = meet_segment(group, met, owner, location.segment & !LISTED) else {
+                    return Ok(false);
                 };
+                if location.segment & LISTED != 0 {
+                    let mapping = Arc::clone(mapping);
+                    let size = active.plan.geometry.layout.element_bytes();
+                    let pieces = self.lists.borrow(
+                        2 * q as usize + slot,
+                        (&mapping, location.offset),
+                        size,
+                        |segment| {
+                            let mapping = meet_segment(group, met, owner, segment)?;
+                            Some((mapping.base().as_ptr(), mapping.len()))
+                        },
+                    );
+                    let Some(pieces) = pieces else { return Ok(false) };
+                    *address = pieces.wrapping_add(if is_private { bounds.0 as usize } else { 0 });
+                    continue;
+                }
                 // A peer that lends memory outside its own segment would have us fault; it made the mistake.
                 let (low, high) = bounds;
                 let begin = location.offset.wrapping_add(low);
@@ -314,16 +329,22 @@ pub(super) fn take_back(group: &Group, active: &Active) {
     }
 }
 
-fn known_segment(met: &[Option<Arc<Mapping>>], segment: u32) -> Option<&Arc<Mapping>> {
-    met.get(segment as usize)?.as_ref()
-}
-
-fn remember(met: &mut Vec<Option<Arc<Mapping>>>, segment: u32, mapping: Arc<Mapping>) -> &Arc<Mapping> {
+/// A peer's segment, once it is mapped here; the job's table is asked once.
+fn meet_segment<'a>(
+    group: &Group,
+    met: &'a mut Vec<Option<Arc<Mapping>>>,
+    owner: u32,
+    segment: u32,
+) -> Option<&'a Arc<Mapping>> {
     let index = segment as usize;
-    if met.len() <= index {
-        met.resize(index + 1, None);
+    if met.get(index).is_none_or(Option::is_none) {
+        let mapping = group.job.segments.of(owner, segment)?;
+        if met.len() <= index {
+            met.resize(index + 1, None);
+        }
+        met[index] = Some(mapping);
     }
-    met[index].insert(mapping)
+    met[index].as_ref()
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@
 //! | [`bind`] | a step's spans to addresses, and the Combine over them |
 //! | [`flight`] | a Combine by an accelerator's engine, over memory that moves |
 //! | [`fold`] | a Combine by an operator of the program's own, without the lock |
+//! | [`lists`] | memory that lies in pieces |
 //! | [`shadow`] | host memory that stands in for device memory |
 //! | [`plan`] | a call to its schedule, geometry and kernels, remembered |
 //! | [`due`] | whom to wake and what to drop once the lock is released |
@@ -27,6 +28,7 @@ mod due;
 mod flags;
 mod flight;
 mod fold;
+mod lists;
 mod places;
 pub(crate) mod plan;
 mod report;
@@ -53,6 +55,7 @@ use windlass_transports::{Message, MessageId, Token};
 use crate::device::address;
 use crate::error::Error;
 use crate::group::{Group, Limit};
+use crate::list::Tables;
 use crate::metrics::Recorder;
 use crate::request::RawRequest;
 pub(crate) use due::Due;
@@ -66,6 +69,8 @@ pub(crate) struct Pending {
     pub(crate) plan: Rc<Plan>,
     pub(crate) input: *mut u8,
     pub(crate) output: *mut u8,
+    /// Where operand and result lie in pieces.
+    pub(crate) lists: Option<Tables>,
     /// Nobody waits in the call: the progress thread looks after it.
     pub(crate) asynchronous: bool,
     /// Its own time limit.
@@ -156,6 +161,8 @@ pub(crate) struct Stream {
     pub(crate) scratch: Scratch,
     /// Combines that an accelerator's engine does.
     flights: flight::Flights,
+    /// Memory of the active operation that lies in pieces.
+    lists: lists::Lists,
     /// A Combine that a user's operator does.
     folding: fold::Folding,
     /// Host memory in the place of the active operation's device memory.
@@ -213,6 +220,7 @@ impl Stream {
             outputs: vec![std::ptr::null_mut(); ranks.max(2)],
             scratch: Scratch::default(),
             flights: flight::Flights::default(),
+            lists: lists::Lists::default(),
             folding: fold::Folding::default(),
             shadow: None,
             devices: false,
@@ -245,7 +253,9 @@ impl Stream {
         request.check_memory(&plan.checked)?;
         // The clock is asked by those alone that have a limit of their own.
         let limit = request.timeout.and_then(|timeout| Limit::new(timeout, group.job.now()));
-        Ok(Pending { plan, input: request.input.cast_mut(), output: request.output, asynchronous, limit })
+        let lists = request.is_listed().then(|| request.tables(&plan.checked, &mut self.lists.spare));
+        let (input, output) = (request.input.cast_mut(), request.output);
+        Ok(Pending { plan, input, output, lists, asynchronous, limit })
     }
 
     /// Gives a call its place in the order.
@@ -322,7 +332,11 @@ impl Stream {
 
     /// Begins the call at the head of the order.
     fn begin(&mut self, group: &Group, pending: Pending, sequence: u64) {
-        let Pending { plan, input, output, asynchronous, limit } = pending;
+        let Pending { plan, input, output, lists, asynchronous, limit } = pending;
+        if let Some(cut) = lists.as_ref().and_then(|lists| lists.cut) {
+            self.history = self.history.with(cut);
+        }
+        let (input, output) = self.lists.begin(group, lists, (input, output));
         let started = self.recorder.begin(sequence, &plan.series);
         let (first_in, first_out) = plan.first_blocks;
         let (input, output) = self.on_host(group, &plan, input, output);
@@ -356,7 +370,7 @@ impl Stream {
     fn on_host(&mut self, group: &Group, plan: &Plan, input: *mut u8, output: *mut u8) -> (*mut u8, *mut u8) {
         self.devices = false;
         let on_device = |address: *mut u8| address::decode(address).is_some();
-        if !on_device(input) && !on_device(output) {
+        if !on_device(input) && !on_device(output) && !self.lists.in_use {
             return (input, output);
         }
         let reachable = plan.choice.algorithm == Algorithm::Direct && group.ranks > 1 && group.uses_devices();
@@ -370,9 +384,11 @@ impl Stream {
         if self.devices {
             return (input, output);
         }
-        match shadow::Shadow::of(plan, input, output) {
+        let reaches = Self::reaches_pieces(group, plan);
+        match shadow::Shadow::of(plan, &self.lists, reaches, input, output) {
             Some((shadow, input, output)) => {
                 self.shadow = Some(shadow);
+                self.lists.in_use = lists::is_list(input) || lists::is_list(output);
                 (input, output)
             }
             None => (input, output),
@@ -540,7 +556,7 @@ impl Stream {
         self.waits = [None; 2];
         self.folding.clear();
         self.ground(group);
-        self.shadow = None;
+        let _leaves_until_withdrawn = self.shadow.take();
         let asynchronous = self.queue.iter().filter(|p| p.asynchronous).count()
             + usize::from(self.active.as_ref().is_some_and(|a| a.asynchronous));
         group.detached.fetch_sub(asynchronous, Ordering::AcqRel);
@@ -553,20 +569,7 @@ impl Stream {
                 group.job.withdraw(group.token(step, chunk));
             }
         }
-        let bytes_out = active.plan.checked.output;
-        let (_, first_out) = active.plan.first_blocks;
-        if let (_, Lend::Region(_)) = active.lends
-            && let Some((segment, located)) =
-                group.job.pool.locate(active.output.wrapping_add(first_out), bytes_out)
-            && let Err(error) = segment.detach(located.offset as usize, bytes_out)
-        {
-            // The memory cannot be made safe to give back, so it must never be used again.
-            crate::error::report(format_args!(
-                "{error}; rank {} stops, since a peer may still write its memory",
-                group.job.rank
-            ));
-            std::process::abort();
-        }
+        self.detach_output(group, &active);
     }
 }
 

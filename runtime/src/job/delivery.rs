@@ -69,6 +69,11 @@ impl Job {
                 Event::Lost { peer, cause } => self.lost(peer, peer_cause(&cause)),
                 // The receiver has found the mismatch and tells all members by the rendezvous; streams have been tended.
                 Event::Refused { .. } | Event::Broken { .. } | Event::Reopened { .. } => {}
+                // Whoever receives from any source looks again.
+                Event::Arrived { .. } => {
+                    self.arrivals.fetch_add(1, Ordering::Release);
+                    others = true;
+                }
                 event => {
                     let (Event::Sent(t) | Event::Received(t) | Event::Mismatch { token: t, .. }) = &event
                     else {

@@ -3,7 +3,9 @@
 use std::collections::{BTreeSet, VecDeque};
 use std::time::Duration;
 
-use windlass::{Communicator, Config, Error, Fault, Operation, Simulation, SimulationOptions};
+use windlass::{
+    Communicator, Config, Error, Fault, List, Operation, Received, Simulation, SimulationOptions,
+};
 
 use super::check::operand;
 use super::plan::{Call, PATIENCE, Plan, TIMEOUT};
@@ -12,6 +14,8 @@ use super::plan::{Call, PATIENCE, Plan, TIMEOUT};
 enum Started {
     Alone(Operation<Vec<i64>>),
     Into(Operation<(Vec<i64>, Vec<i64>)>),
+    Any(Operation<Received<Vec<i64>>>),
+    List(Operation<List<Vec<i64>>>),
     Nothing(Operation<()>),
 }
 
@@ -51,6 +55,12 @@ fn start(comm: &Communicator, index: usize, call: Call) -> Vec<(bool, Started)> 
     let mine = |count| operand(rank, index, count);
     let all = ranks as usize;
     match call {
+        Call::AllReduce { count, op } if index % 2 == 1 => {
+            // Each rank's list is cut alike.
+            let mut first = mine(count);
+            let rest = first.split_off(count / 3);
+            vec![(true, Started::List(comm.all_reduce(List::new(vec![first, rest]), op)))]
+        }
         Call::AllReduce { count, op } => vec![(true, Started::Alone(comm.all_reduce(mine(count), op)))],
         Call::ReduceScatter { count, op } => {
             vec![(true, Started::Into(comm.reduce_scatter_into(mine(count * all), vec![0; count], op)))]
@@ -61,10 +71,16 @@ fn start(comm: &Communicator, index: usize, call: Call) -> Vec<(bool, Started)> 
         Call::Broadcast { count, root } => vec![(true, Started::Alone(comm.broadcast(mine(count), root)))],
         Call::Barrier => vec![(true, Started::Nothing(comm.barrier()))],
         Call::Shift { count, by } => {
-            let tag = index as u32;
-            let sent = comm.send(mine(count), (rank + by) % ranks, tag);
-            let received = comm.recv(vec![0; count], (rank + ranks - by) % ranks, tag);
-            vec![(false, Started::Alone(sent)), (true, Started::Alone(received))]
+            let (to, from, tag) = ((rank + by) % ranks, (rank + ranks - by) % ranks, index as u32);
+            if index % 3 == 1 {
+                let both = comm.sendrecv(mine(count), to, vec![0; count], from, tag);
+                return vec![(true, Started::Into(both))];
+            }
+            let sent = (false, Started::Alone(comm.send(mine(count), to, tag)));
+            if index % 3 == 2 {
+                return vec![sent, (true, Started::Any(comm.recv_any(vec![0; count], tag)))];
+            }
+            vec![sent, (true, Started::Alone(comm.recv(vec![0; count], from, tag)))]
         }
     }
 }
@@ -79,6 +95,8 @@ fn outcome(started: Started) -> Outcome {
     match started {
         Started::Alone(operation) => of(operation, |memory| memory),
         Started::Into(operation) => of(operation, |(_, output)| output),
+        Started::Any(operation) => of(operation, Received::into_memory),
+        Started::List(operation) => of(operation, |list| list.into_members().concat()),
         Started::Nothing(operation) => of(operation, |()| Vec::new()),
     }
 }

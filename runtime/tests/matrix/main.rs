@@ -12,7 +12,7 @@ use reference::{Case, mix};
 use windlass::accelerator::simulated::{Options, SimulatedAccelerator};
 use windlass::{
     Algorithm, Buffer, Collective, Communicator, Config, DataType, Device, DeviceBuffer, Extent, Memory,
-    RawRequest, ReduceOp, TransportChoice,
+    Piece, RawRequest, ReduceOp, TransportChoice,
 };
 
 const COUNTS: [usize; 8] = [0, 1, 3, 16, 65, 130, 257, 1500];
@@ -24,6 +24,23 @@ enum Kind {
     /// Even ranks registered, odd ones heap.
     Mixed,
     Device,
+    /// Lists: of registered members; of members that are registered or heap by turns; of members on the device.
+    List,
+    MixedList,
+    DeviceList,
+}
+
+impl Kind {
+    /// What member `nth` of a list is.
+    const fn member(self, nth: usize) -> Option<Self> {
+        match self {
+            Self::List => Some(Self::Registered),
+            Self::MixedList if nth % 3 == 1 => Some(Self::Heap),
+            Self::MixedList => Some(Self::Registered),
+            Self::DeviceList => Some(Self::Device),
+            _ => None,
+        }
+    }
 }
 
 /// Memory for one operand or result, aligned for every type.
@@ -31,10 +48,49 @@ enum Bytes {
     Registered(Buffer<u8>),
     Heap(Vec<u128>, usize),
     Device(DeviceBuffer<u8>),
+    List(Vec<Self>),
+}
+
+/// Where lists are cut: within each run of so many elements alike, so that all ranks' blocks are.
+#[derive(Clone, Copy)]
+struct Cut {
+    run: usize,
+    /// The elements of a member are fewer.
+    most: usize,
+    salt: u64,
+    size: usize,
+}
+
+impl Cut {
+    /// The bytes of the members of a list of so many bytes; some are none.
+    fn lengths(self, bytes: usize) -> Vec<usize> {
+        let mut lengths = vec![0];
+        let mut left = bytes / self.size;
+        while left > 0 {
+            let mut run = left.min(self.run.max(1));
+            left -= run;
+            let mut chance = self.salt;
+            while run > 0 {
+                chance = mix(chance);
+                let length = run.min(chance as usize % self.most);
+                lengths.push(length * self.size);
+                run -= length;
+            }
+        }
+        lengths
+    }
 }
 
 impl Bytes {
-    fn new(comm: &Communicator, device: Option<&Device>, kind: Kind, content: &[u8]) -> Self {
+    fn new(comm: &Communicator, device: Option<&Device>, kind: Kind, cut: Cut, content: &[u8]) -> Self {
+        if kind.member(0).is_some() {
+            let mut at = 0;
+            let member = |(nth, length)| {
+                at += length;
+                Self::new(comm, device, kind.member(nth).unwrap(), cut, &content[at - length..at])
+            };
+            return Self::List(cut.lengths(content.len()).into_iter().enumerate().map(member).collect());
+        }
         let registered = kind == Kind::Registered || kind == Kind::Mixed && comm.rank().is_multiple_of(2);
         if kind == Kind::Device {
             let mut buffer = device.unwrap().alloc(content.len()).unwrap();
@@ -59,6 +115,30 @@ impl Bytes {
             Self::Registered(buffer) => buffer.as_mut_ptr(),
             Self::Heap(words, _) => words.as_mut_ptr().cast(),
             Self::Device(buffer) => buffer.span().address(),
+            Self::List(_) => std::ptr::null_mut(),
+        }
+    }
+
+    /// The pieces of so many bytes behind the first `at`; nothing where the memory is in one piece.
+    fn pieces(&mut self, mut at: usize, mut bytes: usize, size: usize) -> Option<Vec<Piece>> {
+        let Self::List(members) = self else { return None };
+        let mut pieces = Vec::new();
+        for member in members {
+            let (skipped, address) = (at.min(member.len()), member.address());
+            let length = bytes.min(member.len() - skipped);
+            at -= skipped;
+            bytes -= length;
+            pieces.push(Piece { address: address.wrapping_add(skipped), count: length / size });
+        }
+        Some(pieces)
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Registered(buffer) => buffer.len(),
+            Self::Heap(_, length) => *length,
+            Self::Device(buffer) => buffer.len(),
+            Self::List(members) => members.iter().map(Self::len).sum(),
         }
     }
 
@@ -74,6 +154,7 @@ impl Bytes {
                 buffer.read(&mut bytes).unwrap();
                 bytes
             }
+            Self::List(members) => members.iter_mut().flat_map(Self::content).collect(),
         }
     }
 }
@@ -95,6 +176,9 @@ fn run(comm: &Communicator, device: Option<&Device>, kind: Kind, case: &Case, in
             (&raw const *input_lengths, &raw const *output_lengths);
     }
     let expected = case.result(rank);
+    // Each member on a device has a descriptor, of which a process has not many.
+    let most = if kind == Kind::DeviceList { 1_000 } else { 90 };
+    let cut = Cut { run: case.count, most, salt: case.salt, size };
     let offset = |lengths: &[usize]| lengths.iter().take(rank as usize).sum::<usize>() * size;
     let (result, initial) = if in_place {
         // The smaller of the two lies in the larger one, where its block is.
@@ -107,9 +191,14 @@ fn run(comm: &Communicator, device: Option<&Device>, kind: Kind, case: &Case, in
         let mut content = before.clone();
         content.resize(length.max(at + operand.len()), 0);
         content[at..at + operand.len()].copy_from_slice(&operand);
-        let mut memory = Bytes::new(comm, device, kind, &content);
+        let mut memory = Bytes::new(comm, device, kind, cut, &content);
         let base = memory.address();
         (request.input, request.output) = (base.wrapping_add(at), base.wrapping_add(result_at));
+        let from = memory.pieces(at, operand.len(), size);
+        let to = memory.pieces(result_at, before.len(), size);
+        if let (Some(from), Some(to)) = (&from, &to) {
+            (request.input_pieces, request.output_pieces) = (&raw const **from, &raw const **to);
+        }
         // SAFETY: the memory is as long as the collective needs and is not touched during the call.
         unsafe {
             comm.blocking().perform(&request).unwrap_or_else(|error| panic!("{case:?} {kind:?}: {error}"))
@@ -118,9 +207,25 @@ fn run(comm: &Communicator, device: Option<&Device>, kind: Kind, case: &Case, in
         let end = result_at + output_count * size;
         (content_after[result_at..end].to_vec(), content[result_at..end].to_vec())
     } else {
-        let mut input = Bytes::new(comm, device, kind, &operand);
-        let mut output = Bytes::new(comm, device, kind, &before);
+        // Of lists, the operand or the result is at times in one piece.
+        let kinds = match (kind.member(0), case.salt % 5) {
+            (Some(member), 1) => [member, kind],
+            (Some(member), 2) => [kind, member],
+            _ => [kind; 2],
+        };
+        let cut_alike = matches!(case.collective.input(), Extent::Whole | Extent::Blocks);
+        let kinds =
+            if cut_alike || case.collective == Collective::AllGather { [kind, kinds[1]] } else { kinds };
+        let mut input = Bytes::new(comm, device, kinds[0], cut, &operand);
+        let mut output = Bytes::new(comm, device, kinds[1], cut, &before);
         (request.input, request.output) = (input.address(), output.address());
+        let (from, to) = (input.pieces(0, operand.len(), size), output.pieces(0, before.len(), size));
+        if let Some(from) = &from {
+            request.input_pieces = &raw const **from;
+        }
+        if let Some(to) = &to {
+            request.output_pieces = &raw const **to;
+        }
         // SAFETY: as above.
         unsafe {
             comm.blocking().perform(&request).unwrap_or_else(|error| panic!("{case:?} {kind:?}: {error}"))
@@ -162,7 +267,7 @@ fn world(transport: TransportChoice, algorithm: Option<Algorithm>, ranks: u32, k
     (config.model.chunk_bytes, config.model.stage_chunk_bytes) = (2048, 4096);
     config.timeout = std::time::Duration::from_secs(60);
     let counted = windlass::threads_with(ranks, &config, |comm| {
-        let on_device = kinds.contains(&Kind::Device);
+        let on_device = kinds.contains(&Kind::Device) || kinds.contains(&Kind::DeviceList);
         let device =
             on_device.then(|| comm.attach(Arc::new(SimulatedAccelerator::new(Options::default()))).unwrap());
         let mut cases = 0u64;
@@ -216,12 +321,20 @@ fn on_device_memory() {
 }
 
 #[test]
+fn of_lists() {
+    sweep("shared memory, of lists", TransportChoice::Shm, &[Kind::List, Kind::MixedList], 1..=5);
+    sweep("tcp, of lists", TransportChoice::Tcp, &[Kind::MixedList], 1..=4);
+    sweep("shared memory, of lists on the device", TransportChoice::Shm, &[Kind::DeviceList], 1..=3);
+}
+
+#[test]
 fn by_every_algorithm() {
     let mut cases = 0;
     for &algorithm in Algorithm::ALL {
         let transport =
             if algorithm.needs_mapped_peers() { TransportChoice::Shm } else { TransportChoice::Tcp };
-        cases += world(transport, Some(algorithm), 3, &HOST[..2]);
+        let kinds = [Kind::Registered, Kind::Heap, Kind::List];
+        cases += world(transport, Some(algorithm), 3, &kinds);
     }
     println!("matrix by every algorithm: {cases} cases on 3 ranks, all right");
 }

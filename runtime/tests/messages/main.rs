@@ -1,6 +1,7 @@
 //! Messages between ranks: several at once, to oneself, from anybody; over every transport, and when something goes wrong.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
 
+mod any;
 mod exchange;
 #[path = "../chaos/watchdog.rs"]
 mod watchdog;

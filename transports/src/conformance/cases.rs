@@ -9,7 +9,7 @@ pub(super) fn message(communicator: u32, sequence: u64, bytes: usize) -> Message
     Message { id, fingerprint: [0x1111, 0x2222], bytes }
 }
 
-fn tagged(tag: u32, sequence: u64, bytes: usize) -> Message {
+pub(super) fn tagged(tag: u32, sequence: u64, bytes: usize) -> Message {
     let mut message = message(1, sequence, bytes);
     message.id.tag = tag;
     message

@@ -52,6 +52,8 @@ pub struct Cluster<'a> {
     reopened: Vec<Vec<Rank>>,
     /// By rank: refusals of messages that had ended.
     refused: Vec<Vec<(Rank, Message)>>,
+    /// By rank: messages that were sought and have arrived.
+    arrived: Vec<Vec<(Rank, MessageId)>>,
     events: Vec<Event>,
 }
 
@@ -79,6 +81,7 @@ impl<'a> Cluster<'a> {
             lost: vec![Vec::new(); ranks],
             reopened: vec![Vec::new(); ranks],
             refused: vec![Vec::new(); ranks],
+            arrived: vec![Vec::new(); ranks],
             events: Vec::new(),
         }
     }
@@ -114,6 +117,20 @@ impl<'a> Cluster<'a> {
             unsafe { endpoint.post_recv(from, &message, memory, Token(at as u64)) };
         }
         at
+    }
+
+    /// Seeks a message; its place in the order of arrivals.
+    pub fn seek(&mut self, at_rank: Rank, from: Rank, message: &Message) -> Option<u64> {
+        self.endpoints[at_rank as usize].as_mut()?.seek(from, &message.id)
+    }
+
+    /// Takes what is known of a sought message: that it arrived, once.
+    pub fn take_arrival(&mut self, at_rank: Rank, from: Rank, message: &Message) -> bool {
+        let arrived = &mut self.arrived[at_rank as usize];
+        let before = arrived.len();
+        arrived.retain(|arrival| *arrival != (from, message.id));
+        assert!(before <= arrived.len() + 1, "{}: {:?} arrived twice", self.name, message.id);
+        before > arrived.len()
     }
 
     fn enter(&mut self, rank: Rank, peer: Rank, message: Message, is_send: bool) -> usize {
@@ -174,6 +191,10 @@ impl<'a> Cluster<'a> {
             }
             Event::Refused { peer, theirs } => {
                 self.refused[rank as usize].push((peer, theirs));
+                return;
+            }
+            Event::Arrived { peer, id } => {
+                self.arrived[rank as usize].push((peer, id));
                 return;
             }
             Event::Broken { peer, .. } => {

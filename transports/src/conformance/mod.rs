@@ -6,6 +6,7 @@
 mod cases;
 mod cluster;
 mod departures;
+mod seeking;
 
 pub use cluster::Cluster;
 
@@ -32,6 +33,8 @@ pub const CASES: &[Case] = &[
     Case { name: "large messages beyond the announcements", ranks: 2, check: cases::many_large },
     Case { name: "a flood both ways", ranks: 2, check: cases::flood },
     Case { name: "all pairs", ranks: 5, check: cases::all_pairs },
+    Case { name: "messages sought", ranks: 3, check: seeking::in_order },
+    Case { name: "a message sought behind a stall", ranks: 2, check: seeking::behind_a_stall },
     Case { name: "mismatch", ranks: 2, check: cases::mismatch },
     Case { name: "two receives of one identity", ranks: 2, check: cases::duplicate_receive },
     Case { name: "a receive withdrawn in any state", ranks: 2, check: departures::withdrawn_receive },

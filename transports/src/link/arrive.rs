@@ -1,6 +1,6 @@
 //! The receiving half: matching, and where the bytes go.
 
-use super::credit::Amount;
+use super::credit::{Amount, ClassKey};
 use super::replay::COPIED;
 use super::wire::{Detail, HEADER_BYTES, Header, Kind};
 use super::{Garbled, Link, Posted, Wants};
@@ -20,10 +20,10 @@ pub(super) struct Transfer {
 pub(super) enum Incoming {
     /// The receive waits. `cleared`: the sender was told.
     Posted { posted: Posted, cleared: bool },
-    /// The sender has it.
-    Announced(Message),
+    /// The sender has it. `counted` among the announcements of its class, unless it was sought.
+    Announced { message: Message, order: u64, counted: bool },
     /// It is here, or `complete` will say so.
-    Buffered { message: Message, buffer: Vec<u8>, complete: bool, posted: Option<Posted> },
+    Buffered { message: Message, order: u64, buffer: Vec<u8>, complete: bool, posted: Option<Posted> },
     /// Some of its pieces are here.
     Arriving(Transfer),
 }
@@ -32,7 +32,7 @@ impl Incoming {
     fn message(&self) -> Message {
         match self {
             Self::Posted { posted, .. } => posted.message,
-            Self::Announced(message) | Self::Buffered { message, .. } => *message,
+            Self::Announced { message, .. } | Self::Buffered { message, .. } => *message,
             Self::Arriving(transfer) => transfer.message,
         }
     }
@@ -165,14 +165,17 @@ impl Link {
                 let unasked =
                     large || self.stalled > 0 && self.classes.of(&message.id, &self.limits).peer_stalled;
                 let cleared = unasked && !self.rescinding.contains(&message.id);
+                if !self.sought.is_empty() {
+                    self.sought.remove(&message.id);
+                }
                 if cleared {
                     self.notify(Kind::Clear, message);
                 }
                 self.incoming.insert(message.id, Incoming::Posted { posted, cleared });
             }
-            Some(&mut Incoming::Announced(theirs)) => {
+            Some(&mut Incoming::Announced { message: theirs, counted, .. }) => {
                 self.incoming.remove(&message.id);
-                self.classes.of(&message.id, &self.limits).announcements -= 1;
+                self.classes.of(&message.id, &self.limits).announcements -= u32::from(counted);
                 self.meet_announcement(posted, theirs, events);
             }
             Some(Incoming::Buffered { message: theirs, posted: waiting @ None, complete: false, .. })
@@ -244,7 +247,13 @@ impl Link {
         match header.kind {
             Kind::Eager => self.eager_arrived(message, events)?,
             Kind::Data => self.piece_arrived(message, header.payload(), events)?,
-            Kind::Announce => self.announce_arrived(message, events)?,
+            Kind::Announce => self.announce_arrived(message, true, events)?,
+            Kind::Found if self.asked.remove(&message.id) => {
+                self.announce_arrived(message, false, events)?;
+            }
+            Kind::Found => return Err(Garbled("an announcement that was not sought")),
+            Kind::Seek => self.seek_arrived(&message.id)?,
+            Kind::Forget => self.forget_arrived(&message.id),
             Kind::Clear => self.clear_arrived(message, events)?,
             Kind::Credit => {}
             Kind::Retract => self.retract_arrived(&message),
@@ -273,6 +282,9 @@ impl Link {
         if !self.classes.of(&message.id, &self.limits).hold(message.bytes, &self.limits) {
             return Err(Garbled("more messages than it had credits"));
         }
+        if !self.asked.is_empty() && self.asked.remove(&message.id) {
+            self.notify(Kind::Forget, &message);
+        }
         match self.incoming.remove(&message.id) {
             Some(Incoming::Posted { posted, cleared }) => {
                 if cleared {
@@ -284,9 +296,10 @@ impl Link {
             }
             Some(_) => Err(Garbled("the same message twice")),
             None => {
+                let order = self.unexpected(&message.id, events);
                 let mut buffer = self.buffers.take(message.bytes);
                 self.cursor.begin(Purpose::Buffer(message.id), buffer.as_mut_ptr(), message.bytes);
-                let buffered = Incoming::Buffered { message, buffer, complete: false, posted: None };
+                let buffered = Incoming::Buffered { message, order, buffer, complete: false, posted: None };
                 self.incoming.insert(message.id, buffered);
                 Ok(())
             }
@@ -313,6 +326,10 @@ impl Link {
         bytes: usize,
         events: &mut Vec<Event>,
     ) -> Result<(), Garbled> {
+        if !self.asked.is_empty() {
+            // The clearance came first.
+            self.asked.remove(&message.id);
+        }
         match self.incoming.remove(&message.id) {
             Some(Incoming::Posted { posted, cleared: true }) if posted.message == message => {
                 self.judge_and_place(message, posted, bytes, events);
@@ -338,7 +355,12 @@ impl Link {
         Ok(())
     }
 
-    fn announce_arrived(&mut self, message: Message, events: &mut Vec<Event>) -> Result<(), Garbled> {
+    fn announce_arrived(
+        &mut self,
+        message: Message,
+        counted: bool,
+        events: &mut Vec<Event>,
+    ) -> Result<(), Garbled> {
         // A clearance that is on its way, or was when it was rescinded, answers this announcement.
         let answered = self.rescinding.contains(&message.id);
         match self.incoming.get(&message.id) {
@@ -350,12 +372,17 @@ impl Link {
                 }
             }
             None => {
+                if counted && !self.asked.is_empty() {
+                    // It was on its way when it was asked for.
+                    self.asked.remove(&message.id);
+                }
                 let class = self.classes.of(&message.id, &self.limits);
-                if class.announcements >= self.limits.announcements {
+                if counted && class.announcements >= self.limits.announcements {
                     return Err(Garbled("more announcements than it may leave open"));
                 }
-                class.announcements += 1;
-                self.incoming.insert(message.id, Incoming::Announced(message));
+                class.announcements += u32::from(counted);
+                let order = self.unexpected(&message.id, events);
+                self.incoming.insert(message.id, Incoming::Announced { message, order, counted });
             }
             Some(_) => return Err(Garbled("the same message twice")),
         }
@@ -387,9 +414,9 @@ impl Link {
     }
 
     fn retract_arrived(&mut self, message: &Message) {
-        if let Some(Incoming::Announced(_)) = self.incoming.get(&message.id) {
+        if let Some(&Incoming::Announced { counted, .. }) = self.incoming.get(&message.id) {
             self.incoming.remove(&message.id);
-            self.classes.of(&message.id, &self.limits).announcements -= 1;
+            self.classes.of(&message.id, &self.limits).announcements -= u32::from(counted);
         }
     }
 
@@ -423,7 +450,7 @@ impl Link {
     }
 
     fn peer_stalled(&mut self, message: &Message) -> Result<(), Garbled> {
-        let key = super::credit::ClassKey::of(&message.id);
+        let key = ClassKey::of(&message.id);
         let class = self.classes.of(&message.id, &self.limits);
         if std::mem::replace(&mut class.peer_stalled, true) {
             return Err(Garbled("a stall within a stall"));
@@ -432,7 +459,7 @@ impl Link {
         let mut cleared_now = Vec::new();
         for (id, incoming) in &mut self.incoming {
             if let Incoming::Posted { posted, cleared: cleared @ false } = incoming
-                && super::credit::ClassKey::of(id) == key
+                && ClassKey::of(id) == key
                 && !self.rescinding.contains(id)
             {
                 *cleared = true;
@@ -442,6 +469,10 @@ impl Link {
         for message in &cleared_now {
             self.notify(Kind::Clear, message);
         }
+        // In the order of their numbers, so that a run is the same each time.
+        let mut sought: Vec<_> = self.sought.iter().filter(|id| ClassKey::of(id) == key).copied().collect();
+        sought.sort_unstable();
+        sought.iter().for_each(|id| self.ask(id));
         Ok(())
     }
 
@@ -489,7 +520,7 @@ impl Link {
                 events.extend(transfer.posted.map(|posted| Event::Received(posted.token)));
             }
             Purpose::Buffer(id) => {
-                let Some(Incoming::Buffered { message, buffer, complete, posted }) =
+                let Some(Incoming::Buffered { message, buffer, complete, posted, .. }) =
                     self.incoming.get_mut(&id)
                 else {
                     return;

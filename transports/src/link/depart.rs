@@ -23,10 +23,18 @@ pub(super) struct Sending {
 pub(super) enum Departing {
     /// The receive is posted and fits this message; the send is not posted.
     Cleared(Message),
-    /// The peer knows of the message.
-    Announced(Sending),
+    /// The peer seeks the message; the send is not posted.
+    Sought,
+    /// The peer knows of the message. Counted among the announcements of its class, unless it was sought.
+    Announced { sending: Sending, counted: bool },
     /// It does not: too many are announced.
     Waiting(Sending),
+}
+
+impl Sending {
+    pub(super) const fn message(&self) -> Message {
+        self.message
+    }
 }
 
 impl Link {
@@ -41,6 +49,7 @@ impl Link {
         token: Token,
         events: &mut Vec<Event>,
     ) {
+        let mut sought = false;
         if !self.departing.is_empty() {
             match self.departing.get(&message.id) {
                 Some(&Departing::Cleared(theirs)) => {
@@ -48,10 +57,14 @@ impl Link {
                     self.send_cleared(Sending { message: *message, memory, token }, theirs, events);
                     return;
                 }
-                Some(Departing::Announced(other) | Departing::Waiting(other)) => {
+                Some(Departing::Announced { sending: other, .. } | Departing::Waiting(other)) => {
                     let theirs = other.message;
                     events.push(self.mismatch(token, theirs));
                     return;
+                }
+                Some(Departing::Sought) => {
+                    self.departing.remove(&message.id);
+                    sought = true;
                 }
                 None => {}
             }
@@ -62,7 +75,14 @@ impl Link {
             self.outbound.push_small(Frame::eager(&header, memory, token));
             return;
         }
-        self.announce_or_wait(Sending { message: *message, memory, token });
+        let sending = Sending { message: *message, memory, token };
+        if sought { self.found(sending) } else { self.announce_or_wait(sending) }
+    }
+
+    /// Announces what the peer seeks.
+    pub(super) fn found(&mut self, sending: Sending) {
+        self.notify(Kind::Found, &sending.message);
+        self.departing.insert(sending.message.id, Departing::Announced { sending, counted: false });
     }
 
     fn announce_or_wait(&mut self, sending: Sending) {
@@ -83,7 +103,7 @@ impl Link {
     fn announce(&mut self, sending: Sending) {
         self.classes.of(&sending.message.id, &self.limits).announced += 1;
         self.notify(Kind::Announce, &sending.message);
-        self.departing.insert(sending.message.id, Departing::Announced(sending));
+        self.departing.insert(sending.message.id, Departing::Announced { sending, counted: true });
     }
 
     /// A message and its clearance have met.
@@ -97,10 +117,12 @@ impl Link {
     }
 
     /// An announcement was answered or retracted: the next may go.
-    fn announcement_ended(&mut self, id: &MessageId) {
-        let class = self.classes.of(id, &self.limits);
-        class.announced = class.announced.saturating_sub(1);
-        self.announce_waiting(id);
+    fn announcement_ended(&mut self, id: &MessageId, counted: bool) {
+        if counted {
+            let class = self.classes.of(id, &self.limits);
+            class.announced = class.announced.saturating_sub(1);
+            self.announce_waiting(id);
+        }
     }
 
     fn announce_waiting(&mut self, id: &MessageId) {
@@ -128,7 +150,7 @@ impl Link {
     }
 
     /// A message leaves the queue of those that could not be announced.
-    fn stop_waiting(&mut self, message: &Message) {
+    pub(super) fn stop_waiting(&mut self, message: &Message) {
         let class = self.classes.of(&message.id, &self.limits);
         // Mostly the first; another only when receives are posted out of order.
         if let Some(at) = class.waiting.iter().position(|id| *id == message.id) {
@@ -142,9 +164,9 @@ impl Link {
     /// The receive is posted.
     pub(super) fn clear_arrived(&mut self, theirs: Message, events: &mut Vec<Event>) -> Result<(), Garbled> {
         match self.departing.remove(&theirs.id) {
-            Some(Departing::Announced(sending)) => {
+            Some(Departing::Announced { sending, counted }) => {
                 self.send_cleared(sending, theirs, events);
-                self.announcement_ended(&theirs.id);
+                self.announcement_ended(&theirs.id, counted);
             }
             Some(Departing::Waiting(sending)) => {
                 let message = sending.message;
@@ -152,13 +174,17 @@ impl Link {
                 self.stop_waiting(&message);
             }
             Some(Departing::Cleared(_)) => return Err(Garbled("two clearances for one message")),
-            None if self.departing.len() >= MOST_CLEARANCES => {
-                return Err(Garbled("more clearances than anyone posts receives"));
-            }
-            None => {
-                self.departing.insert(theirs.id, Departing::Cleared(theirs));
-            }
+            Some(Departing::Sought) | None => self.expect(theirs.id, Departing::Cleared(theirs))?,
         }
+        Ok(())
+    }
+
+    /// Keeps what the peer said of a message that is not posted.
+    pub(super) fn expect(&mut self, id: MessageId, departing: Departing) -> Result<(), Garbled> {
+        if self.departing.len() >= MOST_CLEARANCES {
+            return Err(Garbled("more clearances than anyone posts receives"));
+        }
+        self.departing.insert(id, departing);
         Ok(())
     }
 
@@ -178,26 +204,26 @@ impl Link {
 
     /// The announced message does not fit the receive.
     pub(super) fn announce_refused(&mut self, theirs: Message, events: &mut Vec<Event>) {
-        if let Some(Departing::Announced(_)) = self.departing.get(&theirs.id) {
-            if let Some(Departing::Announced(sending)) = self.departing.remove(&theirs.id) {
+        if let Some(&Departing::Announced { counted, .. }) = self.departing.get(&theirs.id) {
+            if let Some(Departing::Announced { sending, .. }) = self.departing.remove(&theirs.id) {
                 events.push(self.mismatch(sending.token, theirs));
             }
-            self.announcement_ended(&theirs.id);
+            self.announcement_ended(&theirs.id, counted);
         }
     }
 
     pub(super) fn withdraw_send(&mut self, token: Token) -> Withdrawal {
         let found = self.departing.iter().find_map(|(id, departing)| match departing {
-            Departing::Announced(sending) | Departing::Waiting(sending) if sending.token == token => {
+            Departing::Announced { sending, .. } | Departing::Waiting(sending) if sending.token == token => {
                 Some(*id)
             }
             _ => None,
         });
         if let Some(id) = found {
             match self.departing.remove(&id) {
-                Some(Departing::Announced(sending)) => {
+                Some(Departing::Announced { sending, counted }) => {
                     self.notify(Kind::Retract, &sending.message);
-                    self.announcement_ended(&id);
+                    self.announcement_ended(&id, counted);
                 }
                 Some(Departing::Waiting(sending)) => self.stop_waiting(&sending.message),
                 _ => {}

@@ -15,6 +15,9 @@
 //! messages than that it says so (`Stalled`), and the peer clears every receive of that class unasked, so that any order of
 //! receives makes progress and no table grows with what a peer has not asked for.
 //!
+//! **Seeking.** A receive from any source cannot be posted before it is known whose message it takes: it *seeks* the next message of each peer, and is told
+//! when one is here or announced. A sender that is stalled announces what is sought beyond its limit: there is one such message for each that is sought.
+//!
 //! **Who judges.** A clearance is judged by the sender, everything else by the receiver, so each mismatch is found once; the finder
 //! tells the other with a `Refuse…` frame.
 //!
@@ -40,6 +43,7 @@ mod credit;
 mod depart;
 mod outbound;
 mod replay;
+mod seek;
 mod table;
 pub mod wire;
 
@@ -102,6 +106,10 @@ pub struct Link {
     classes: Classes,
     /// Receives and messages of the peer that have not met.
     incoming: ById<Incoming>,
+    /// Messages of which the owner wants to hear.
+    sought: Ids,
+    /// Those of which the stalled peer knows that.
+    asked: Ids,
     /// Clearances taken back and not yet acknowledged.
     rescinding: Ids,
     /// Messages that wait for their clearance, and clearances that wait for their message.
@@ -138,6 +146,8 @@ impl Link {
             limits,
             classes: Classes::default(),
             incoming: ById::default(),
+            sought: Ids::default(),
+            asked: Ids::default(),
             rescinding: Ids::default(),
             departing: ById::default(),
             stalled: 0,

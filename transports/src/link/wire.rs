@@ -44,6 +44,12 @@ pub enum Kind {
     Abandon = 14,
     /// Nothing but the acknowledgement that any frame carries. It is not itself acknowledged, nor sent again.
     Ack = 15,
+    /// The receiver would take this message, whatever it is: a stalled sender shall announce it, too.
+    Seek = 16,
+    /// The sender has this message, which was sought; it waits to be cleared and is none of the announcements that are counted.
+    Found = 17,
+    /// What was sought has come by itself.
+    Forget = 18,
 }
 
 impl Kind {
@@ -64,6 +70,9 @@ impl Kind {
             13 => Self::Resumed,
             14 => Self::Abandon,
             15 => Self::Ack,
+            16 => Self::Seek,
+            17 => Self::Found,
+            18 => Self::Forget,
             _ => return None,
         })
     }

@@ -24,7 +24,7 @@ use super::lane::{CELL_BYTES, CELLS, Cell, Content, Positions};
 use super::line::prepare;
 use crate::link::{Garbled, Limits, Link, Wants, Withdrawal};
 use crate::reach::{Found, Reach};
-use crate::{Capabilities, Event, LostCause, Message, Rank, Token, Transport};
+use crate::{Capabilities, Event, LostCause, Message, MessageId, Rank, Token, Transport};
 
 /// Bytes moved to or from one peer in a poll: others get their turn.
 const BURST: usize = 256 << 10;
@@ -475,6 +475,19 @@ impl Transport for Lanes {
         }
         ready.append(&mut self.ready);
         self.ready = ready;
+    }
+
+    fn seek(&mut self, peer: Rank, id: &MessageId) -> Option<u64> {
+        let Some(Some(link)) = self.links.get_mut(peer as usize) else {
+            return self.lost.get_mut(&peer)?.seek(id);
+        };
+        let order = link.seek(id);
+        let mut ready = std::mem::take(&mut self.ready);
+        self.transmit(peer, &mut ready);
+        self.ring();
+        ready.append(&mut self.ready);
+        self.ready = ready;
+        order
     }
 
     fn withdraw(&mut self, token: Token) {

@@ -6,7 +6,7 @@ use std::os::fd::BorrowedFd;
 
 use super::{Fault, Network, Packet, State};
 use crate::link::{Garbled, Link, Planted, Position, Withdrawal};
-use crate::{Capabilities, Event, LostCause, Message, Rank, Token, Transport};
+use crate::{Capabilities, Event, LostCause, Message, MessageId, Rank, Token, Transport};
 
 /// `ENETUNREACH`, `ECONNRESET`, `ETIMEDOUT` and `ECONNREFUSED`: the simulation uses Linux's numbers wherever it runs.
 const NETWORK_UNREACHABLE: i32 = 101;
@@ -243,6 +243,15 @@ impl Transport for Endpoint {
             }
         }
         self.ready = ready;
+    }
+
+    fn seek(&mut self, peer: Rank, id: &MessageId) -> Option<u64> {
+        let link = self.link(peer)?;
+        let order = link.seek(id);
+        if link.has_output() {
+            self.busy.insert(peer);
+        }
+        order
     }
 
     fn withdraw(&mut self, token: Token) {

@@ -33,7 +33,7 @@ use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
 use crate::link::{Limits, Link, Withdrawal};
-use crate::{Capabilities, Event, LostCause, Message, Rank, Token, Transport};
+use crate::{Capabilities, Event, LostCause, Message, MessageId, Rank, Token, Transport};
 use door::{Admission, Guest, Guests};
 use peer::{Peer, Standing, system};
 
@@ -445,6 +445,15 @@ impl Transport for Tcp {
         // SAFETY: the caller's contract is the link's.
         unsafe { entry.link.post_recv(message, memory, token, &mut self.ready) };
         self.activate(peer);
+    }
+
+    fn seek(&mut self, peer: Rank, id: &MessageId) -> Option<u64> {
+        let entry = self.peers.get_mut(peer as usize)?;
+        let order = entry.link.seek(id);
+        if !entry.is_lost() {
+            self.activate(peer);
+        }
+        order
     }
 
     fn withdraw(&mut self, token: Token) {
