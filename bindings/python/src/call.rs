@@ -272,7 +272,12 @@ impl<'c, 'py> Call<'c, 'py> {
         });
         let Ok(numbers) = numbers else {
             let given = object.repr()?.to_string();
-            return Err(invalid(self.py, self.collective.name(), "the list of counts", &Wrong::Counts { given }));
+            return Err(invalid(
+                self.py,
+                self.collective.name(),
+                "the list of counts",
+                &Wrong::Counts { given },
+            ));
         };
         self.expect("the list of counts", numbers.len(), ranks)?;
         Ok(numbers.into_iter().map(|number| number.saturating_mul(row)).collect())

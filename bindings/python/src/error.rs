@@ -74,7 +74,10 @@ impl fmt::Display for Wrong {
             }
             Self::EmptyList => write!(f, "is an empty list, which has no type; give an array of no elements"),
             Self::RowsDiffer { input, output } => {
-                write!(f, "has rows of {output} elements, but the input has rows of {input}; counts are of rows")
+                write!(
+                    f,
+                    "has rows of {output} elements, but the input has rows of {input}; counts are of rows"
+                )
             }
             Self::Counts { given } => write!(f, "is {given}; give one number from 0 for each rank"),
             Self::Scalar { given } => write!(f, "is {given}, which is no number"),

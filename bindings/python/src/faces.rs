@@ -120,7 +120,10 @@ type Posted = windlass::Operation<Keep>;
 
 impl Prepared {
     /// Runs it for a slice of time; what has not ended then goes on, and comes back.
-    fn perform(mut self, communicator: &windlass::Communicator) -> Result<Result<Keep, Failed<Keep>>, Posted> {
+    fn perform(
+        mut self,
+        communicator: &windlass::Communicator,
+    ) -> Result<Result<Keep, Failed<Keep>>, Posted> {
         // SAFETY: `keep` keeps it.
         unsafe { copy(&mut self.pieces) };
         // SAFETY: `keep` has the exporters' word that the memory stays, writable where it is written, until it is released. That nobody else uses
@@ -176,7 +179,8 @@ impl Communicator {
             call.in_place(&arguments, &mut held)?
         };
         call.complete(&mut request);
-        (request.input_lengths, request.output_lengths) = (&raw const lengths[0][..], &raw const lengths[1][..]);
+        (request.input_lengths, request.output_lengths) =
+            (&raw const lengths[0][..], &raw const lengths[1][..]);
         Ok(Prepared { request, _lengths: lengths, pieces, keep: Keep::new(held, &self.open.under_way) })
     }
 }

@@ -174,7 +174,8 @@ static void raw(int collective, int root, int start)
         received[r] = collective == WINDLASS_ALL_TO_ALL_V ? length(collective, r, rank) : sent[r];
     }
     windlass_request_t request = {
-        sizeof request, collective, WINDLASS_I64, WINDLASS_SUM, root, 7, length(collective, rank, 0), input, output, sent, received, 0,
+        .bytes = sizeof request, .collective = collective, .data_type = WINDLASS_I64, .op = WINDLASS_SUM, .root = root, .tag = 7,
+        .count = length(collective, rank, 0), .input = input, .output = output, .input_counts = sent, .output_counts = received,
     };
     windlass_op_t op = NULL, other = NULL;
     if (collective == WINDLASS_SEND)
@@ -201,7 +202,8 @@ static void scaled(void)
     double values[COUNT], sums[COUNT];
     windlass_op_t op = NULL;
     windlass_request_t request = {
-        sizeof request, WINDLASS_ALL_REDUCE, WINDLASS_F64, WINDLASS_SCALED_SUM, 0, 0, COUNT, values, sums, NULL, NULL, rank - 0.5,
+        .bytes = sizeof request, .collective = WINDLASS_ALL_REDUCE, .data_type = WINDLASS_F64, .op = WINDLASS_SCALED_SUM,
+        .count = COUNT, .input = values, .output = sums, .scalar = rank - 0.5,
     };
     for (int door = 0; door < 3; door++) {
         for (int i = 0; i < COUNT; i++)

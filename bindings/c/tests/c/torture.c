@@ -44,7 +44,8 @@ static void wrong_arguments(void)
     REFUSED(bad_argument, "the root is 9", windlass_broadcast_async(a, 4, WINDLASS_F64, 9, comm, &op));
     CHECK(op == NULL);
 
-    windlass_request_t request = {sizeof request, WINDLASS_ALL_REDUCE, WINDLASS_F64, WINDLASS_SUM, 0, 0, 4, a, b};
+    windlass_request_t request = {.bytes = sizeof request, .collective = WINDLASS_ALL_REDUCE, .data_type = WINDLASS_F64,
+                                  .op = WINDLASS_SUM, .count = 4, .input = a, .output = b};
     REFUSED(bad_argument, "`request` is NULL", windlass_perform(NULL, comm));
     REFUSED(bad_argument, "`request` is NULL", windlass_post(NULL, comm, &op));
     request.bytes = 7;
@@ -114,7 +115,8 @@ static void wrong_counts(void)
     REFUSED(bad_argument, "scaled_sum", windlass_all_reduce_scaled(a, b, 2, WINDLASS_I32, 2, comm));
     REFUSED(bad_argument, "scaled_sum", windlass_reduce_scatter(a, b, 2, type, WINDLASS_SCALED_SUM, comm));
     CHECK(op == NULL);
-    windlass_request_t request = {sizeof request, WINDLASS_ALL_TO_ALL_V, type, 0, 0, 0, 0, a, b, counts, NULL, 0};
+    windlass_request_t request = {.bytes = sizeof request, .collective = WINDLASS_ALL_TO_ALL_V, .data_type = type,
+                                  .input = a, .output = b, .input_counts = counts};
     REFUSED(bad_argument, "windlass_post: the argument `output_counts` is NULL", windlass_post(&request, comm, &op));
     /* Nothing at all is right, also where only some have nothing. */
     OK(windlass_all_gather_v(NULL, NULL, none, type, comm));
@@ -134,7 +136,11 @@ static void wrong_counts(void)
     /* Rank 0 sends 3, and rank 1 expects 2. */
     size_t to[2] = {1, rank == 0 ? 3 : 1}, from[2] = {rank == 0 ? 1 : 2, 1};
     windlass_result_t result = windlass_all_to_all_v(a, to, b, from, type, twin);
-    CHECK(result == WINDLASS_ERROR_MISMATCH || result == WINDLASS_ERROR_ABORTED);
+    /* Who sends may have ended well, and hears of it then. */
+    if (rank == 0 && result == WINDLASS_SUCCESS)
+        result = windlass_barrier(twin);
+    if (result != WINDLASS_ERROR_MISMATCH)
+        FAIL("lists that differ gave %d: %s", (int)result, windlass_last_error());
     OK(windlass_comm_free(&twin));
     still_right(comm);
 }
