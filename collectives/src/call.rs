@@ -163,6 +163,11 @@ impl Collective {
         matches!(self, Self::AllGatherV | Self::ReduceScatterV)
     }
 
+    /// Whether a rank knows the lengths of its own blocks alone. Where a block lies in a peer's memory is then the peer's to tell.
+    pub const fn has_private_lengths(self) -> bool {
+        self.is_uneven() && !self.shares_lengths()
+    }
+
     /// Whether operand and result may be the same memory.
     pub const fn may_be_in_place(self) -> bool {
         // Every block would have to be exchanged with another one.
@@ -307,7 +312,7 @@ impl fmt::Display for Fingerprint {
             return write!(f, "unknown({:#x},{})", self.what, self.count);
         };
         write!(f, "{}(", call.collective)?;
-        if call.collective.is_uneven() && !call.collective.shares_lengths() {
+        if call.collective.has_private_lengths() && call.count == 0 {
             write!(f, "{}", call.data_type)?;
         } else if call.collective != Collective::Barrier {
             write!(f, "{} x {}", call.count, call.data_type)?;

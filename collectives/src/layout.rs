@@ -133,7 +133,7 @@ pub struct Geometry {
     pub piece_bytes: u64,
     /// How many chunks a ring holds. A power of two.
     pub depth: u32,
-    /// The chunks of a shared-memory schedule, the same on every rank.
+    /// The chunks of a shared-memory schedule: the same on every rank, but where a rank knows the lengths of its own blocks alone.
     pieces: u32,
 }
 
@@ -146,10 +146,11 @@ impl Geometry {
         Self { layout, output: None, chunk_bytes: round(chunk_bytes), piece_bytes, depth, pieces }
     }
 
-    /// The same with another layout of `Output`. Only for schedules of messages.
+    /// The same with another layout of `Output`. Ranks whose blocks differ then may have different numbers of chunks.
     #[must_use]
     pub fn with_output(self, output: Layout) -> Self {
-        Self { output: Some(output), ..self }
+        let pieces = self.pieces.max(clamp_chunks(output.largest(), self.piece_bytes));
+        Self { output: Some(output), pieces, ..self }
     }
 
     #[inline]
@@ -172,6 +173,8 @@ impl Geometry {
                 | Operands::First(_, span)
                 | Operands::Of(_, span)
                 | Operands::Pair(span, _) => self.chunks_of(span),
+                // No step stores to what it has received.
+                Operands::Received(..) => self.pieces,
             },
             Action::Gather { .. } | Action::Scan { .. } | Action::Signal { .. } | Action::Wait { .. } => {
                 self.pieces
@@ -213,7 +216,8 @@ impl Geometry {
     /// `Input`, `Output` and `Slot`; in `Stage` only a single chunk is.
     #[inline]
     pub fn block_piece(&self, role: Role, block: u32, first: u32, end: u32) -> Piece {
-        let (start, stop) = (self.layout.start(block), self.layout.start(block + 1));
+        let layout = self.layout_of(role);
+        let (start, stop) = (layout.start(block), layout.start(block + 1));
         let begin = (start + u64::from(first) * self.piece_bytes).min(stop);
         let bytes = (start + u64::from(end) * self.piece_bytes).min(stop) - begin;
         match role {
@@ -226,6 +230,17 @@ impl Geometry {
                 Piece { offset: u64::from(nth) * self.partial_stride() + begin - start, bytes }
             }
         }
+    }
+
+    /// Where the chunks `first..end` of a peer's block `block` lie, which are to become those of block `into` of `Output`, if nobody but the
+    /// peer knows where its blocks are ([`crate::Collective::has_private_lengths`]): from where that block begins, or in the peer's `Stage`.
+    pub fn lent_piece(&self, role: Role, block: u32, into: u32, first: u32, end: u32) -> Piece {
+        let target = self.block_piece(Role::Output, into, first, end);
+        let offset = match role {
+            Role::Stage => self.block_piece(role, block, first, end).offset,
+            _ => target.offset - self.layout_of(Role::Output).start(into),
+        };
+        Piece { offset, bytes: target.bytes }
     }
 
     /// The bytes of stage memory a rank with heap memory needs.

@@ -27,8 +27,8 @@ pub mod step;
 pub use call::{Call, Collective, Extent, Fingerprint, History, hash_of_lengths};
 pub use execution::{Execution, Task, WINDOW};
 pub use layout::{Geometry, Layout, Piece};
-pub use model::{Choice, Model, Topology};
-pub use schedule::{Algorithm, Schedule, Unsupported};
+pub use model::{Choice, Model, Policy, Topology};
+pub use schedule::{Algorithm, Association, Schedule, Unsupported};
 pub use step::{Action, Blocks, Dependency, Operands, Peers, Phase, Role, Rule, Span, Step, Take};
 
 /// A rank's number inside its communicator.

@@ -64,6 +64,21 @@ pub const DEPTH: u32 = 4;
 /// A piece of a staged block is never smaller: below, the flags cost more than the bytes.
 const MIN_PIECE_BYTES: u64 = 2 << 10;
 
+/// What is asked of the choice.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Policy {
+    /// An algorithm that overrides the choice for every collective it can serve.
+    pub algorithm: Option<Algorithm>,
+    /// Reductions are folded by rank, whatever the algorithm: see [`Association::ByRank`](crate::Association::ByRank).
+    pub by_rank: bool,
+}
+
+impl Policy {
+    const fn admits(&self, collective: Collective, algorithm: Algorithm) -> bool {
+        !self.by_rank || algorithm.is_reproducible(collective)
+    }
+}
+
 /// What all ranks do for a call.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Choice {
@@ -140,6 +155,13 @@ impl Model {
             (Algorithm::Publish, C::Scan | C::ExScan) => flags(1.0) + touch(2.0 * n + p * n + n),
             (Algorithm::Publish, C::Broadcast) => flags(1.0) + touch(4.0 * n),
             (Algorithm::Publish, _) => flags(1.0),
+            // Where a rank's blocks lie is told in its slot.
+            (Algorithm::Direct, _)
+                if call.collective.has_private_lengths()
+                    && 8 * (u64::from(topology.ranks) + 1) > self.slot_bytes =>
+            {
+                return None;
+            }
             (Algorithm::Direct, C::ReduceScatter) => flags(2.0) + touch(n + n / p),
             (Algorithm::Direct, C::Scatter) => flags(2.0) + touch(2.0 * n / p),
             (Algorithm::Direct, C::Scan | C::ExScan) => flags(2.0) + touch(n * (p + 1.0) / 2.0 + n),
@@ -179,29 +201,39 @@ impl Model {
                 self.message_ns + (p - 1.0) * (0.2 * self.message_ns) + n * self.message_byte_ns
             }
             (Algorithm::Pairwise, _) => (p - 1.0) * send(n / p),
+            // Of a reduce only the first half is a message to each of the others.
+            (Algorithm::Exchange, C::ReduceScatter) => (p - 1.0) * (send(n / p) + add(n / p)),
+            (Algorithm::Exchange, C::Scan | C::ExScan) => (p - 1.0) * (2.0 * send(n / p) + 0.5 * add(n)),
+            (Algorithm::Exchange, _) => (p - 1.0) * (2.0 * send(n / p) + add(n / p)),
+            (Algorithm::Collect, _) => (p - 1.0) * (send(n) + add(n)),
             (Algorithm::Dissemination, _) => rounds * self.message_ns,
             (Algorithm::Pair, _) => send(n),
         })
     }
 
-    /// The algorithm and chunk sizes for a call. `wanted` overrides the choice where it can serve.
+    /// The algorithm and chunk sizes for a call. The policy's algorithm overrides the choice where it can serve.
     ///
     /// # Errors
-    /// When `wanted` serves the collective on no such topology.
+    /// When the policy's algorithm serves the collective on no such topology.
     pub fn choose(
         &self,
         call: &Call,
         topology: &Topology,
-        wanted: Option<Algorithm>,
+        policy: Policy,
     ) -> Result<Choice, Unsupported> {
+        let wanted = policy.algorithm;
         let price = |a: Algorithm| self.predict(call, topology, a).map(|ns| (a, ns));
         let cheapest = || {
-            let all = Algorithm::ALL.iter().filter_map(|&a| price(a));
+            let admitted = Algorithm::ALL.iter().filter(|a| policy.admits(call.collective, **a));
+            let all = admitted.filter_map(|&a| price(a));
             all.min_by(|a, b| a.1.total_cmp(&b.1))
         };
         let chosen = match wanted {
             // An override names an algorithm of one collective; the others keep their own.
-            Some(a) if Schedule::supports(call.collective, a, topology.ranks) => {
+            Some(a)
+                if Schedule::supports(call.collective, a, topology.ranks)
+                    && policy.admits(call.collective, a) =>
+            {
                 if a.needs_mapped_peers() && !topology.mapped {
                     return Err(Unsupported {
                         algorithm: a,
@@ -234,6 +266,28 @@ mod tests {
         Call { collective, data_type: DataType::F32, op: ReduceOp::Sum, count: bytes / 4, root: 0 }
     }
 
+    fn forced(algorithm: Algorithm) -> Policy {
+        Policy { algorithm: Some(algorithm), ..Policy::default() }
+    }
+
+    #[test]
+    fn by_rank_there_is_a_choice_everywhere_too_and_it_is_reproducible() {
+        for &collective in Collective::ALL {
+            for ranks in 1..70 {
+                for (mapped, bytes) in [(false, 8), (false, 4096), (false, 1 << 30), (true, 8), (true, 1 << 30)] {
+                    let topology = Topology { ranks, mapped, cores: 2 };
+                    for algorithm in [None, Some(Algorithm::Ring), Some(Algorithm::Exchange)] {
+                        let policy = Policy { algorithm, by_rank: true };
+                        let choice =
+                            Model::default().choose(&call(collective, bytes), &topology, policy).unwrap();
+                        assert!(choice.algorithm.is_reproducible(collective), "{collective} {choice:?}");
+                        assert!(mapped || !choice.algorithm.needs_mapped_peers());
+                    }
+                }
+            }
+        }
+    }
+
     #[test]
     fn every_collective_has_a_choice_everywhere() {
         for &collective in Collective::ALL {
@@ -242,7 +296,7 @@ mod tests {
                     for bytes in [0, 8, 4096, 1 << 20, 1 << 34] {
                         let topology = Topology { ranks, mapped, cores: 2 };
                         let choice =
-                            Model::default().choose(&call(collective, bytes), &topology, None).unwrap();
+                            Model::default().choose(&call(collective, bytes), &topology, Policy::default()).unwrap();
                         assert!(mapped || !choice.algorithm.needs_mapped_peers());
                     }
                 }
@@ -254,7 +308,7 @@ mod tests {
     fn small_is_published_and_large_is_direct() {
         let topology = Topology { ranks: 2, mapped: true, cores: 2 };
         let of =
-            |bytes| Model::default().choose(&call(Collective::AllReduce, bytes), &topology, None).unwrap();
+            |bytes| Model::default().choose(&call(Collective::AllReduce, bytes), &topology, Policy::default()).unwrap();
         assert_eq!(of(8).algorithm, Algorithm::Publish);
         assert_eq!(of(1 << 20).algorithm, Algorithm::Direct);
     }
@@ -269,7 +323,7 @@ mod tests {
                     continue;
                 }
                 let call = call(collective, 1 << 24);
-                let choice = model.choose(&call, &topology, Some(Algorithm::Direct)).unwrap();
+                let choice = model.choose(&call, &topology, forced(Algorithm::Direct)).unwrap();
                 let schedule = Schedule::new(collective, choice.algorithm, 0, ranks, 0, true).unwrap();
                 let geometry = choice.geometry(&call, ranks, &schedule);
                 assert!(geometry.stage_bytes() <= model.stage_bytes(ranks), "{collective} {ranks}");
@@ -281,7 +335,7 @@ mod tests {
     fn a_wrong_override_names_what_serves() {
         let topology = Topology { ranks: 3, mapped: false, cores: 2 };
         let error =
-            Model::default().choose(&call(Collective::AllReduce, 8), &topology, Some(Algorithm::Direct));
+            Model::default().choose(&call(Collective::AllReduce, 8), &topology, forced(Algorithm::Direct));
         assert!(error.unwrap_err().to_string().contains("ring"));
     }
 }

@@ -5,15 +5,27 @@ use std::str::FromStr;
 
 use crate::Rank;
 use crate::algorithms::{
-    binomial, chain, circulant, direct, dissemination, double_tree, doubling, linear, pair, pairwise,
+    binomial, chain, circulant, collect, direct, dissemination, double_tree, doubling, exchange, linear, pair, pairwise,
     publish, rabenseifner, ring,
 };
 use crate::call::Collective;
 use crate::step::Step;
 
+/// In which order the reductions of an algorithm take the operands: what bits a sum of floats has.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Association {
+    /// Every element is folded by one Combine over all operands, in rank order, from the left; small floats are rounded once. So its
+    /// bits depend on the operands and nothing else: not on the algorithm, the size, the chunks or the place.
+    ByRank,
+    /// Along a tree of the algorithm's own, of which the block in which an element lies may be a part.
+    Own,
+    /// It reduces nothing.
+    Nothing,
+}
+
 macro_rules! algorithms {
-    ($($(#[$doc:meta])* $variant:ident = $code:literal, $name:literal, $module:ident;)*) => {
-        /// The algorithms: one table, of which a row gives the name and the module.
+    ($($(#[$doc:meta])* $variant:ident = $code:literal, $name:literal, $association:ident, $module:ident;)*) => {
+        /// The algorithms: one table, of which a row gives the name, in which order reductions take the operands, and the module.
         #[derive(Clone, Copy, Debug, Eq, PartialEq, Hash, PartialOrd, Ord)]
         #[repr(u8)]
         #[non_exhaustive]
@@ -26,6 +38,11 @@ macro_rules! algorithms {
             /// The name in `WINDLASS_ALGORITHM` and in `windlass explain`.
             pub const fn name(self) -> &'static str {
                 match self { $(Self::$variant => $name,)* }
+            }
+
+            /// In which order its reductions take the operands.
+            pub const fn association(self) -> Association {
+                match self { $(Self::$variant => Association::$association,)* }
             }
         }
 
@@ -42,40 +59,49 @@ macro_rules! algorithms {
 algorithms! {
     /// Each rank publishes its operand to its local peers and computes the result alone: one
     /// exchange of flags. For small messages on shared memory.
-    Publish = 0, "publish", publish;
+    Publish = 0, "publish", ByRank, publish;
     /// Each rank reduces its part straight from all inputs to all outputs: two exchanges of flags,
     /// every byte read and written once. Shared memory.
-    Direct = 1, "direct", direct;
+    Direct = 1, "direct", ByRank, direct;
     /// Chunks travel around a ring (Patarasuk and Yuan 2009): bandwidth-optimal, 2(p-1) rounds.
-    Ring = 2, "ring", ring;
+    Ring = 2, "ring", Own, ring;
     /// Whole vectors are exchanged with ranks at distance 1, 2, 4…: log₂ p rounds. A scan is that of Hillis and Steele (1986).
-    RecursiveDoubling = 3, "recursive-doubling", doubling;
+    RecursiveDoubling = 3, "recursive-doubling", Own, doubling;
     /// Recursive halving, then recursive doubling (Rabenseifner 2004): bandwidth-optimal, 2 log₂ p rounds.
-    Rabenseifner = 4, "rabenseifner", rabenseifner;
+    Rabenseifner = 4, "rabenseifner", Own, rabenseifner;
     /// A binomial tree from or to the root: log₂ p rounds.
-    BinomialTree = 5, "binomial-tree", binomial;
+    BinomialTree = 5, "binomial-tree", Own, binomial;
     /// Notices at distance 1, 2, 4… (Hensgen, Finkel and Manber 1988): a barrier in log₂ p rounds.
-    Dissemination = 6, "dissemination", dissemination;
+    Dissemination = 6, "dissemination", Nothing, dissemination;
     /// One message between two ranks.
-    Pair = 7, "pair", pair;
+    Pair = 7, "pair", Nothing, pair;
     /// One message between the root and every other rank.
-    Linear = 8, "linear", linear;
+    Linear = 8, "linear", Nothing, linear;
     /// In round k a rank sends to the one k places on and receives from the one k places back: p-1 messages.
-    Pairwise = 9, "pairwise", pairwise;
+    Pairwise = 9, "pairwise", Nothing, pairwise;
     /// Chunks travel from each rank to the next, once: bandwidth-optimal, p-1 rounds that overlap.
-    Chain = 10, "chain", chain;
+    Chain = 10, "chain", Own, chain;
     /// Halving and doubling on a circulant graph (Träff 2024; the all-gather is that of Bruck et al. 1997): bandwidth-optimal, and
     /// ⌈log₂ p⌉ rounds each way for any p.
-    Circulant = 11, "circulant", circulant;
+    Circulant = 11, "circulant", Own, circulant;
     /// Two binary trees, each for one half of the vector, whose inner ranks are the other's leaves (Sanders, Speck and Träff 2009): full
     /// bandwidth in 2 log₂ p rounds.
-    DoubleTree = 12, "double-tree", double_tree;
+    DoubleTree = 12, "double-tree", Own, double_tree;
+    /// Each rank collects its part of every operand, folds them at once, and hands out the result: bandwidth-optimal, 2(p-1) messages.
+    Exchange = 13, "exchange", ByRank, exchange;
+    /// Each rank collects the operands whole, and folds them at once: one round of p-1 messages. For small messages.
+    Collect = 14, "collect", ByRank, collect;
 }
 
 impl Algorithm {
     /// Whether its steps reach peers' memory instead of sending messages.
     pub const fn needs_mapped_peers(self) -> bool {
         matches!(self, Self::Publish | Self::Direct)
+    }
+
+    /// Whether what it makes of a collective has the bits that every other such algorithm makes.
+    pub const fn is_reproducible(self, collective: Collective) -> bool {
+        !collective.reduces() || matches!(self.association(), Association::ByRank)
     }
 }
 
@@ -140,6 +166,9 @@ impl fmt::Display for Unsupported {
 
 impl std::error::Error for Unsupported {}
 
+/// Of how many ranks a rank can hold the operands apart.
+const MOST_APART: u32 = 1 << 16;
+
 /// What one rank does for one collective: a pure function of a few numbers.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Schedule {
@@ -160,8 +189,8 @@ impl Schedule {
         use Algorithm as A;
         use Collective as C;
         match (collective.even(), algorithm) {
-            // The ranks do not know what each of them would publish, or need not agree on how to cut it.
-            (C::AllToAll | C::Gather | C::Scatter, A::Publish | A::Direct) if collective.is_uneven() => false,
+            // The ranks do not know whether what each of them would publish fits into a slot.
+            (_, A::Publish) if collective.has_private_lengths() => false,
             (C::Send | C::Recv, A::Pair) => true,
             (C::Send | C::Recv, _) => false,
             (C::Barrier, A::Publish | A::Dissemination) => ranks > 0,
@@ -177,6 +206,8 @@ impl Schedule {
             | (C::Gather | C::Scatter, A::Linear)
             | (C::AllToAll, A::Pairwise)
             | (C::Scan | C::ExScan, A::Chain | A::RecursiveDoubling) => ranks > 0,
+            (C::AllReduce | C::Reduce | C::ReduceScatter | C::Scan | C::ExScan, A::Exchange)
+            | (C::AllReduce | C::Reduce | C::Scan | C::ExScan, A::Collect) => ranks > 0 && ranks <= MOST_APART,
             (C::AllGather, A::RecursiveDoubling) => ranks.is_power_of_two(),
             _ => false,
         }
@@ -243,8 +274,8 @@ impl Schedule {
         use Collective as C;
         match (self.even, self.algorithm) {
             _ if self.even.has_blocks() => self.ranks,
-            (C::AllReduce, A::Direct | A::Ring | A::Circulant)
-            | (C::Reduce | C::Scan | C::ExScan, A::Direct) => self.ranks,
+            (C::AllReduce, A::Direct | A::Ring | A::Circulant | A::Exchange)
+            | (C::Reduce | C::Scan | C::ExScan, A::Direct | A::Exchange) => self.ranks,
             (C::AllReduce, A::Rabenseifner) => rabenseifner::participants(self.ranks),
             (C::AllReduce, A::DoubleTree) if self.ranks > 1 => double_tree::TREES,
             _ => 1,
@@ -256,6 +287,8 @@ impl Schedule {
         use Algorithm as A;
         use Collective as C;
         match (self.even, self.algorithm) {
+            _ if self.ranks == 1 => 0,
+            (_, A::Exchange | A::Collect) => self.ranks,
             (C::ReduceScatter, A::Ring) if self.is_uneven() => 2,
             (C::ReduceScatter, A::Ring)
             | (C::Reduce, A::BinomialTree)

@@ -25,7 +25,7 @@ pub enum Role {
     /// A private memory as large as the largest block, for partial sums that have no room in the
     /// output. It is no ring: a partial sum stays until the next rank takes it, which may in turn
     /// wait for the rank after it, so that a ring all around would stand still.
-    Partial(u8),
+    Partial(u16),
 }
 
 /// A set of blocks of a [`crate::Layout`].
@@ -69,6 +69,9 @@ pub enum Operands {
     Of(Rank, Span),
     /// Two spans of the executing rank, the first one counting as the lower operand.
     Pair(Span, Span),
+    /// These blocks of the operands of the ranks below a number, in rank order, where messages have brought them: that of rank `q` in
+    /// the executing rank's `Partial(q)`, its own in its `Input`.
+    Received(Rank, Blocks),
 }
 
 /// Which ranks a signal goes to or a wait is for. The executing rank is never meant.
@@ -205,12 +208,31 @@ pub struct Step {
     /// What it does.
     pub action: Action,
     after: [Option<Dependency>; MAX_DEPENDENCIES],
+    /// Besides: chunk by chunk on all of these.
+    each: Each,
+}
+
+/// The steps `first`, `first + stride`… below `end`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+struct Each {
+    first: u32,
+    end: u32,
+    stride: u32,
 }
 
 impl Step {
     /// A step that depends on nothing.
     pub const fn new(action: Action) -> Self {
-        Self { action, after: [None; MAX_DEPENDENCIES] }
+        let each = Each { first: 0, end: 0, stride: 1 };
+        Self { action, after: [None; MAX_DEPENDENCIES], each }
+    }
+
+    /// The same step, of which chunk `c` waits also for chunk `c` of each of the steps `first`, `first + stride`… below `end`: as many as
+    /// there are ranks, perhaps.
+    #[must_use]
+    pub(crate) const fn after_each(mut self, first: u32, end: u32, stride: u32) -> Self {
+        self.each = Each { first, end, stride };
+        self
     }
 
     /// The same step, waiting also for `step`.
@@ -232,7 +254,9 @@ impl Step {
 
     /// What the step waits for.
     pub fn dependencies(&self) -> impl Iterator<Item = Dependency> + '_ {
-        self.after.iter().map_while(|d| *d)
+        let Each { first, end, stride } = self.each;
+        let each = (first..end).step_by(stride as usize).map(|step| Dependency { step, rule: Rule::Same });
+        self.after.iter().map_while(|d| *d).chain(each)
     }
 }
 
@@ -275,6 +299,9 @@ impl fmt::Display for Operands {
             Self::First(ranks, span) => write!(f, "ranks below {ranks} {span}"),
             Self::Of(rank, span) => write!(f, "rank {rank} {span}"),
             Self::Pair(a, b) => write!(f, "{a} + {b}"),
+            Self::Received(ranks, blocks) => {
+                write!(f, "received from ranks below {ranks} {}", Span { role: Role::Input, blocks: *blocks })
+            }
         }
     }
 }

@@ -4,7 +4,7 @@ mod proof;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use windlass_collectives::{Action, Algorithm, Blocks, Collective, Operands, Role, Rule, Schedule, Span};
+use windlass_collectives::{Action, Algorithm, Association, Blocks, Collective, Operands, Role, Rule, Schedule, Span};
 
 use proof::case::{Case, Operation};
 use proof::check::Prover;
@@ -153,6 +153,50 @@ fn swapped_operands_are_caught() {
     });
 }
 
+/// Whoever folds along a tree of its own is found out when it says that it folds by rank.
+#[test]
+fn another_association_is_caught() {
+    let mut prover = Prover::default();
+    let mut planted = 0;
+    for (collective, algorithm, ranks) in supported().filter(|(c, ..)| c.reduces()) {
+        // Two operands have one order only, if they are taken in it.
+        let by_rank = algorithm.association() == Association::ByRank;
+        for case in cases(collective, algorithm, ranks).into_iter().filter(|c| by_rank || c.ranks > 2) {
+            // Where a vector is in parts, one of them may be folded by rank by chance; with too few elements that is all there is.
+            if case.count < u64::from(ranks) {
+                continue;
+            }
+            let mut operation = case.operation();
+            operation.by_rank = true;
+            let proved = prover.prove_all(&[operation]);
+            assert_eq!(proved.is_ok(), by_rank, "{collective} {algorithm} on {ranks} ranks: {proved:?}");
+            planted += u32::from(!by_rank);
+        }
+    }
+    println!("canary: another association: {planted} planted, 0 unnoticed");
+    assert!(planted > 100);
+}
+
+#[test]
+fn operands_out_of_rank_order_are_caught() {
+    must_catch("operands out of rank order", |operation, rank, index| {
+        let received = |action| matches!(action, Action::Reduce { inputs: Operands::Received(ranks, _), .. } if ranks > 1);
+        if rank < 2 || !received(action(operation, rank, index)) {
+            return false;
+        }
+        // The first two ranks' operands, each in the other's place.
+        for step in 0..index {
+            if let Action::Recv { from, into, label } = action(operation, rank, step)
+                && let Role::Partial(place @ (0 | 1)) = into.role
+            {
+                let into = Span { role: Role::Partial(1 - place), ..into };
+                operation.replace_action(rank, step, Action::Recv { from, into, label });
+            }
+        }
+        true
+    });
+}
+
 fn next_block(span: Span, blocks: u32) -> Span {
     let blocks = match span.blocks {
         // These lie where the chunk's number says, whatever the block.
@@ -228,14 +272,16 @@ fn is_allowed(place: &str) -> bool {
 fn every_dependency_is_needed() {
     let mut unneeded = BTreeSet::new();
     let mut planted = 0;
-    for position in 0..windlass_collectives::step::MAX_DEPENDENCIES {
+    // A step that waits for the messages of all others has the most: two for each.
+    let most = 2 * (RANKS[RANKS.len() - 1] - 1) as usize;
+    for position in 0..most.max(windlass_collectives::step::MAX_DEPENDENCIES) {
         for rule in [Rule::Same, Rule::All, Rule::Reuse] {
             let (number, unnoticed) = plant(|operation, rank, index| {
                 let step = operation.steps[rank as usize][index as usize];
                 if step.dependencies().nth(position).is_none_or(|d| d.rule != rule) {
                     return false;
                 }
-                operation.drop_dependency(rank, index, position);
+                operation.dropped = Some((rank, index, position));
                 true
             });
             planted += number;

@@ -3,7 +3,7 @@
 use std::os::fd::AsFd;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, ftruncate, memfd_create};
-use windlass_transports::shm::board::{Board, LANE_BYTES, WAYS};
+use windlass_transports::shm::board::{BOUNCE_BYTES, Board, WAYS};
 use windlass_transports::shm::{ArrivalLine, Doorbell, Watermark};
 
 const PAGE: usize = 4096;
@@ -47,9 +47,10 @@ fn inside(board: &Board, length: usize) {
         lies(board.stage(rank).addr().get(), shape.stage_bytes, 64);
         lies(board.notes(rank).addr().get(), shape.note_bytes, 64);
         if shape.lanes != 0 {
-            let (positions, ring) = board.lane(last, rank);
+            let (positions, cells) = board.lane(last, rank);
             lies(std::ptr::from_ref(positions).addr(), 256, 128);
-            lies(ring.addr().get(), LANE_BYTES, 64);
+            lies(std::ptr::from_ref(cells).addr(), size_of_val(cells) as u64, 128);
+            lies(board.bounce(rank).addr().get(), BOUNCE_BYTES as u64, 64);
         }
     }
 }

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use windlass::{Algorithm, Call, Choice, Collective, Config, DataType, ReduceOp, Topology, TransportChoice};
+use windlass::{Algorithm, Association, Call, Choice, Collective, Config, DataType, ReduceOp, Topology, TransportChoice};
 
 use crate::bench::{bytes, name, names, sized};
 use crate::cli::Transport;
@@ -14,6 +14,7 @@ Examples:
   windlass explain all_reduce -n 2 -b 8 -e 64M                    where the choice changes in between
   windlass explain all_gather -n 16 -b 64K --transport tcp --dtype bf16
   WINDLASS_ALGORITHM=ring windlass explain all_reduce -n 4        what an override does
+  windlass explain all_reduce -n 4 --reproducible                 among those that fold by rank
   WINDLASS_MODEL=model.toml windlass explain all_reduce -n 4      with what `windlass tune` measured
 
 The choice is a pure function of the call, the ranks and the model, so this is what every rank does. Times are what the
@@ -40,6 +41,9 @@ pub(crate) struct ExplainArguments {
     /// The transport [default: WINDLASS_TRANSPORT, else auto].
     #[arg(long, value_enum)]
     transport: Option<Transport>,
+    /// Choose among the algorithms whose results have the same bits, as WINDLASS_REPRODUCIBLE does.
+    #[arg(long)]
+    reproducible: bool,
 }
 
 /// Everything the choice depends on.
@@ -70,7 +74,8 @@ fn answer(arguments: &ExplainArguments) -> Result<String, String> {
     if arguments.collective.is_point_to_point() && arguments.ranks < 2 {
         return Err(format!("{} is between two ranks: use -n 2 or more", arguments.collective));
     }
-    let config = Config::from_environment().map_err(|error| error.to_string())?;
+    let mut config = Config::from_environment().map_err(|error| error.to_string())?;
+    config.reproducible |= arguments.reproducible;
     let tcp = match arguments.transport {
         Some(transport) => transport == Transport::Tcp,
         None => config.transport == TransportChoice::Tcp,
@@ -112,7 +117,7 @@ impl Question<'_> {
     }
 
     fn choice(&self, call: &Call) -> Result<Choice, String> {
-        let choice = self.config.model.choose(call, &self.topology, self.config.algorithm);
+        let choice = self.config.model.choose(call, &self.topology, self.config.policy());
         choice.map_err(|unsupported| unsupported.to_string())
     }
 
@@ -127,11 +132,11 @@ impl Question<'_> {
             self.topology.ranks
         );
         for (key, value, origin) in
-            self.config.settings().filter(|(key, ..)| ["algorithm", "model"].contains(key))
+            self.config.settings().filter(|(key, ..)| ["algorithm", "reproducible", "model"].contains(key))
         {
             text.push_str(&format!("  {key}: {value} ({origin})\n"));
         }
-        text.push_str(&format!("\n    {:<20} {:>14}  \n", "algorithm", "predicted"));
+        text.push_str(&format!("\n    {:<20} {:<8} {:>14}  \n", "algorithm", "order", "predicted"));
         text
     }
 
@@ -146,13 +151,22 @@ impl Question<'_> {
                 "chosen: the cheapest, as the algorithm asked for cannot serve this call".to_owned()
             }
             _ if chosen => "chosen: the cheapest".to_owned(),
+            Some(_) if self.config.reproducible && !algorithm.is_reproducible(call.collective) => {
+                "adds in an order of its own, and results are to be reproducible".to_owned()
+            }
             Some(ns) if ns < choice.predicted_ns => {
                 "cheaper, but the configuration asks for another".to_owned()
             }
             Some(ns) => format!("{:.2} x the chosen one's time", ns / choice.predicted_ns.max(1e-9)),
             None => self.why_not(call, algorithm),
         };
-        format!("  {} {:<20} {:>14}  {why}\n", if chosen { "*" } else { " " }, algorithm.name(), time)
+        let order = match algorithm.association() {
+            Association::ByRank if call.collective.reduces() => "by rank",
+            Association::Own if call.collective.reduces() => "its own",
+            _ => "-",
+        };
+        let mark = if chosen { "*" } else { " " };
+        format!("  {mark} {:<20} {order:<8} {time:>14}  {why}\n", algorithm.name())
     }
 
     fn why_not(&self, call: &Call, algorithm: Algorithm) -> String {

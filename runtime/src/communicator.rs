@@ -78,7 +78,7 @@ impl Communicator {
         Ok(Self { group: Group::new(&job, 0, (0..ranks).collect(), board) })
     }
 
-    pub(crate) fn group(&self) -> &Group {
+    pub(crate) const fn group(&self) -> &Arc<Group> {
         &self.group
     }
 

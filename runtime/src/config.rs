@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
-use windlass_collectives::{Algorithm, Model};
+use windlass_collectives::{Algorithm, Association, Model, Policy};
 
 use crate::error::JoinError;
 
@@ -60,6 +60,9 @@ pub struct Config {
     pub transport: TransportChoice,
     /// Overrides the algorithm of every collective it can serve. `WINDLASS_ALGORITHM`.
     pub algorithm: Option<Algorithm>,
+    /// The bits of every reduction depend on the operands of the ranks alone: not on its size, the algorithm, the chunks, the transport or the kind
+    /// of memory. `WINDLASS_REPRODUCIBLE`.
+    pub reproducible: bool,
     /// How long an operation may take, in seconds on the command line. `WINDLASS_TIMEOUT`.
     pub timeout: Duration,
     /// How long a rank waits for the others to join. `WINDLASS_JOIN_TIMEOUT`.
@@ -78,6 +81,7 @@ impl Default for Config {
         Self {
             transport: TransportChoice::Auto,
             algorithm: None,
+            reproducible: false,
             timeout: Duration::from_secs(30 * 60),
             join_timeout: Duration::from_secs(300),
             reconnect: Duration::from_secs(10),
@@ -137,6 +141,20 @@ const SETTINGS: &[Setting] = &[
         show: |c| c.algorithm.map_or_else(|| "auto".to_owned(), |a| a.to_string()),
     },
     Setting {
+        key: "reproducible",
+        variable: "WINDLASS_REPRODUCIBLE",
+        shared: true,
+        apply: |c, v| {
+            c.reproducible = match v {
+                "1" | "true" => true,
+                "" | "0" | "false" => false,
+                _ => return Err("must be true or false, or 1 or 0".to_owned()),
+            };
+            Ok(())
+        },
+        show: |c| c.reproducible.to_string(),
+    },
+    Setting {
         key: "timeout",
         variable: "WINDLASS_TIMEOUT",
         shared: false,
@@ -193,7 +211,31 @@ impl Config {
                 config.set(setting, setting.variable, &value, Origin::Environment(setting.variable))?;
             }
         }
+        config.check()?;
         Ok(config)
+    }
+
+    /// Refuses settings that contradict each other.
+    pub(crate) fn check(&self) -> Result<(), JoinError> {
+        let Some(algorithm) = self.algorithm.filter(|a| self.reproducible && a.association() == Association::Own)
+        else {
+            return Ok(());
+        };
+        let by_rank = Algorithm::ALL.iter().filter(|a| a.association() == Association::ByRank);
+        let names: Vec<_> = by_rank.map(|a| a.name()).collect();
+        Err(JoinError::Configuration {
+            setting: "WINDLASS_ALGORITHM".to_owned(),
+            value: algorithm.name().to_owned(),
+            problem: format!(
+                "adds in an order of its own, and WINDLASS_REPRODUCIBLE is set: leave it out, or use one of {}",
+                names.join(", ")
+            ),
+        })
+    }
+
+    /// What the configuration asks of the choice of algorithms.
+    pub const fn policy(&self) -> Policy {
+        Policy { algorithm: self.algorithm, by_rank: self.reproducible }
     }
 
     fn read_file(&mut self, path: PathBuf) -> Result<(), JoinError> {
@@ -354,12 +396,25 @@ mod tests {
         for (name, value) in [
             ("WINDLASS_TRANSPORT", "infiniband"),
             ("WINDLASS_ALGORITHM", "rign"),
+            ("WINDLASS_REPRODUCIBLE", "maybe"),
             ("WINDLASS_TIMEOUT", "-1"),
             ("WINDLASS_TIMEOUT", "soon"),
             ("WINDLASS_MODEL", "/nonexistent"),
         ] {
             let error = with(&[(name, value)]).unwrap_err().to_string();
             assert!(error.contains(name) && error.contains(value), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_algorithm_with_an_order_of_its_own_is_not_reproducible() {
+        let with = |algorithm| {
+            with(&[("WINDLASS_REPRODUCIBLE", "1"), ("WINDLASS_ALGORITHM", algorithm)])
+        };
+        let error = with("ring").unwrap_err().to_string();
+        assert!(error.contains("ring") && error.contains("exchange") && error.contains("REPRODUCIBLE"), "{error}");
+        for algorithm in ["exchange", "direct", "pairwise", "auto"] {
+            assert!(with(algorithm).unwrap().policy().by_rank, "{algorithm}");
         }
     }
 

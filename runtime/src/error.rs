@@ -97,8 +97,17 @@ pub enum Problem {
         /// Elements.
         count: u64,
     },
-    /// The rank sends to or receives from itself, which would wait for ever.
+    /// The rank sends to or receives from itself, and nothing in the same call takes or gives it: that would wait for ever.
     OwnRank,
+    /// A collective where a call takes sends and receives only.
+    NoMessage,
+    /// Elements of another type.
+    WrongType {
+        /// The type the call needs.
+        expected: windlass_kernels::DataType,
+        /// The type given.
+        actual: windlass_kernels::DataType,
+    },
     /// The communicator has been finalized.
     Finalized,
     /// This rank uses another accelerator already.
@@ -131,7 +140,13 @@ impl fmt::Display for Problem {
                 write!(f, "overlaps the other one; use separate buffers, or one buffer in place")
             }
             Self::TooLarge { count } => write!(f, "of {count} elements is larger than memory can be"),
-            Self::OwnRank => write!(f, "is this rank itself; copy instead"),
+            Self::OwnRank => {
+                write!(f, "is this rank itself; copy instead, or send and receive in one exchange")
+            }
+            Self::NoMessage => write!(f, "is neither send nor recv"),
+            Self::WrongType { expected, actual } => {
+                write!(f, "is of {actual} but the call needs {expected}")
+            }
             Self::Finalized => write!(f, "has been finalized; make a new one"),
             Self::OtherAccelerator => {
                 write!(f, "is not the one this rank uses; a rank uses one accelerator")

@@ -5,16 +5,17 @@ mod early;
 mod lines;
 pub(crate) mod mending;
 pub(crate) mod news;
+pub(crate) mod segments;
 
 pub use mending::Reconnects;
 
 use std::collections::BTreeMap;
 use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, RwLock, Weak};
+use std::sync::{Arc, Condvar, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
-use windlass_memory::{Mapping, Pool, Segment};
+use windlass_memory::{Pool, Segment};
 use windlass_transports::shm::{Board, Doorbell, Shape};
 use windlass_transports::{Message, Rank, Token, Transport};
 
@@ -30,6 +31,7 @@ use crate::group::{Group, lock};
 use crate::metrics::NOTE_BYTES;
 use crate::progress::{self, Kick, Progress};
 use crate::registry::{self, Carriers};
+use segments::Segments;
 
 /// A peer's end, or its memory's, is an error only after this long: see [`Job::dead_among`].
 pub(crate) const BELIEVED_AFTER: Duration = Duration::from_millis(40);
@@ -53,11 +55,11 @@ pub(crate) struct Job {
     pub(crate) board: Option<Arc<Board>>,
     pub(crate) mapped: bool,
     pub(crate) pool: Arc<Pool>,
+    pub(crate) segments: Arc<Segments>,
     messages: Option<Mutex<Box<dyn Transport>>>,
     /// Wakes a thread of this rank that sleeps on the transport's descriptor.
     wake: Option<std::os::fd::OwnedFd>,
     sleepers: Mutex<u32>,
-    peers: RwLock<Vec<Vec<Option<Arc<Mapping>>>>>,
     /// Who has ended, how, and since when it is known.
     dead: Mutex<BTreeMap<u32, (PeerCause, Instant)>>,
     dead_count: AtomicU32,
@@ -82,6 +84,7 @@ impl Job {
     /// Joins the job that the environment describes.
     pub(crate) fn join(identity: &Identity, config: Config) -> Result<Arc<Self>, JoinError> {
         fork::mark();
+        config.check()?;
         let server = match &identity.rendezvous {
             Some(address) if identity.serves => Some(Server::start_at(identity.ranks, address)?),
             _ => None,
@@ -98,7 +101,6 @@ impl Job {
         };
         let welcome = control.join(identity, &config, board.as_ref(), unconnected.address())?;
         let board = Arc::new(Board::open(std::os::fd::AsFd::as_fd(&welcome.board))?);
-        let carriers = unconnected.connect(identity.rank, &board, &welcome.tcp)?;
         let share = Arc::downgrade(&control);
         let pool = Pool::new(Box::new(move |segment: &Segment| {
             if let Some(control) = share.upgrade() {
@@ -108,8 +110,10 @@ impl Job {
             }
             Ok(())
         }));
+        let segments = Arc::new(Segments::new(identity.ranks, Arc::new(pool)));
+        let carriers = unconnected.connect(identity.rank, &board, &segments, &welcome.tcp)?;
         let job =
-            Self::assemble(identity, config, welcome.cores, Some(control), Some(board), pool, carriers)?;
+            Self::assemble(identity, config, welcome.cores, Some(control), Some(board), segments, carriers)?;
         *lock(&job.server) = server;
         Self::listen(&job)?;
         Ok(job)
@@ -118,7 +122,12 @@ impl Job {
     fn alone(config: Config) -> Result<Arc<Self>, JoinError> {
         let identity = Identity { rank: 0, ranks: 1, rendezvous: None, serves: false };
         let carriers = Carriers { messages: None, mapped: true, clock: Clock::Machine };
-        Self::assemble(&identity, config, 1, None, None, Pool::new(Box::new(|_| Ok(()))), carriers)
+        Self::assemble(&identity, config, 1, None, None, Self::unshared(1), carriers)
+    }
+
+    /// Memory that nobody is told of.
+    fn unshared(ranks: u32) -> Arc<Segments> {
+        Arc::new(Segments::new(ranks, Arc::new(Pool::new(Box::new(|_| Ok(()))))))
     }
 
     /// A rank of a simulated job: nobody listens, and nothing moves by itself.
@@ -130,8 +139,7 @@ impl Job {
         carriers: Carriers,
     ) -> Result<Arc<Self>, JoinError> {
         let identity = Identity { rank, ranks, rendezvous: None, serves: false };
-        let pool = Pool::new(Box::new(|_| Ok(())));
-        let job = Self::assemble(&identity, config, ranks, None, board, pool, carriers)?;
+        let job = Self::assemble(&identity, config, ranks, None, board, Self::unshared(ranks), carriers)?;
         job.progress.forbid();
         Ok(job)
     }
@@ -142,7 +150,7 @@ impl Job {
         cores: u32,
         control: Option<Arc<Control>>,
         board: Option<Arc<Board>>,
-        pool: Pool,
+        segments: Arc<Segments>,
         carriers: Carriers,
     ) -> Result<Arc<Self>, JoinError> {
         let untold = matches!(carriers.clock, Clock::Simulated(..)).then(Mutex::default);
@@ -163,11 +171,11 @@ impl Job {
             untold,
             board,
             mapped: carriers.mapped,
-            pool: Arc::new(pool),
+            pool: Arc::clone(segments.pool()),
+            segments,
             messages: carriers.messages.map(Mutex::new),
             wake,
             sleepers: Mutex::new(0),
-            peers: RwLock::new(vec![Vec::new(); identity.ranks as usize]),
             dead: Mutex::default(),
             dead_count: AtomicU32::new(0),
             mending: mending::Mending::default(),
@@ -293,12 +301,6 @@ impl Job {
                 Err(poisoned) => poisoned.into_inner().0,
             };
         }
-    }
-
-    /// A peer's segment, once its descriptor has come.
-    pub(crate) fn segment_of(&self, rank: u32, number: u32) -> Option<Arc<Mapping>> {
-        let peers = self.peers.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        peers.get(rank as usize)?.get(number as usize)?.clone()
     }
 
     /// Whether any rank is known to have ended.

@@ -21,6 +21,7 @@ mod config;
 mod device;
 mod engine;
 mod error;
+mod exchange;
 mod faces;
 mod fault;
 mod fork;
@@ -57,7 +58,9 @@ pub use scope::{Borrowed, Scope};
 pub use simulation::{Estimate, Experiment, ExperimentError, LowerBound, Simulation};
 pub use world::{threads, threads_with};
 
-pub use windlass_collectives::{Algorithm, Call, Choice, Collective, Extent, Fingerprint, Model, Topology};
+pub use windlass_collectives::{
+    Algorithm, Association, Call, Choice, Collective, Extent, Fingerprint, Model, Policy, Topology,
+};
 pub use windlass_kernels::{
     Bool, Combine, Complex, DataType, Element, F8E4M3, F8E5M2, F32I32, F64I32, F64I64, I32I32, I64I64,
     ReduceOp, Unsupported, bf16, f16,

@@ -149,3 +149,38 @@ unsafe impl<T: Element> Memory for Buffer<T> {
 }
 // SAFETY: as above.
 unsafe impl<T: Element> MemoryMut for Buffer<T> {}
+
+/// Whether any of these ranges of addresses, each with whether it is written, lies in part where a written one lies.
+pub(crate) fn collide(ranges: impl Iterator<Item = (usize, usize, bool)>) -> bool {
+    let mut ranges: Vec<_> = ranges.filter(|(begin, end, _)| begin < end).collect();
+    ranges.sort_unstable();
+    // How far the ranges seen so far reach: all, and those that are written.
+    let (mut all, mut written) = (0, 0);
+    for (begin, end, writes) in ranges {
+        if begin < written || writes && begin < all {
+            return true;
+        }
+        all = all.max(end);
+        if writes {
+            written = written.max(end);
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests {
+    use super::collide;
+
+    #[test]
+    fn ranges_collide_where_one_of_two_is_written() {
+        let apart = [(0, 4, true), (8, 12, true), (4, 8, false), (5, 7, false), (4, 4, true)];
+        assert!(!collide(apart.into_iter()));
+        for one in [(7, 9, false), (6, 7, true), (0, 1, true), (3, 100, false)] {
+            assert!(collide(apart.into_iter().chain([one])), "{one:?}");
+        }
+        // One that reaches over several.
+        assert!(collide([(0, 100, true), (10, 20, false), (30, 40, false)].into_iter()));
+        assert!(!collide(std::iter::empty()));
+    }
+}

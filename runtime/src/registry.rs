@@ -4,12 +4,13 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use windlass_transports::Transport;
-use windlass_transports::shm::{Board, Lanes};
+use windlass_transports::shm::{Board, Lanes, Reach};
 use windlass_transports::tcp::{self, Tcp};
 
 use crate::clock::Clock;
 use crate::config::{Config, TransportChoice};
 use crate::error::JoinError;
+use crate::job::segments::Segments;
 
 #[doc(hidden)]
 pub use windlass_transports::link::Planted;
@@ -70,16 +71,18 @@ impl Unconnected {
         self.tcp.as_ref().map(|(_, address)| address.to_string())
     }
 
-    /// Meets the peers.
+    /// Meets the peers, who may reach each other's `segments`.
     pub(crate) fn connect(
         self,
         rank: u32,
         board: &Arc<Board>,
+        segments: &Arc<Segments>,
         peers: &[Option<String>],
     ) -> Result<Carriers, JoinError> {
         let Some((mut tcp, _)) = self.tcp else {
+            let reach = Arc::clone(segments) as Arc<dyn Reach>;
             return Ok(Carriers {
-                messages: Some(Box::new(Lanes::new(rank, Arc::clone(board)))),
+                messages: Some(Box::new(Lanes::new(rank, Arc::clone(board), Some(reach)))),
                 mapped: true,
                 clock: Clock::Machine,
             });

@@ -190,16 +190,11 @@ impl RawRequest {
                 Problem::OutOfRange { value: u64::from(self.root), limit: u64::from(group.ranks) },
             );
         }
-        if self.collective.is_point_to_point() {
-            if self.root == group.rank {
-                return wrong("the peer", Problem::OwnRank);
-            }
-            if self.tag == COLLECTIVE_TAG {
-                return wrong(
-                    "the tag",
-                    Problem::OutOfRange { value: u64::from(self.tag), limit: u64::from(COLLECTIVE_TAG) },
-                );
-            }
+        if self.collective.is_point_to_point() && self.tag == COLLECTIVE_TAG {
+            return wrong(
+                "the tag",
+                Problem::OutOfRange { value: u64::from(self.tag), limit: u64::from(COLLECTIVE_TAG) },
+            );
         }
         if matches!(self.collective, Collective::Scan | Collective::ExScan) && self.op == ReduceOp::Avg {
             return wrong("the operator", Problem::NotOfPrefixes);
@@ -272,9 +267,9 @@ impl RawRequest {
         Error::InvalidArgument { operation, argument: "the input", problem: Problem::Overlap }
     }
 
-    fn transfer(&self, call: Call, asynchronous: bool) -> transfer::Request {
+    fn transfer(&self, call: Call) -> transfer::Request {
         let memory = if call.collective == Collective::Send { self.input.cast_mut() } else { self.output };
-        transfer::Request { call, peer: self.root, tag: self.tag, memory, asynchronous }
+        transfer::Request { call, peer: self.root, tag: self.tag, memory }
     }
 }
 
@@ -326,12 +321,18 @@ pub(crate) struct Checked {
 /// Further apart than any two addresses.
 const NEVER: usize = 1 << (usize::BITS - 1);
 
+/// A message to this rank itself that nothing receives, or a receive of none.
+pub(crate) const fn own_rank(request: &RawRequest) -> Error {
+    let operation = request.collective.name();
+    Error::InvalidArgument { operation, argument: "the peer", problem: Problem::OwnRank }
+}
+
 impl Group {
     /// Starts a request.
     pub(crate) fn submit(&self, request: &RawRequest) -> Result<Kind, Error> {
         self.usable(request.collective.name())?;
         if request.collective.is_point_to_point() {
-            return self.start_transfer(self.transfer_of(request, true)?).map(Kind::Transfer);
+            return self.start_exchange(&[self.transfer_of(request)?], true).map(Kind::Transfer);
         }
         match self.scaled(request)? {
             None => self.post(request),
@@ -345,7 +346,7 @@ impl Group {
     pub(crate) fn perform(&self, request: &RawRequest) -> Result<(), Error> {
         self.usable(request.collective.name())?;
         if request.collective.is_point_to_point() {
-            let ticket = self.start_transfer(self.transfer_of(request, false)?)?;
+            let ticket = self.start_exchange(&[self.transfer_of(request)?], false)?;
             return self.finish_transfer(ticket);
         }
         match self.scaled(request)? {
@@ -379,8 +380,8 @@ impl Group {
     pub(crate) fn perform_for(&self, request: &RawRequest, time: Duration) -> Result<Option<Kind>, Error> {
         self.usable(request.collective.name())?;
         if request.collective.is_point_to_point() {
-            let transfer = self.transfer_of(request, false)?;
-            return Ok(self.run_transfer_for(transfer, time)?.map(Kind::Transfer));
+            let transfer = self.transfer_of(request)?;
+            return Ok(self.run_exchange_for(&[transfer], time)?.map(Kind::Transfer));
         }
         let ended = match self.scaled(request)? {
             None => self.run_for(request, time)?,
@@ -389,7 +390,8 @@ impl Group {
         Ok(ended.map(Kind::Collective))
     }
 
-    fn transfer_of(&self, request: &RawRequest, asynchronous: bool) -> Result<transfer::Request, Error> {
+    /// A message, found right but for the peer, which may be this rank.
+    pub(crate) fn message_of(&self, request: &RawRequest) -> Result<transfer::Request, Error> {
         let checked = request.check(self)?;
         request.check_memory(&checked)?;
         if crate::device::address::decode(request.output).is_some() {
@@ -397,6 +399,12 @@ impl Group {
             let problem = Problem::OnDevice;
             return Err(Error::InvalidArgument { operation, argument: "the buffer", problem });
         }
-        Ok(request.transfer(checked.call, asynchronous))
+        Ok(request.transfer(checked.call))
+    }
+
+    /// A message that goes alone.
+    fn transfer_of(&self, request: &RawRequest) -> Result<transfer::Request, Error> {
+        let transfer = self.message_of(request)?;
+        if transfer.peer == self.rank { Err(own_rank(request)) } else { Ok(transfer) }
     }
 }

@@ -65,7 +65,11 @@ impl<'scope, 'env> Scope<'scope, 'env> {
 
     pub(crate) fn start(&'scope self, request: Result<RawRequest, Error>) -> Borrowed<'scope> {
         let group = self.communicator.group();
-        let kind = request.and_then(|r| group.submit(&r)).unwrap_or_else(Kind::Refused);
+        self.enter(request.and_then(|r| group.submit(&r)))
+    }
+
+    pub(crate) fn enter(&'scope self, posted: Result<Kind, Error>) -> Borrowed<'scope> {
+        let kind = posted.unwrap_or_else(Kind::Refused);
         lock(&self.started).push(kind.clone());
         Borrowed { communicator: self.communicator.clone(), kind, scope: PhantomData }
     }

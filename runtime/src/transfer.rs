@@ -1,6 +1,9 @@
 //! Point-to-point messages: schedules of one step, numbered by (peer, tag, direction), apart from the collectives' order.
 //!
-//! The table is touched under the group's `transfers` lock, which is taken after the stream's, never before it.
+//! A call posts one message or several, an [`Exchange`]: all of them before anybody waits for one, receives first, so that no order of
+//! peers stands still.
+//!
+//! The tables are touched under the group's `transfers` lock, which is taken after the stream's, never before it.
 
 use std::any::Any;
 use std::collections::BTreeMap;
@@ -21,7 +24,7 @@ use crate::progress::Kick;
 /// Bytes of a message's chunk: a large transfer is posted piece by piece, so that it can be matched and bounded like the rest.
 const CHUNK_BYTES: u64 = 4 << 20;
 
-/// A transfer asked for.
+/// A message asked for.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Request {
     pub(crate) call: Call,
@@ -29,26 +32,38 @@ pub(crate) struct Request {
     pub(crate) peer: u32,
     pub(crate) tag: u32,
     pub(crate) memory: *mut u8,
-    /// Nobody waits in the call.
-    pub(crate) asynchronous: bool,
 }
 
-/// Names a transfer that was started.
+/// Names an exchange that was started.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Ticket {
     index: u32,
     serial: u64,
 }
 
+/// One message of an exchange.
 #[derive(Debug)]
 struct Transfer {
-    serial: u64,
+    exchange: u32,
+    /// The next message of the same exchange.
+    next: Option<u32>,
     request: Request,
     execution: Box<Execution>,
     sequence: u64,
     done: bool,
+}
+
+/// The messages of one call, which ends with the last of them.
+#[derive(Debug)]
+struct Exchange {
+    serial: u64,
+    first: Option<u32>,
+    /// Messages that are not done.
+    left: u32,
     waker: Option<Waker>,
     keep: Option<Box<dyn Any + Send>>,
+    /// Nobody waits in the call.
+    asynchronous: bool,
     detached: bool,
     /// A thread waits for it, and may sleep.
     waited: bool,
@@ -56,7 +71,7 @@ struct Transfer {
     reported: bool,
 }
 
-/// A transfer that has ended: to be counted at once, and settled when no lock is held.
+/// A message that is done: to be counted at once, and what ended with it settled when no lock is held.
 pub(crate) struct Ended {
     pub(crate) call: Call,
     pub(crate) elapsed: Duration,
@@ -64,37 +79,85 @@ pub(crate) struct Ended {
     pub(crate) memory: Option<Box<dyn Any + Send>>,
 }
 
-/// A communicator's transfers under way.
+/// A communicator's messages under way.
 #[derive(Debug, Default)]
 pub(crate) struct Transfers {
     numbers: BTreeMap<(u32, u32, bool), u64>,
+    exchanges: Vec<Option<Exchange>>,
     table: Vec<Option<Transfer>>,
     /// Executions to use again: the steady state allocates nothing.
     spare: Vec<Box<Execution>>,
     serial: u64,
-    open: usize,
+    /// Messages that are not done.
+    left: usize,
 }
 
 // SAFETY: the raw pointers are those of operations that own or borrow their memory until they end.
 unsafe impl Send for Transfers {}
 
+/// The first free place of a table, which grows when there is none.
+fn place<T>(table: &mut Vec<Option<T>>) -> u32 {
+    let index = table.iter().position(Option::is_none).unwrap_or(table.len());
+    if index == table.len() {
+        table.push(None);
+    }
+    index as u32
+}
+
 impl Transfers {
-    fn start(&mut self, group: &Group, request: Request) -> Result<Ticket, Error> {
+    fn start(&mut self, group: &Group, requests: &[Request], asynchronous: bool) -> Result<Ticket, Error> {
         group.still_usable()?;
-        let sends = request.call.collective == Collective::Send;
-        let number = self.numbers.entry((request.peer, request.tag, sends)).or_default();
-        let sequence = *number;
-        *number += 1;
-        let layout = Layout::parts(request.call.count, request.call.data_type.size_bytes() as u64, 1);
+        self.serial += 1;
+        let exchange = place(&mut self.exchanges);
+        let mut first = None;
+        for request in requests.iter().rev() {
+            first = Some(self.enter(group, *request, exchange, first));
+        }
+        self.exchanges[exchange as usize] = Some(Exchange {
+            serial: self.serial,
+            first,
+            left: requests.len() as u32,
+            waker: None,
+            keep: None,
+            asynchronous,
+            detached: false,
+            waited: false,
+            since: group.job.now(),
+            reported: false,
+        });
+        // Numbers follow the order of the calls, which is that of the list.
+        let mut at = first;
+        while let Some(transfer) = at.and_then(|index| self.table[index as usize].as_mut()) {
+            let Request { call, peer, tag, .. } = transfer.request;
+            let number = self.numbers.entry((peer, tag, call.collective == Collective::Send)).or_default();
+            transfer.sequence = *number;
+            *number += 1;
+            at = transfer.next;
+        }
+        for sends in [false, true] {
+            let mut at = first;
+            while let Some(index) = at
+                && let Some(transfer) = &self.table[index as usize]
+            {
+                at = transfer.next;
+                if (transfer.request.call.collective == Collective::Send) == sends {
+                    self.pump(group, index);
+                }
+            }
+        }
+        if requests.is_empty() && asynchronous {
+            group.detached.fetch_sub(1, Ordering::AcqRel);
+        }
+        Ok(Ticket { index: exchange, serial: self.serial })
+    }
+
+    /// Gives a message its place in the table.
+    fn enter(&mut self, group: &Group, request: Request, exchange: u32, next: Option<u32>) -> u32 {
+        let Call { collective, count, data_type, .. } = request.call;
+        let layout = Layout::parts(count, data_type.size_bytes() as u64, 1);
         let geometry = Geometry::new(layout, CHUNK_BYTES, CHUNK_BYTES, DEPTH);
-        let schedule = Schedule::new(
-            request.call.collective,
-            Algorithm::Pair,
-            group.rank,
-            group.ranks,
-            request.peer,
-            false,
-        );
+        let schedule =
+            Schedule::new(collective, Algorithm::Pair, group.rank, group.ranks, request.peer, false);
         let Ok(schedule) = schedule else {
             unreachable!("a pair serves send and recv on any number of ranks")
         };
@@ -105,33 +168,14 @@ impl Transfers {
             }
             None => Box::new(Execution::new(schedule, geometry)),
         };
-        self.serial += 1;
-        let index = self.table.iter().position(Option::is_none).unwrap_or(self.table.len());
-        let transfer = Transfer {
-            serial: self.serial,
-            request,
-            execution,
-            sequence,
-            done: false,
-            waker: None,
-            keep: None,
-            detached: false,
-            waited: false,
-            since: group.job.now(),
-            reported: false,
-        };
-        if index == self.table.len() {
-            self.table.push(Some(transfer));
-        } else {
-            self.table[index] = Some(transfer);
-        }
-        self.open += 1;
-        let ticket = Ticket { index: index as u32, serial: self.serial };
-        self.pump(group, ticket.index);
-        Ok(ticket)
+        let index = place(&mut self.table);
+        self.table[index as usize] =
+            Some(Transfer { exchange, next, request, execution, sequence: 0, done: false });
+        self.left += 1;
+        index
     }
 
-    /// Posts what a transfer may post.
+    /// Posts what a message may post.
     fn pump(&mut self, group: &Group, index: u32) {
         let Some(Some(transfer)) = self.table.get_mut(index as usize) else { return };
         let Request { call, peer, tag, memory, .. } = transfer.request;
@@ -157,7 +201,7 @@ impl Transfers {
         }
     }
 
-    /// A message of a transfer is complete. Says what has ended with it.
+    /// A chunk is complete. Says what has ended with it.
     pub(crate) fn delivered(&mut self, group: &Group, token: Token) -> Option<Ended> {
         let (index, chunk) = Group::split_transfer(token);
         let transfer = self.table.get_mut(index as usize)?.as_mut()?;
@@ -167,17 +211,20 @@ impl Transfers {
             return None;
         }
         transfer.done = true;
-        if transfer.request.asynchronous {
+        self.left -= 1;
+        let (call, at) = (transfer.request.call, transfer.exchange);
+        let exchange = self.exchanges.get_mut(at as usize)?.as_mut()?;
+        let elapsed = group.job.now().duration_since(exchange.since);
+        exchange.left -= 1;
+        if exchange.left > 0 {
+            return Some(Ended { call, elapsed, waker: None, memory: None });
+        }
+        if exchange.asynchronous {
             group.detached.fetch_sub(1, Ordering::AcqRel);
         }
-        let ended = Ended {
-            call: transfer.request.call,
-            elapsed: group.job.now().duration_since(transfer.since),
-            waker: transfer.waker.take(),
-            memory: transfer.keep.take(),
-        };
-        if transfer.detached {
-            drop(self.free(group, index));
+        let ended = Ended { call, elapsed, waker: exchange.waker.take(), memory: exchange.keep.take() };
+        if exchange.detached {
+            drop(self.free(group, at));
         }
         Some(ended)
     }
@@ -192,57 +239,70 @@ impl Transfers {
         Error::Mismatch { communicator: group.id, sequence, ours, theirs, rank: peer }
     }
 
-    /// Forgets a transfer and withdraws what it still has under way: its memory is about to be given back. Returns the
+    /// Forgets an exchange and withdraws what it still has under way: its memory is about to be given back. Returns the
     /// memory it kept, to be dropped when no lock is held.
     #[must_use]
     fn free(&mut self, group: &Group, index: u32) -> Option<Box<dyn Any + Send>> {
-        let transfer = self.table.get_mut(index as usize)?.take()?;
-        self.open -= 1;
-        if !transfer.done {
-            for (_, chunk) in transfer.execution.in_flight() {
-                group.job.withdraw(group.transfer_token(index, chunk));
+        let exchange = self.exchanges.get_mut(index as usize)?.take()?;
+        let mut at = exchange.first;
+        while let Some(index) = at
+            && let Some(transfer) = self.table[index as usize].take()
+        {
+            if !transfer.done {
+                self.left -= 1;
+                for (_, chunk) in transfer.execution.in_flight() {
+                    group.job.withdraw(group.transfer_token(index, chunk));
+                }
             }
-            if transfer.request.asynchronous {
-                group.detached.fetch_sub(1, Ordering::AcqRel);
-            }
+            at = transfer.next;
+            self.spare.push(transfer.execution);
         }
-        self.spare.push(transfer.execution);
-        transfer.keep
+        if exchange.left > 0 && exchange.asynchronous {
+            group.detached.fetch_sub(1, Ordering::AcqRel);
+        }
+        exchange.keep
     }
 
-    fn find(&mut self, ticket: Ticket) -> Option<&mut Transfer> {
-        self.table.get_mut(ticket.index as usize)?.as_mut().filter(|t| t.serial == ticket.serial)
+    fn find(&mut self, ticket: Ticket) -> Option<&mut Exchange> {
+        self.exchanges.get_mut(ticket.index as usize)?.as_mut().filter(|e| e.serial == ticket.serial)
     }
 
-    /// Whether a finished transfer has not been collected by the thread that waits for it.
+    /// Whether a finished exchange has not been collected by the thread that waits for it.
     fn has_ended(&self) -> bool {
-        self.table.iter().flatten().any(|t| t.done && t.waited)
+        self.exchanges.iter().flatten().any(|e| e.left == 0 && e.waited)
     }
 
-    pub(crate) fn is_idle(&self) -> bool {
-        self.table.iter().flatten().all(|t| t.done)
+    pub(crate) const fn is_idle(&self) -> bool {
+        self.left == 0
     }
 
-    /// The communicator has failed: forgets what nobody waits for. Who waits for a transfer withdraws it himself, before its
+    /// The communicator has failed: forgets what nobody waits for. Who waits for an exchange withdraws it himself, before its
     /// memory is his again. Returns whom to wake and what to drop when no lock is held.
     pub(crate) fn abandon(&mut self, group: &Group) -> (Vec<Waker>, Vec<Box<dyn Any + Send>>) {
         let (mut wakers, mut memory) = (Vec::new(), Vec::new());
-        for index in 0..self.table.len() as u32 {
-            let Some(transfer) = &mut self.table[index as usize] else { continue };
-            wakers.extend(transfer.waker.take());
-            if transfer.detached {
+        for index in 0..self.exchanges.len() as u32 {
+            let Some(exchange) = &mut self.exchanges[index as usize] else { continue };
+            wakers.extend(exchange.waker.take());
+            if exchange.detached {
                 memory.extend(self.free(group, index));
             }
         }
         (wakers, memory)
     }
 
-    /// The transfer that is late, in words and numbers, if one is.
+    /// A message that is under way, for errors: send or recv, and its number.
+    pub(crate) fn doing(&self) -> Option<(&'static str, u64)> {
+        let transfer = self.table.iter().flatten().find(|transfer| !transfer.done)?;
+        Some((transfer.request.call.collective.name(), transfer.sequence))
+    }
+
+    /// The message that is late, in words and numbers, if one is.
     fn late(&mut self, group: &Group) -> Option<Error> {
         let config = &group.job.config;
         let now = group.job.now();
-        for transfer in self.table.iter_mut().flatten().filter(|t| !t.done) {
-            let after = now.duration_since(transfer.since);
+        for transfer in self.table.iter().flatten().filter(|t| !t.done) {
+            let Some(Some(exchange)) = self.exchanges.get_mut(transfer.exchange as usize) else { continue };
+            let after = now.duration_since(exchange.since);
             let peer = group.members[transfer.request.peer as usize];
             let (operation, sequence) = (transfer.request.call.collective.name(), transfer.sequence);
             if after >= STALL_AFTER
@@ -260,8 +320,8 @@ impl Transfers {
                     after,
                 });
             }
-            if !config.report_after.is_zero() && after >= config.report_after && !transfer.reported {
-                transfer.reported = true;
+            if !config.report_after.is_zero() && after >= config.report_after && !exchange.reported {
+                exchange.reported = true;
                 crate::error::report(format_args!(
                     "rank {} has waited {after:.1?} in {operation} #{sequence} (tag {}) of communicator {} for rank {peer}",
                     group.job.rank, transfer.request.tag, group.id
@@ -279,20 +339,19 @@ fn pair_fingerprint(call: &Call) -> [u64; 2] {
 }
 
 impl Group {
-    /// Starts a transfer.
-    pub(crate) fn start_transfer(&self, request: Request) -> Result<Ticket, Error> {
-        self.usable(request.call.collective.name())?;
-        if request.asynchronous {
+    /// Posts the messages of one call.
+    pub(crate) fn start_exchange(&self, requests: &[Request], asynchronous: bool) -> Result<Ticket, Error> {
+        if asynchronous {
             self.job.start_progress()?;
             self.detached.fetch_add(1, Ordering::AcqRel);
-            let started = lock(&self.transfers).start(self, request);
+            let started = lock(&self.transfers).start(self, requests, true);
             if started.is_err() {
                 self.detached.fetch_sub(1, Ordering::AcqRel);
             }
             self.job.kick_progress(Kick::Soon);
             return started;
         }
-        lock(&self.transfers).start(self, request)
+        lock(&self.transfers).start(self, requests, false)
     }
 
     /// Moves messages. Whether anything moved.
@@ -309,17 +368,17 @@ impl Group {
         }
     }
 
-    /// Whether a transfer has ended, and how.
+    /// Whether an exchange has ended, and how.
     fn transfer_result(&self, ticket: Ticket) -> Option<Result<(), Error>> {
         let mut transfers = lock(&self.transfers);
-        let ended = transfers.find(ticket).is_none_or(|t| t.done);
+        let ended = transfers.find(ticket).is_none_or(|e| e.left == 0);
         let result = if ended { Ok(()) } else { Err(self.failure()?) };
-        // What it kept is nothing: a transfer that is asked for has not been detached.
+        // What it kept is nothing: an exchange that is asked for has not been detached.
         drop(transfers.free_if(self, ticket));
         Some(result)
     }
 
-    /// Waits for a transfer, driving it.
+    /// Waits for an exchange, driving it.
     pub(crate) fn finish_transfer(&self, ticket: Ticket) -> Result<(), Error> {
         to_the_end(self.finish_transfer_with(ticket, Waiter::new(&self.job)))
     }
@@ -330,8 +389,8 @@ impl Group {
         ticket: Ticket,
         mut waiter: Waiter,
     ) -> Option<Result<(), Error>> {
-        if let Some(transfer) = lock(&self.transfers).find(ticket) {
-            transfer.waited = true;
+        if let Some(exchange) = lock(&self.transfers).find(ticket) {
+            exchange.waited = true;
         }
         loop {
             if let Some(result) = self.transfer_result(ticket) {
@@ -346,30 +405,34 @@ impl Group {
         }
     }
 
-    /// Starts a transfer and drives it for `time` at most: what has not ended by then goes on as if nobody had waited.
-    pub(crate) fn run_transfer_for(&self, request: Request, time: Duration) -> Result<Option<Ticket>, Error> {
-        let ticket = self.start_transfer(request)?;
+    /// Posts messages and drives them for `time` at most: what has not ended by then goes on as if nobody had waited.
+    pub(crate) fn run_exchange_for(
+        &self,
+        requests: &[Request],
+        time: Duration,
+    ) -> Result<Option<Ticket>, Error> {
+        let ticket = self.start_exchange(requests, false)?;
         if let Some(result) = self.finish_transfer_with(ticket, Waiter::limited(&self.job, time)) {
             return result.map(|()| None);
         }
         self.let_go(|| {
             let mut transfers = lock(&self.transfers);
-            if let Some(transfer) = transfers.find(ticket).filter(|transfer| !transfer.done) {
-                transfer.request.asynchronous = true;
+            if let Some(exchange) = transfers.find(ticket).filter(|exchange| exchange.left > 0) {
+                exchange.asynchronous = true;
                 self.detached.fetch_add(1, Ordering::AcqRel);
             }
         })?;
         Ok(Some(ticket))
     }
 
-    /// Polls a transfer.
+    /// Polls an exchange.
     pub(crate) fn poll_transfer(&self, ticket: Ticket, context: &Context<'_>) -> Poll<Result<(), Error>> {
         self.drive_transfers();
         if let Some(result) = self.transfer_result(ticket) {
             return Poll::Ready(result);
         }
-        if let Some(transfer) = lock(&self.transfers).find(ticket) {
-            transfer.waker = Some(context.waker().clone());
+        if let Some(exchange) = lock(&self.transfers).find(ticket) {
+            exchange.waker = Some(context.waker().clone());
         }
         // It may have ended between the look and the waker's place.
         if let Some(result) = self.transfer_result(ticket) {
@@ -379,16 +442,16 @@ impl Group {
         Poll::Pending
     }
 
-    /// Keeps a transfer's memory until it ends; nobody will ask for the result.
+    /// Keeps an exchange's memory until it ends; nobody will ask for the result.
     pub(crate) fn detach_transfer(&self, ticket: Ticket, memory: Box<dyn Any + Send>) {
         let mut transfers = lock(&self.transfers);
-        // Asked under the lock: a failure that comes later finds the transfer detached and frees it.
+        // Asked under the lock: a failure that comes later finds the exchange detached and frees it.
         let failed = self.failure().is_some();
         match transfers.find(ticket) {
-            Some(transfer) if !transfer.done && !failed => {
-                transfer.keep = Some(memory);
-                transfer.detached = true;
-                transfer.waker = None;
+            Some(exchange) if exchange.left > 0 && !failed => {
+                exchange.keep = Some(memory);
+                exchange.detached = true;
+                exchange.waker = None;
             }
             _ => {
                 let kept = transfers.free_if(self, ticket);
@@ -434,8 +497,8 @@ impl Transfers {
 }
 
 impl Group {
-    /// Whether a transfer has ended.
+    /// Whether an exchange has ended.
     pub(crate) fn transfer_ended(&self, ticket: Ticket) -> bool {
-        lock(&self.transfers).find(ticket).is_none_or(|t| t.done)
+        lock(&self.transfers).find(ticket).is_none_or(|e| e.left == 0)
     }
 }

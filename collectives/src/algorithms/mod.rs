@@ -3,10 +3,12 @@
 pub(crate) mod binomial;
 pub(crate) mod chain;
 pub(crate) mod circulant;
+pub(crate) mod collect;
 pub(crate) mod direct;
 pub(crate) mod dissemination;
 pub(crate) mod double_tree;
 pub(crate) mod doubling;
+pub(crate) mod exchange;
 pub(crate) mod linear;
 pub(crate) mod pair;
 pub(crate) mod pairwise;

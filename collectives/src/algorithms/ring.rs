@@ -54,7 +54,7 @@ fn reduce(s: &Schedule, index: u32, shift: u32) -> Step {
     let (round, kind) = (index / 3, index % 3);
     let partial = |round: u32| match shift {
         0 => Role::Output,
-        _ if s.is_uneven() => Role::Partial((round % 2) as u8),
+        _ if s.is_uneven() => Role::Partial((round % 2) as u16),
         _ => Role::Partial(0),
     };
     let receiving = Role::Scratch(if round % 2 == 0 { 0 } else { 1 });

@@ -1,10 +1,10 @@
 //! What is proved: a collective with all its parameters, as the steps of all its ranks.
 
 use windlass_collectives::{
-    Action, Algorithm, Collective, Dependency, Geometry, Layout, Rank, Schedule, Step,
+    Action, Algorithm, Association, Collective, Geometry, Layout, Rank, Schedule, Step,
 };
 
-use super::value::{Value, mix};
+use super::value::{Sum, Value, mix};
 
 /// The parameters of one proof.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -132,7 +132,9 @@ impl Case {
                 .unwrap_or(0),
             staged: (0..self.ranks).map(|r| stages && self.staged >> (r % 64) & 1 == 1).collect(),
             steps: steps.collect(),
+            by_rank: self.algorithm.association() == Association::ByRank,
             muted: None,
+            dropped: None,
             doubled: None,
         }
     }
@@ -147,8 +149,12 @@ pub(crate) struct Operation {
     pub(crate) partial_bytes: u64,
     pub(crate) staged: Vec<bool>,
     pub(crate) steps: Vec<Vec<Step>>,
+    /// Whether reductions must be one fold in rank order.
+    pub(crate) by_rank: bool,
     /// A step of a rank that is reported complete without having done anything.
     pub(crate) muted: Option<(Rank, u32)>,
+    /// A step of a rank that does not wait for one of its dependencies, named by its position.
+    pub(crate) dropped: Option<(Rank, u32, usize)>,
     /// A chunk of a step of a rank whose message is sent twice.
     pub(crate) doubled: Option<(Rank, u32, u32)>,
 }
@@ -231,24 +237,40 @@ impl Operation {
         (0..blocks).find(holds).expect("every element lies in a block")
     }
 
-    /// Whether `value` is what element `element` of `rank`'s result must be in the `turn`-th operation. A
-    /// reduction may add in any order.
+    /// Whether `value` is the reduction of `ranks`' elements `element`: of each exactly once, and folded by rank where that is promised. The tree of
+    /// a value is a hash of its expression, so another order, another grouping or a rounding in between is another tree.
+    fn is_reduction(
+        &self,
+        turn: usize,
+        ranks: std::ops::Range<Rank>,
+        element: u32,
+        last: bool,
+        value: Value,
+    ) -> bool {
+        let mut sum = Sum::default();
+        for rank in ranks {
+            sum.add(Value::input(turn, rank, element)).expect("an input is not final");
+        }
+        let expected = sum.result(last);
+        let tree = if self.by_rank { expected.tree } else { value.tree };
+        value == Value { tree, ..expected }
+    }
+
+    /// Whether `value` is what element `element` of `rank`'s result must be in the `turn`-th operation.
     pub(crate) fn is_result(&self, turn: usize, rank: Rank, element: u32, value: Value) -> bool {
         use Collective as C;
-        let sum_of = |ranks: std::ops::Range<Rank>| {
-            ranks.map(|r| Value::input(turn, r, element).sum).fold(0, u64::wrapping_add)
-        };
+        let reduces = |ranks, last| self.is_reduction(turn, ranks, element, last, value);
         // Where an element of block `to` of the result lies in block `from` of its owner's operand.
         let moved = |to: u32, owner: Rank, from: u32| {
             (owner, element - self.output_block(rank, to).0 + self.input_block(owner, from).0)
         };
         let (owner, source) = match self.case.collective.even() {
             C::AllReduce | C::ReduceScatter | C::Reduce => {
-                return value.last && value.sum == sum_of(0..self.ranks());
+                return reduces(0..self.ranks(), true);
             }
             // An average over another number of ranks on each would be none: nothing is divided.
-            C::Scan => return !value.last && value.sum == sum_of(0..rank + 1),
-            C::ExScan => return !value.last && value.sum == sum_of(0..rank),
+            C::Scan => return reduces(0..rank + 1, false),
+            C::ExScan => return reduces(0..rank, false),
             C::AllGather | C::Gather => {
                 let q = self.block_of(rank, element);
                 moved(q, q, q)
@@ -263,22 +285,6 @@ impl Operation {
             _ => (self.case.sender(), element),
         };
         value == Value::input(turn, owner, source)
-    }
-
-    /// Takes dependency `position` away from a step.
-    pub(crate) fn drop_dependency(&mut self, rank: Rank, step: u32, position: usize) -> Dependency {
-        let place = &mut self.steps[rank as usize][step as usize];
-        let mut dropped = None;
-        let mut rest = Step::new(place.action);
-        for (i, dependency) in place.dependencies().enumerate() {
-            if i == position {
-                dropped = Some(dependency);
-            } else {
-                rest = rest.after(dependency.step, dependency.rule);
-            }
-        }
-        *place = rest;
-        dropped.expect("the step has that dependency")
     }
 
     /// Gives a step another action and leaves its dependencies.

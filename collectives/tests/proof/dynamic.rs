@@ -285,7 +285,9 @@ impl<'a> World<'a> {
                 let mark = &mut self.marks[turn][rank][phase_index(phase)];
                 // Handed out in order: when two tasks of one Signal are done in another order, the
                 // chunks of the first were ready too.
-                *mark = (chunk + 1).max(*mark);
+                // The last one stands for all that a peer with more chunks may wait for.
+                let chunks = self.runners[rank].done[flight.step as usize].len() as u32;
+                *mark = if chunk + 1 == chunks { u32::MAX } else { (chunk + 1).max(*mark) };
             }
             Action::Wait { phase, from } => {
                 let behind = |q: usize| self.marks[turn][q][phase_index(phase)] <= chunk;

@@ -100,7 +100,12 @@ impl Resolver<'_> {
                     return Err("copies between different numbers of blocks".to_owned());
                 }
                 for (source, target) in sources.into_iter().zip(targets) {
-                    let input = self.run(whose.unwrap_or(self.rank), from.role, source, false)?;
+                    let input = match (whose, source, target) {
+                        (Some(q), Cut::Block(block), Cut::Block(into)) if self.is_private() => {
+                            self.lent(q, from.role, block, into)?
+                        }
+                        _ => self.run(whose.unwrap_or(self.rank), from.role, source, false)?,
+                    };
                     self.copy(input, self.run(self.rank, to.role, target, true)?, work);
                 }
             }
@@ -108,7 +113,11 @@ impl Resolver<'_> {
                 for q in 0..self.operation.ranks() {
                     let role = if q == self.rank { Role::Input } else { from };
                     let block = if take == Take::Ours { self.rank } else { q };
-                    let input = self.run(q, role, Cut::Block(block), false)?;
+                    let input = if q != self.rank && self.is_private() {
+                        self.lent(q, role, block, q)?
+                    } else {
+                        self.run(q, role, Cut::Block(block), false)?
+                    };
                     self.copy(input, self.run(self.rank, Role::Output, Cut::Block(q), true)?, work);
                 }
             }
@@ -155,6 +164,13 @@ impl Resolver<'_> {
                 Operands::All(_) => 0..self.operation.ranks(),
                 Operands::First(ranks, _) => 0..ranks,
                 Operands::Of(rank, _) => rank..rank + 1,
+                Operands::Received(ranks, _) => {
+                    for q in 0..ranks {
+                        let role = if q == self.rank { Role::Input } else { Role::Partial(q as u16) };
+                        work.runs.push(self.run(self.rank, role, cut, write)?);
+                    }
+                    continue;
+                }
                 Operands::Mine(_) | Operands::Pair(..) => {
                     work.runs.push(self.run(self.rank, span.role, cut, write)?);
                     continue;
@@ -185,23 +201,50 @@ impl Resolver<'_> {
         if cuts.len() == 1 { Ok(cuts[0]) } else { Err("a message has several blocks".to_owned()) }
     }
 
+    /// Whether only a rank itself knows where its blocks lie.
+    fn is_private(&self) -> bool {
+        self.operation.case.collective.has_private_lengths()
+    }
+
     /// Where `role` of `owner` lies for the executing rank, and which part of it this chunk is.
     fn run(&self, owner: Rank, role: Role, cut: Cut, write: bool) -> Result<Run, String> {
-        let operation = self.operation;
-        let foreign = owner != self.rank;
-        let role = match role {
-            Role::Input | Role::Output if foreign && operation.staged[owner as usize] => Role::Stage,
-            Role::Stage | Role::Scratch(_) | Role::Partial(_) if foreign => {
-                return Err(format!("reaches {role:?} of rank {owner}"));
-            }
-            Role::Input if write => return Err(format!("writes the input of rank {owner}")),
-            role => role,
-        };
-        let geometry = operation.geometry(self.rank);
-        let Piece { offset, bytes } = match cut {
+        let role = self.reached(owner, role, write)?;
+        let geometry = self.operation.geometry(self.rank);
+        let piece = match cut {
             Cut::Range(first, end) => geometry.range_piece(role, first, end, self.chunk),
             Cut::Block(block) => geometry.block_piece(role, block, self.chunk, self.chunk + 1),
         };
+        self.bounded(owner, role, piece)
+    }
+
+    /// The part of `owner`'s block `block` that becomes this chunk of one's own block `into`. The owner has told where the block begins.
+    fn lent(&self, owner: Rank, role: Role, block: u32, into: u32) -> Result<Run, String> {
+        let role = self.reached(owner, role, false)?;
+        let geometry = self.operation.geometry(self.rank);
+        let mut piece = geometry.lent_piece(role, block, into, self.chunk, self.chunk + 1);
+        if role != Role::Stage {
+            piece.offset += self.operation.geometry(owner).layout.start(block);
+        }
+        self.bounded(owner, role, piece)
+    }
+
+    /// What stands for `role` of `owner`.
+    fn reached(&self, owner: Rank, role: Role, write: bool) -> Result<Role, String> {
+        let foreign = owner != self.rank;
+        match role {
+            Role::Input | Role::Output if foreign && self.operation.staged[owner as usize] => Ok(Role::Stage),
+            Role::Stage | Role::Scratch(_) | Role::Partial(_) if foreign => {
+                Err(format!("reaches {role:?} of rank {owner}"))
+            }
+            Role::Input if write => Err(format!("writes the input of rank {owner}")),
+            role => Ok(role),
+        }
+    }
+
+    fn bounded(&self, owner: Rank, role: Role, piece: Piece) -> Result<Run, String> {
+        let operation = self.operation;
+        let geometry = operation.geometry(self.rank);
+        let Piece { offset, bytes } = piece;
         let (first, len) = (operation.elements_of(offset), operation.elements_of(bytes));
         let (memory, (lowest, end)) = match role {
             Role::Input => (INPUT, operation.input(owner)),
@@ -259,5 +302,6 @@ fn spans(operands: Operands) -> Vec<Span> {
             vec![span]
         }
         Operands::Pair(first, second) => vec![first, second],
+        Operands::Received(_, blocks) => vec![Span { role: Role::Input, blocks }],
     }
 }

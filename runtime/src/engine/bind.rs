@@ -3,7 +3,7 @@
 use std::rc::Rc;
 
 use windlass_collectives::{Action, Blocks, Geometry, Operands, Piece, Role, Span, Take, Task};
-use windlass_kernels::{Combine, Store};
+use windlass_kernels::{Combine, DataType, Store};
 
 use crate::fault;
 use crate::group::Group;
@@ -21,6 +21,14 @@ pub(crate) fn scale(request: &RawRequest) {
     // SAFETY: the request was checked: an all_reduce, whose operand and result are of `count` elements of host memory, the same
     // or apart; whoever made it promises that they are valid and nobody else's until the operation ends.
     unsafe { combine.run(&inputs, &outputs, request.count, request.scalar.to_bits(), Store::Cached) }
+}
+
+/// Copies a message from a rank to itself. Both have been checked: valid, and apart.
+pub(crate) fn copy(from: *const u8, to: *mut u8, bytes: usize) {
+    if bytes > 0 {
+        // SAFETY: whoever made the requests promises that both are valid for so many bytes, and nobody else's, until the call ends.
+        unsafe { Combine::copy(DataType::U8).run(&[from], &[to], bytes, 1, Store::Cached) };
+    }
 }
 
 impl Stream {
@@ -159,12 +167,15 @@ impl Stream {
             return;
         }
         let ring = source_role == Role::Stage || to.role == Role::Stage;
+        let is_told = whose.is_some() && plan.call.collective.has_private_lengths();
         for_blocks(geometry, from.blocks, |block| {
             runs(ring, first, end, |a, b| {
-                copy(
-                    geometry.block_piece(source_role, block, a, b),
-                    geometry.block_piece(to.role, block, a, b),
-                );
+                let source = if is_told {
+                    geometry.lent_piece(source_role, block, block, a, b)
+                } else {
+                    geometry.block_piece(source_role, block, a, b)
+                };
+                copy(source, geometry.block_piece(to.role, block, a, b));
             });
         });
     }
@@ -172,6 +183,7 @@ impl Stream {
     fn gather(&self, group: &Group, from: Role, take: Take, first: u32, end: u32) {
         let Some(active) = self.active() else { return };
         let (geometry, own, output) = (&active.plan.geometry, active.input, active.output);
+        let is_told = active.plan.call.collective.has_private_lengths();
         // Begin with the next rank, so that not all ranks read the same peer at once.
         for i in 0..group.ranks {
             let q = (group.rank + 1 + i) % group.ranks;
@@ -179,7 +191,11 @@ impl Stream {
                 if q == group.rank { (own, Role::Input) } else { self.of_peer(group, q, from) };
             runs(role == Role::Stage, first, end, |a, b| {
                 let block = if take == Take::Ours { group.rank } else { q };
-                let s = geometry.block_piece(role, block, a, b);
+                let s = if is_told && q != group.rank {
+                    geometry.lent_piece(role, block, q, a, b)
+                } else {
+                    geometry.block_piece(role, block, a, b)
+                };
                 let t = geometry.block_piece(Role::Output, q, a, b);
                 let source = source.wrapping_add(s.offset as usize);
                 self.copy_bytes(source, output.wrapping_add(t.offset as usize), s.bytes as usize);
@@ -281,6 +297,13 @@ impl Stream {
             }
             Operands::All(span) => self.operands_below(group, group.ranks, span, at(Role::Input), &at),
             Operands::First(ranks, span) => self.operands_below(group, ranks, span, at(Role::Input), &at),
+            Operands::Received(ranks, _) => {
+                for q in 0..ranks {
+                    let role = if q == group.rank { Role::Input } else { Role::Partial(q as u16) };
+                    self.inputs[q as usize] = self.own(group, role).wrapping_add(at(role));
+                }
+                ranks as usize
+            }
             // No step reads one other rank's operand but to copy it.
             Operands::Of(..) => {
                 unreachable!("a reduction reads one's own operands, or those of the first ranks")
@@ -307,6 +330,7 @@ impl Stream {
                 self.outputs[0] = self.own(group, span.role).wrapping_add(at(span.role));
                 1
             }
+            Operands::Received(..) => unreachable!("what was received is read, and nothing stored to it"),
         };
         let Some(active) = &self.active else { return };
         let count = bytes >> active.plan.element_shift;
@@ -393,6 +417,7 @@ const fn spans_of(operands: Operands) -> [Span; 2] {
             [span; 2]
         }
         Operands::Pair(a, b) => [a, b],
+        Operands::Received(_, blocks) => [Span { role: Role::Partial(0), blocks }; 2],
     }
 }
 

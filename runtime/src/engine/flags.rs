@@ -12,7 +12,7 @@ use crate::group::Group;
 use crate::scheduler::RegionName;
 
 use super::plan::Plan;
-use super::{Active, Lent, NOTHING, OpenWait, Stream};
+use super::{Active, Lent, NOTHING, OpenWait, Stream, places};
 
 /// How often a line is looked at before anything else is.
 const GLANCES: u32 = 20;
@@ -38,7 +38,7 @@ impl Stream {
         let (first_in, first_out) = plan.first_blocks;
         let (at_input, at_output) = (input, output);
         let root = call.root == group.rank;
-        let (lends_input, lends_output) = match call.collective {
+        let (lends_input, lends_output) = match call.collective.even() {
             Collective::AllReduce | Collective::Scan => (true, true),
             Collective::ExScan => (group.rank + 1 < group.ranks, group.rank > 0),
             Collective::Reduce => (true, root),
@@ -97,6 +97,9 @@ impl Stream {
     pub(super) fn signal(&mut self, group: &Group, phase: Phase, first: u32, end: u32) {
         let (Some(board), Some(active)) = (&group.board, &self.active) else { return };
         let me = group.rank as usize;
+        // The last chunk stands for all that a peer may wait for: where lengths are private, it may have more of them.
+        let last = self.execution.as_ref().is_some_and(|e| e.geometry().chunks(&ARRIVE) == end);
+        let end = if last { u32::MAX } else { end };
         match phase {
             Phase::Arrival => {
                 let line = board.arrival(me, active.sequence);
@@ -104,6 +107,9 @@ impl Stream {
                     line.describe([active.fingerprint.what, active.fingerprint.count]);
                     if active.plan.choice.algorithm == Algorithm::Direct {
                         line.lend(active.lends.0, active.lends.1);
+                        if active.plan.call.collective.has_private_lengths() && active.lends.0 != Lend::Nothing {
+                            places::tell(group, board, active);
+                        }
                     }
                 }
                 line.raise(active.sequence, end);
@@ -198,7 +204,12 @@ impl Stream {
         let mut lent = Lent { known: active.sequence + 1, ..NOTHING };
         if active.plan.choice.algorithm == Algorithm::Direct {
             let (input, output) = line.lent();
-            let bounds = active.plan.lent_bounds(q, group.rank);
+            let is_private = active.plan.call.collective.has_private_lengths();
+            let bounds = if is_private && input != Lend::Nothing {
+                Self::place_of_block(group, active, board, q)?
+            } else {
+                active.plan.lent_bounds(q, group.rank)
+            };
             for (slot, (lend, address)) in
                 [(input, &mut lent.input), (output, &mut lent.output)].into_iter().enumerate()
             {
@@ -226,7 +237,8 @@ impl Stream {
                 let mapping = match known_segment(&self.met[q as usize], location.segment) {
                     Some(mapping) => mapping,
                     None => {
-                        let Some(mapping) = group.job.segment_of(group.members[q as usize], location.segment)
+                        let Some(mapping) =
+                            group.job.segments.of(group.members[q as usize], location.segment)
                         else {
                             return Ok(false);
                         };
@@ -240,7 +252,8 @@ impl Stream {
                     begin.checked_add(high - low).is_some_and(|end| end <= mapping.len() as u64),
                     "rank {q} lends memory outside its segment"
                 );
-                *address = mapping.base().as_ptr().wrapping_add(location.offset as usize);
+                let begin = if is_private { begin } else { location.offset };
+                *address = mapping.base().as_ptr().wrapping_add(begin as usize);
             }
         }
         self.lent[q as usize] = lent;

@@ -7,6 +7,7 @@
 //! | module | one idea |
 //! |---|---|
 //! | [`flags`] | what ranks tell each other through lines: arrival, memory lent, done |
+//! | [`places`] | where blocks lie, for peers that do not know how long the others are |
 //! | [`bind`] | a step's spans to addresses, and the Combine over them |
 //! | [`flight`] | a Combine by an accelerator's engine, over memory that moves |
 //! | [`shadow`] | host memory that stands in for device memory |
@@ -23,6 +24,7 @@ pub(crate) mod bind;
 mod due;
 mod flags;
 mod flight;
+mod places;
 pub(crate) mod plan;
 mod report;
 mod shadow;
@@ -66,7 +68,7 @@ pub(crate) struct Pending {
 /// What one peer lends for the operation under way.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Lent {
-    /// Where block 0 of its input would begin, in this process.
+    /// Where block 0 of its input would begin, in this process; where lengths are private, the block that it lends this rank.
     pub(crate) input: *mut u8,
     /// The same for its output.
     pub(crate) output: *mut u8,

@@ -29,7 +29,7 @@ const UNSUPPORTED: Error = Error::System {
 /// What all ranks do for a call.
 pub(crate) fn choose(group: &Group, call: &Call) -> Result<Choice, Error> {
     let config = &group.job.config;
-    config.model.choose(call, &group.topology, config.algorithm).map_err(|_| UNSUPPORTED)
+    config.model.choose(call, &group.topology, config.policy()).map_err(|_| UNSUPPORTED)
 }
 
 /// Everything about a call that does not depend on where its memory is.
@@ -58,7 +58,7 @@ pub(crate) struct Plan {
     pub(crate) inline: bool,
     /// The binary logarithm of an element's bytes.
     pub(crate) element_shift: u32,
-    /// By step of the registered schedule, where all its steps are of one chunk.
+    /// By step of the registered schedule, where all its steps are of one chunk, and all ranks know where all blocks lie.
     pub(crate) bound: Box<[Option<Run>]>,
     /// The executions of the two schedules, loaded by the first operation and kept for the next: in a training loop nothing is
     /// left to load.
@@ -108,7 +108,11 @@ impl Plan {
             ),
             inline: geometry.layout.bytes() <= INLINE_BYTES as u64,
             element_shift: call.data_type.size_bytes().trailing_zeros(),
-            bound: bound(&registered, &geometry, group.ranks),
+            bound: if call.collective.has_private_lengths() {
+                Box::default()
+            } else {
+                bound(&registered, &geometry, group.ranks)
+            },
             spare: Spare::default(),
         })
     }

@@ -3,7 +3,7 @@
 use windlass_collectives::{Action, Peers};
 
 use crate::error::{Error, PeerCause};
-use crate::group::Group;
+use crate::group::{Group, lock};
 use crate::scheduler::RegionName;
 
 use super::Stream;
@@ -79,9 +79,10 @@ impl Stream {
         format!("at `{action}`, {done} of {total} chunks")
     }
 
-    /// The error that peer `rank`'s end means for the operation under way.
+    /// The error that peer `rank`'s end means for the operation under way, or for a message if there is none.
     pub(crate) fn peer_failed(&self, group: &Group, rank: u32, cause: PeerCause) -> Error {
-        let (operation, sequence) = self.doing();
+        let message = if self.has_work() { None } else { lock(&group.transfers).doing() };
+        let (operation, sequence) = message.unwrap_or_else(|| self.doing());
         Error::PeerFailed { rank, cause, operation, sequence, communicator: group.id }
     }
 }

@@ -114,13 +114,7 @@ impl Job {
         match (message, descriptor) {
             (ToRank::Segment { rank, number }, Some(descriptor)) => match Mapping::open(descriptor.as_fd()) {
                 Ok(mapping) => {
-                    let mut peers = self.peers.write().unwrap_or_else(std::sync::PoisonError::into_inner);
-                    let Some(segments) = peers.get_mut(rank as usize) else { return };
-                    if segments.len() <= number as usize {
-                        segments.resize(number as usize + 1, None);
-                    }
-                    segments[number as usize] = Some(Arc::new(mapping));
-                    drop(peers);
+                    self.segments.insert(rank, number, mapping);
                     self.ring_self();
                 }
                 Err(error) => self.fail_with(Some(rank), &Error::from(error)),

@@ -29,7 +29,8 @@ pub(super) struct Watched {
     slots: Values,
     /// By rank and slot of its rings.
     scratch: Vec<Vec<Values>>,
-    partial: Vec<Values>,
+    /// By rank and place.
+    partial: Vec<Vec<Values>>,
     spare: Values,
 }
 
@@ -82,7 +83,7 @@ impl Watched {
             outputs: vec![0; cells],
             slots: vec![0; slots],
             scratch: vec![vec![Values::new(); rings]; ranks as usize],
-            partial: vec![Values::new(); if schedule.partials() > 0 { ranks as usize } else { 0 }],
+            partial: vec![Vec::new(); ranks as usize],
             spare: Values::new(),
         }
     }
@@ -133,8 +134,9 @@ impl Watched {
             Role::Scratch(ring) => {
                 values.extend_from_slice(&self.scratch[rank as usize][self.slot(ring, chunk)]);
             }
-            Role::Partial(_) => {
-                values.extend_from_slice(&self.partial[rank as usize][from - origin..to - origin]);
+            Role::Partial(nth) => {
+                let partial = &self.partial[rank as usize][usize::from(nth)];
+                values.extend_from_slice(&partial[from - origin..to - origin]);
             }
             _ => values.extend_from_slice(&self.outputs[self.cell(rank, from)..self.cell(rank, to)]),
         }
@@ -149,8 +151,12 @@ impl Watched {
                 let slot = self.slot(ring, chunk);
                 std::mem::swap(&mut self.scratch[rank as usize][slot], values);
             }
-            Role::Partial(_) => {
-                let partial = &mut self.partial[rank as usize];
+            Role::Partial(nth) => {
+                let (partials, nth) = (&mut self.partial[rank as usize], usize::from(nth));
+                if partials.len() <= nth {
+                    partials.resize(nth + 1, Values::new());
+                }
+                let partial = &mut partials[nth];
                 partial.resize(partial.len().max(to - origin), 0);
                 partial[from - origin..to - origin].copy_from_slice(values);
             }
@@ -162,13 +168,21 @@ impl Watched {
     }
 
     /// Copies or reduces a chunk of spans of one rank.
-    pub(super) fn combine(&mut self, rank: u32, inputs: (Span, Option<Span>), output: Span, chunk: u32) {
+    pub(super) fn combine(
+        &mut self,
+        rank: u32,
+        inputs: impl IntoIterator<Item = Span>,
+        output: Span,
+        chunk: u32,
+    ) {
         let mut values = std::mem::take(&mut self.spare);
         values.clear();
-        self.load(rank, inputs.0, chunk, &mut values);
-        if let Some(second) = inputs.1 {
+        for (nth, input) in inputs.into_iter().enumerate() {
             let own = values.len();
-            self.load(rank, second, chunk, &mut values);
+            self.load(rank, input, chunk, &mut values);
+            if nth == 0 {
+                continue;
+            }
             let (sums, others) = values.split_at_mut(own);
             sums.iter_mut().zip(others).for_each(|(sum, other)| *sum = sum.wrapping_add(*other));
             values.truncate(own);

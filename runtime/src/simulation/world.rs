@@ -1,8 +1,8 @@
 //! The ranks of an experiment, and what happens between them.
 
 use windlass_collectives::{
-    Action, Blocks, Collective, Execution, Geometry, Operands, Peers, Phase, Role, Schedule, Span, Take,
-    Task, Topology, Unsupported,
+    Action, Blocks, Collective, Execution, Geometry, Operands, Peers, Phase, Policy, Role, Schedule, Span,
+    Take, Task, Topology, Unsupported,
 };
 
 use super::agenda::{Agenda, Time, picoseconds};
@@ -113,7 +113,7 @@ impl<'a> World<'a> {
     fn plan(experiment: &Experiment, rank: u32) -> Result<(Schedule, Geometry), Unsupported> {
         let Experiment { call, algorithm, ranks, model, .. } = experiment;
         let topology = Topology { ranks: *ranks, mapped: algorithm.needs_mapped_peers(), cores: *ranks };
-        let choice = model.choose(call, &topology, Some(*algorithm))?;
+        let choice = model.choose(call, &topology, Policy { algorithm: Some(*algorithm), by_rank: false })?;
         // An experiment has a size, and no lengths of blocks.
         if choice.algorithm != *algorithm || call.collective.is_uneven() {
             return Err(Unsupported { algorithm: *algorithm, collective: call.collective, ranks: *ranks });
@@ -361,6 +361,14 @@ impl<'a> World<'a> {
             }
             _ => None,
         };
+        if let Action::Reduce { inputs: Operands::Received(ranks, blocks), outputs: Operands::Mine(to), .. } =
+            task.action
+        {
+            let role = |q| if q == rank { Role::Input } else { Role::Partial(q as u16) };
+            self.watched.combine(rank, (0..ranks).map(|q| Span { role: role(q), blocks }), to, chunk);
+            let bytes = range(to).unwrap_or_default() * u64::from(ranks.saturating_sub(1));
+            return self.occupy(rank, task.step, chunk, bytes as f64 * model.reduce_byte_ns);
+        }
         let (work, cost) = match task.action {
             Action::Copy { whose: None, from, to } if range(from).is_some() => {
                 ((from, None, to), range(from).map(|bytes| 2.0 * bytes as f64 * model.cached_byte_ns))
@@ -375,7 +383,7 @@ impl<'a> World<'a> {
             }
             action => return self.combine_mapped(rank, task.step, &action, chunk),
         };
-        self.watched.combine(rank, (work.0, work.1), work.2, chunk);
+        self.watched.combine(rank, std::iter::once(work.0).chain(work.1), work.2, chunk);
         self.occupy(rank, task.step, chunk, cost.unwrap_or(0.0));
     }
 
@@ -400,6 +408,7 @@ impl<'a> World<'a> {
             | Operands::First(_, span)
             | Operands::Of(_, span)
             | Operands::Pair(span, _) => *span,
+            Operands::Received(_, blocks) => Span { role: Role::Input, blocks: *blocks },
         };
         let among = |of: Blocks, block: u32| match of {
             Blocks::Range { first, end } => (first..end).contains(&block),

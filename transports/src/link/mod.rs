@@ -193,6 +193,12 @@ impl Link {
         self.outbound.gather(slices, limit, room)
     }
 
+    /// What has not left of the piece that is leaving, where it lies with its poster: of a message whose send ends only once the peer
+    /// has it. A pipe may let the peer read it there, as long as it says with [`wrote`](Self::wrote) what the peer has read.
+    pub fn lendable(&self) -> Option<&[u8]> {
+        if self.replay.is_some() { None } else { self.outbound.lendable() }
+    }
+
     /// The pipe took `bytes` bytes of what [`gather`](Self::gather) lent.
     pub fn wrote(&mut self, mut bytes: usize, events: &mut Vec<Event>) {
         if let Some(replay) = self.replay.as_mut().filter(|replay| replay.writes_again()) {

@@ -238,6 +238,14 @@ impl Outbound {
         self.pieces.push_back(Frame { order: self.order, ..frame });
     }
 
+    /// The rest of a piece whose header has left, unless it leaves from a copy.
+    pub(super) fn lendable(&self) -> Option<&[u8]> {
+        let (frame, done) = self.current.as_ref()?;
+        let is_piece = frame.header[3] == Kind::Data as u8 && frame.token.is_some() && frame.copy.is_empty();
+        let [header, payload] = frame.parts(*done);
+        (is_piece && header.is_empty() && !payload.is_empty()).then_some(payload)
+    }
+
     /// Which lane's frame leaves next.
     fn choose(small: Option<&Frame>, piece: Option<&Frame>, overtaken: u32) -> Option<Lane> {
         match (small, piece) {

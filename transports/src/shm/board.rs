@@ -9,17 +9,18 @@ use std::ptr::NonNull;
 use windlass_memory::{Mapping, MemoryError, Segment};
 
 use super::doorbell::Doorbell;
-use super::lane::Positions;
+use super::lane::{CELLS, Cell, Positions};
 use super::line::{ArrivalLine, Watermark};
 
 /// How many operations a rank may be ahead of the slowest peer's last ended one.
 pub const WAYS: u64 = 8;
 
-/// Bytes that one rank can have under way to another by messages. Touched only by pairs that send any.
-pub const LANE_BYTES: u64 = 16 << 10;
+/// The bytes of a rank's bounce buffers, through which its messages to all peers go. Touched only by ranks that send any that need them.
+pub const BOUNCE_BYTES: usize = 512 << 10;
 
-const LANE_STRIDE: usize = LANE_BYTES as usize + PAGE;
-const MAGIC: u64 = u64::from_le_bytes(*b"windlas2");
+/// A lane's positions and cells. Touched only by pairs that send messages.
+const LANE_STRIDE: usize = CELLS as usize * size_of::<Cell>() + PAGE;
+const MAGIC: u64 = u64::from_le_bytes(*b"windlas3");
 const PAGE: usize = 4096;
 /// The lines of a rank: arrivals, done, ended, mail.
 const LINES_BYTES: usize = (WAYS as usize + 3) * 128;
@@ -63,9 +64,13 @@ impl Shape {
         self.stage_at() + Self::round(self.stage_bytes)
     }
 
-    fn notes_at(&self) -> usize {
+    fn bounce_at(&self) -> usize {
         let lanes = if self.lanes == 0 { 0 } else { self.ranks as usize * LANE_STRIDE };
         self.lanes_at() + lanes
+    }
+
+    fn notes_at(&self) -> usize {
+        self.bounce_at() + if self.lanes == 0 { 0 } else { BOUNCE_BYTES }
     }
 
     fn stride(&self) -> usize {
@@ -88,6 +93,7 @@ pub struct Board {
     slots_at: usize,
     slot_stride: usize,
     stage_at: usize,
+    lanes_at: usize,
 }
 
 impl Board {
@@ -128,6 +134,7 @@ impl Board {
             slots_at: shape.slots_at(),
             slot_stride: Shape::round(shape.slot_bytes),
             stage_at: shape.stage_at(),
+            lanes_at: shape.lanes_at(),
         })
     }
 
@@ -185,13 +192,24 @@ impl Board {
         self.at(self.area(rank) + self.stage_at)
     }
 
-    /// The lane from `source` to `target`: its positions and its ring of [`LANE_BYTES`] bytes.
-    pub fn lane(&self, source: usize, target: usize) -> (&Positions, NonNull<u8>) {
+    /// The lane from `source` to `target`: its positions and its ring of cells.
+    #[inline]
+    pub fn lane(&self, source: usize, target: usize) -> (&Positions, &[Cell; CELLS as usize]) {
         assert!(self.shape.lanes != 0 && source < self.shape.ranks as usize, "this board has no such lane");
-        let at = self.area(target) + self.shape.lanes_at() + source * LANE_STRIDE;
-        // SAFETY: inside the target's area, page-aligned, accessed only as Positions of atomics.
-        let positions = unsafe { self.at(at).cast::<Positions>().as_ref() };
-        (positions, self.at(at + PAGE))
+        let at = self.area(target) + self.lanes_at + source * LANE_STRIDE;
+        // SAFETY: inside the target's area, page-aligned, accessed only as Positions and Cells of atomics.
+        unsafe {
+            (
+                self.at(at).cast::<Positions>().as_ref(),
+                self.at(at + PAGE).cast::<[Cell; CELLS as usize]>().as_ref(),
+            )
+        }
+    }
+
+    /// The bounce buffers of `rank`: [`BOUNCE_BYTES`] bytes.
+    pub fn bounce(&self, rank: usize) -> NonNull<u8> {
+        assert!(self.shape.lanes != 0, "this board has no bounce buffers");
+        self.at(self.area(rank) + self.shape.bounce_at())
     }
 
     /// The notes of `rank`: `note_bytes` bytes.
@@ -248,10 +266,11 @@ mod tests {
             add(std::ptr::from_ref(board.mail(rank)).addr(), 128);
             add(board.stage(rank).as_ptr().addr(), SHAPE.stage_bytes);
             for source in 0..3 {
-                let (positions, ring) = board.lane(source, rank);
+                let (positions, cells) = board.lane(source, rank);
                 add(std::ptr::from_ref(positions).addr(), 256);
-                add(ring.as_ptr().addr(), LANE_BYTES);
+                add(std::ptr::from_ref(cells).addr(), size_of_val(cells) as u64);
             }
+            add(board.bounce(rank).as_ptr().addr(), BOUNCE_BYTES as u64);
             add(board.notes(rank).as_ptr().addr(), SHAPE.note_bytes);
         }
         ranges.sort_unstable();

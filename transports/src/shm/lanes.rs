@@ -2,44 +2,105 @@
 //!
 //! Collectives whose ranks map each other send no messages; point-to-point operations, and the message algorithms when they are asked for by
 //! name, do.
+//!
+//! A link's bytes travel in one of three ways, chosen run by run; to the link they are one pipe:
+//! - in the lane's cells: headers and small messages;
+//! - through one of the rank's bounce buffers, named by a cell: more;
+//! - not at all: the pieces of a message whose receive is posted, in memory that the peer maps. A cell names them, the peer copies them from where
+//!   they lie, and only then has the pipe taken them, so that the send ends when the peer has it all. A send that is withdrawn revokes what it
+//!   has lent; what the peer had not taken by then leaves from the link's copy.
 
 use std::collections::BTreeMap;
 use std::io::IoSlice;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 
-use super::board::{Board, LANE_BYTES};
-use crate::link::{Garbled, Limits, Link, Withdrawal};
+use windlass_memory::Location;
+
+use super::board::{BOUNCE_BYTES, Board};
+use super::bounce::{BUFFER_BYTES, Bounce, Buffer};
+use super::lane::{CELL_BYTES, CELLS, Cell, Content, Positions};
+use super::line::prepare;
+use super::reach::{Found, Reach};
+use crate::link::{Garbled, Limits, Link, Wants, Withdrawal};
 use crate::{Capabilities, Event, LostCause, Message, Rank, Token, Transport};
 
 /// Bytes moved to or from one peer in a poll: others get their turn.
 const BURST: usize = 256 << 10;
+
+/// Runs of at least this many bytes go through a bounce buffer: copied at once instead of cell by cell.
+const BOUNCED_BYTES: usize = 2 << 10;
+
+/// So many cells read are worth a look for sleepers: the writer sleeps for want of cells only when all are full.
+const CELLS_WORTH_RINGING: u64 = CELLS / 4;
+
+/// The writing end of a lane.
+#[derive(Debug, Default)]
+struct Writer {
+    /// The last cell that was shown.
+    shown: u64,
+    /// The last cell known to have been read.
+    read: u64,
+    /// What the peer is to read where it lies: by which cell, and how many bytes.
+    lent: Option<(u64, usize)>,
+    /// Lent bytes that the peer has taken.
+    taken: u64,
+}
+
+/// The reading end of a lane.
+#[derive(Debug, Default)]
+struct Reader {
+    /// The last cell that was read.
+    read: u64,
+    /// The last one when the writer was last rung for.
+    rung: u64,
+    /// Bytes taken of what the next cell lends.
+    fetched: usize,
+    /// Lent bytes taken in all.
+    taken: u64,
+}
 
 /// A rank's transport over the lanes of its job's board.
 #[derive(Debug)]
 pub struct Lanes {
     rank: Rank,
     board: Arc<Board>,
+    reach: Option<Arc<dyn Reach>>,
     /// By rank; `None` once the peer is lost.
     links: Vec<Option<Link>>,
+    writers: Vec<Writer>,
+    readers: Vec<Reader>,
+    bounce: Bounce,
     /// What lost peers had sent before, by rank.
     lost: BTreeMap<Rank, Link>,
     limits: Limits,
     ready: Vec<Event>,
-    /// Peers to which bytes were stored since somebody looked for sleepers.
+    /// Peers that may sleep and have something to do since somebody looked for sleepers.
     unrung: Vec<Rank>,
 }
 
 impl Lanes {
-    /// The transport of `rank`, whose peers are the other ranks of the board.
-    pub fn new(rank: Rank, board: Arc<Board>) -> Self {
-        Self::with_limits(rank, board, Limits::default())
+    /// The transport of `rank`, whose peers are the other ranks of the board. What `reach` knows is read where it lies.
+    pub fn new(rank: Rank, board: Arc<Board>, reach: Option<Arc<dyn Reach>>) -> Self {
+        Self::with_limits(rank, board, reach, Limits::default())
     }
 
     /// The same, with these limits; all ranks must have the same.
-    pub fn with_limits(rank: Rank, board: Arc<Board>, limits: Limits) -> Self {
-        let links = (0..board.shape().ranks).map(|peer| Some(Link::new(peer as Rank, limits))).collect();
-        Self { rank, board, links, lost: BTreeMap::new(), limits, ready: Vec::new(), unrung: Vec::new() }
+    pub fn with_limits(rank: Rank, board: Arc<Board>, reach: Option<Arc<dyn Reach>>, limits: Limits) -> Self {
+        let ranks = board.shape().ranks;
+        Self {
+            rank,
+            board,
+            reach,
+            links: (0..ranks).map(|peer| Some(Link::new(peer as Rank, limits))).collect(),
+            writers: (0..ranks).map(|_| Writer::default()).collect(),
+            readers: (0..ranks).map(|_| Reader::default()).collect(),
+            bounce: Bounce::default(),
+            lost: BTreeMap::new(),
+            limits,
+            ready: Vec::new(),
+            unrung: Vec::new(),
+        }
     }
 
     fn lose(&mut self, peer: Rank, cause: LostCause) {
@@ -53,87 +114,158 @@ impl Lanes {
         }
     }
 
-    /// Tells a peer that nothing more comes.
+    /// Tells a peer that nothing more comes, and that nothing is lent to it any more.
     fn close(&mut self, peer: Rank) {
+        self.revoke(peer);
         self.board.lane(self.rank as usize, peer as usize).0.close();
-        self.unrung.push(peer);
+        self.wake_later(peer);
+    }
+
+    /// Takes back what is lent to a peer: what it reads there from now on, it does not take.
+    fn revoke(&self, peer: Rank) {
+        if let Some((cell, _)) = self.writers[peer as usize].lent {
+            self.board.lane(self.rank as usize, peer as usize).0.revoke(cell);
+        }
+    }
+
+    fn wake_later(&mut self, peer: Rank) {
+        if !self.unrung.contains(&peer) {
+            self.unrung.push(peer);
+        }
     }
 
     /// Stores what a link has for its peer, as much as fits.
     fn transmit(&mut self, peer: Rank, events: &mut Vec<Event>) -> bool {
-        let Some(link) = &mut self.links[peer as usize] else { return false };
-        let (positions, ring) = self.board.lane(self.rank as usize, peer as usize);
         let mut sent = 0;
-        while sent < BURST && link.has_output() {
-            let (tail, room) = positions.room(LANE_BYTES);
-            if room == 0 {
-                break;
-            }
-            let mut slices = [IoSlice::new(&[]); 8];
-            let filled = link.gather(&mut slices, room as usize);
-            let mut stored = 0u64;
-            for slice in &slices[..filled] {
-                let mut bytes: &[u8] = slice;
-                while !bytes.is_empty() && stored < room {
-                    let at = (tail.wrapping_add(stored) % LANE_BYTES) as usize;
-                    let run = bytes.len().min((room - stored) as usize).min(LANE_BYTES as usize - at);
-                    // SAFETY: the run lies in the ring, in the part that the head says is free and that only this writer stores to.
-                    unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), ring.as_ptr().add(at), run) };
-                    stored += run as u64;
-                    bytes = &bytes[run..];
+        while sent < BURST {
+            match self.transmit_run(peer, events) {
+                Ok(0) => break,
+                Ok(bytes) => sent += bytes,
+                Err(Garbled(what)) => {
+                    self.lose(peer, LostCause::Garbled(what));
+                    return true;
                 }
             }
-            if stored == 0 {
-                break;
-            }
-            positions.push(stored);
-            link.wrote(stored as usize, events);
-            sent += stored as usize;
         }
-        if sent > 0 && !self.unrung.contains(&peer) {
-            self.unrung.push(peer);
+        if sent > 0 {
+            self.wake_later(peer);
         }
         sent > 0
     }
 
+    /// Stores the next run in one of the three ways. Says how many bytes have moved.
+    fn transmit_run(&mut self, peer: Rank, events: &mut Vec<Event>) -> Result<usize, Garbled> {
+        let to = peer as usize;
+        let (positions, cells) = self.board.lane(self.rank as usize, to);
+        let (Some(link), writer) = (&mut self.links[to], &mut self.writers[to]) else { return Ok(0) };
+        if let Some((cell, bytes)) = writer.lent {
+            writer.read = positions.read();
+            if writer.read < cell {
+                return Ok(0);
+            }
+            let taken = usize::try_from(positions.taken().wrapping_sub(writer.taken)).unwrap_or(usize::MAX);
+            if taken > bytes {
+                return Err(Garbled("more bytes taken than it was lent"));
+            }
+            (writer.lent, writer.taken) = (None, positions.taken());
+            link.wrote(taken, events);
+            return Ok(taken.max(1));
+        }
+        if !link.has_output() || !writer.has_room(positions) {
+            return Ok(0);
+        }
+        if let Some(piece) = link.lendable()
+            && let Some(at) = self.reach.as_ref().and_then(|reach| reach.lend(piece))
+        {
+            let bytes = piece.len();
+            let segment = u64::from(at.segment) | u64::from(at.generation) << 32;
+            writer.name(cells, Content::Lent, &[segment, at.offset, bytes as u64]);
+            writer.lent = Some((writer.shown, bytes));
+            return Ok(BURST);
+        }
+        let mut slices = [IoSlice::new(&[]); 8];
+        let filled = link.gather(&mut slices, BURST);
+        let slices = &slices[..filled];
+        let Some(first) = slices.first() else { return Ok(0) };
+        let buffer = if first.len() < BOUNCED_BYTES {
+            Buffer::Taken
+        } else {
+            take_buffer(&mut self.bounce, &mut self.writers, &self.board, (self.rank, peer))
+        };
+        let writer = &mut self.writers[to];
+        let stored = match buffer {
+            Buffer::Wait => return Ok(0),
+            Buffer::At(at) => {
+                let bytes = first.len().min(BUFFER_BYTES);
+                let target = self.board.bounce(self.rank as usize).as_ptr().wrapping_add(at);
+                // SAFETY: the buffer lies in this rank's bounce buffers and is free: nobody reads it, and only this rank writes it.
+                unsafe { std::ptr::copy_nonoverlapping(first.as_ptr(), target, bytes) };
+                writer.name(cells, Content::Bounced, &[at as u64, bytes as u64]);
+                bytes
+            }
+            Buffer::Taken => writer.fill(positions, cells, slices),
+        };
+        link.wrote(stored, events);
+        Ok(stored)
+    }
+
     /// Loads what a peer has stored, straight to where it belongs.
     fn collect(&mut self, peer: Rank, events: &mut Vec<Event>) -> bool {
-        let (positions, ring) = self.board.lane(peer as usize, self.rank as usize);
-        let mut taken = 0;
-        while taken < BURST {
-            // Asked before the ring, so that an empty ring then means that all has been read.
-            let closed = positions.is_closed();
-            let (head, waiting) = positions.waiting();
-            if waiting == 0 {
-                if closed && self.links[peer as usize].is_some() {
+        let from = peer as usize;
+        let (mut moved, mut rings) = (0, false);
+        while moved < BURST {
+            let (positions, cells) = self.board.lane(from, self.rank as usize);
+            let (Some(link), reader) = (&mut self.links[from], &mut self.readers[from]) else { break };
+            let number = reader.read + 1;
+            let cell = &cells[(number % CELLS) as usize];
+            let Some(content) = cell.shown(number) else {
+                // Looked at again after the end was seen, an empty cell means that all has been read.
+                if positions.is_closed() && cell.shown(number).is_none() {
                     self.lose(peer, LostCause::Closed);
                     return true;
                 }
                 break;
-            }
-            let Some(link) = &mut self.links[peer as usize] else { return false };
-            if waiting > LANE_BYTES {
-                self.lose(peer, LostCause::Garbled("more bytes than the lane holds"));
-                return true;
-            }
-            let at = (head % LANE_BYTES) as usize;
-            let run = (waiting as usize).min(LANE_BYTES as usize - at);
-            // SAFETY: the run lies in the ring, below the tail, and the writer stores there again only after the head has passed it.
-            let bytes = unsafe { std::slice::from_raw_parts(ring.as_ptr().add(at), run) };
-            // A chunk that follows its header is fed with it: copied once, from the ring to the posted memory.
-            let fed = link.feed(bytes, events);
-            positions.pop(run as u64);
-            taken += run;
-            if let Err(Garbled(what)) = fed {
-                self.lose(peer, LostCause::Garbled(what));
-                return true;
+            };
+            let fed = match content {
+                Content::Bytes(bytes) => {
+                    // SAFETY: the cell is shown, and the writer stores to it again only after it is read; it holds no more bytes than a cell has.
+                    let bytes = unsafe { std::slice::from_raw_parts(cell.bytes(), bytes) };
+                    link.feed(bytes, events).map(|()| (bytes.len(), true))
+                }
+                Content::Bounced => bounced(&self.board, from, cell).and_then(|bytes| {
+                    rings = true;
+                    link.feed(bytes, events).map(|()| (bytes.len(), true))
+                }),
+                Content::Lent => {
+                    rings = true;
+                    fetch(link, reader, self.reach.as_deref(), peer, (positions, cell), events)
+                }
+                Content::Unknown => Err(Garbled("a cell of an unknown kind")),
+            };
+            match fed {
+                Ok((bytes, is_read)) => {
+                    moved += bytes;
+                    if is_read {
+                        reader.read = number;
+                        positions.set_read(number);
+                    }
+                    if bytes == 0 && !is_read {
+                        break;
+                    }
+                }
+                Err(Garbled(what)) => {
+                    self.lose(peer, LostCause::Garbled(what));
+                    return true;
+                }
             }
         }
-        if taken > 0 && !self.unrung.contains(&peer) {
+        let reader = &mut self.readers[from];
+        if rings || reader.read - reader.rung >= CELLS_WORTH_RINGING {
             // The writer may sleep until there is room.
-            self.unrung.push(peer);
+            reader.rung = reader.read;
+            self.wake_later(peer);
         }
-        taken > 0
+        moved > 0
     }
 
     fn ring(&mut self) {
@@ -146,6 +278,140 @@ impl Lanes {
         }
         self.unrung.clear();
     }
+}
+
+impl Writer {
+    #[inline]
+    fn has_room(&mut self, positions: &Positions) -> bool {
+        if self.shown - self.read < CELLS {
+            return true;
+        }
+        self.read = positions.read().clamp(self.read, self.shown);
+        self.shown - self.read < CELLS
+    }
+
+    /// Shows a cell that says where bytes lie.
+    fn name(&mut self, cells: &[Cell; CELLS as usize], content: Content, words: &[u64]) {
+        self.shown += 1;
+        let cell = &cells[(self.shown % CELLS) as usize];
+        cell.store(words);
+        cell.show(self.shown, content);
+    }
+
+    /// Stores the first of `slices` in cells, one after the other, and as many others as are small. Says how many bytes it stored.
+    #[inline]
+    fn fill(
+        &mut self,
+        positions: &Positions,
+        cells: &[Cell; CELLS as usize],
+        slices: &[IoSlice<'_>],
+    ) -> usize {
+        let (mut stored, mut used) = (0, 0);
+        for (at, slice) in slices.iter().enumerate() {
+            if at > 0 && slice.len() >= BOUNCED_BYTES {
+                break;
+            }
+            let mut bytes: &[u8] = slice;
+            while !bytes.is_empty() {
+                if used == 0 && !self.has_room(positions) {
+                    return stored;
+                }
+                let cell = &cells[((self.shown + 1) % CELLS) as usize];
+                let run = bytes.len().min(CELL_BYTES - used);
+                // SAFETY: the run lies in the cell, which is free and which only this writer stores to.
+                unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), cell.bytes().add(used), run) };
+                (used, stored, bytes) = (used + run, stored + run, &bytes[run..]);
+                if used == CELL_BYTES {
+                    self.show(cells, &mut used);
+                }
+            }
+        }
+        self.show(cells, &mut used);
+        stored
+    }
+
+    /// Shows a cell that holds so many bytes, if it holds any.
+    #[inline]
+    fn show(&mut self, cells: &[Cell; CELLS as usize], used: &mut usize) {
+        if *used > 0 {
+            self.shown += 1;
+            cells[(self.shown % CELLS) as usize].show(self.shown, Content::Bytes(std::mem::take(used)));
+            // The next store takes that line from its reader.
+            prepare(cells[((self.shown + 1) % CELLS) as usize].bytes());
+        }
+    }
+}
+
+/// A bounce buffer for the next cell from one rank to another.
+fn take_buffer(
+    bounce: &mut Bounce,
+    writers: &mut [Writer],
+    board: &Board,
+    (me, peer): (Rank, Rank),
+) -> Buffer {
+    let number = writers[peer as usize].shown + 1;
+    match bounce.take(peer, number, |of| writers[of as usize].read) {
+        taken @ Buffer::At(_) => taken,
+        _ => bounce.take(peer, number, |of| {
+            let read = board.lane(me as usize, of as usize).0.read();
+            writers[of as usize].read = read.clamp(writers[of as usize].read, writers[of as usize].shown);
+            writers[of as usize].read
+        }),
+    }
+}
+
+/// What a cell names in its writer's bounce buffers.
+fn bounced<'b>(board: &'b Board, writer: usize, cell: &Cell) -> Result<&'b [u8], Garbled> {
+    let [at, bytes] = cell.load().map(|word| usize::try_from(word).unwrap_or(usize::MAX));
+    if at > BOUNCE_BYTES || bytes > BOUNCE_BYTES - at {
+        return Err(Garbled("the name of a bounce buffer that it does not have"));
+    }
+    // SAFETY: the range lies in the writer's bounce buffers (just compared), which the board keeps mapped, and the writer stores there again only
+    // after the cell is read.
+    Ok(unsafe { std::slice::from_raw_parts(board.bounce(writer).as_ptr().add(at), bytes) })
+}
+
+/// Copies what a cell lends to where it belongs, a burst at most. Says how many bytes, and whether that is the end of it.
+fn fetch(
+    link: &mut Link,
+    reader: &mut Reader,
+    reach: Option<&dyn Reach>,
+    peer: Rank,
+    (positions, cell): (&Positions, &Cell),
+    events: &mut Vec<Event>,
+) -> Result<(usize, bool), Garbled> {
+    let [segment, offset, bytes] = cell.load();
+    let location = Location { segment: segment as u32, generation: (segment >> 32) as u32, offset };
+    let (number, bytes) = (reader.read + 1, usize::try_from(bytes).unwrap_or(usize::MAX));
+    let source = match reach.map_or(Found::Outside, |reach| reach.find(peer, location, bytes)) {
+        Found::At(source) => source,
+        Found::NotYet => return Ok((0, false)),
+        Found::Outside => return Err(Garbled("the name of memory that it does not lend")),
+    };
+    let left = (bytes - reader.fetched).min(BURST);
+    let moved = match link.wants() {
+        Wants::Payload(target, wanted) => {
+            let run = left.min(wanted);
+            // SAFETY: `source` is valid for `bytes` bytes (`Reach`), of which these are some. Another process may write them once it has
+            // revoked them; whatever is copied then is not taken. `target` is what the receive's poster keeps valid for `wanted` bytes.
+            unsafe { std::ptr::copy_nonoverlapping(source.add(reader.fetched), target, run) };
+            run
+        }
+        // Nobody waits for them any more: they are not read.
+        Wants::Discard(wanted) => left.min(wanted),
+        Wants::Header(_) => return Err(Garbled("lent memory where a header belongs")),
+    };
+    let is_lent = positions.is_lent(number);
+    if is_lent {
+        link.placed(moved, events);
+        reader.fetched += moved;
+    }
+    let is_read = !is_lent || reader.fetched == bytes;
+    if is_read {
+        reader.taken += std::mem::take(&mut reader.fetched) as u64;
+        positions.set_taken(reader.taken);
+    }
+    Ok((moved, is_read))
 }
 
 impl Drop for Lanes {
@@ -201,6 +467,8 @@ impl Transport for Lanes {
         for peer in 0..self.links.len() {
             let Some(link) = &mut self.links[peer] else { continue };
             if link.withdraw(token) == Withdrawal::Done {
+                // Before its memory is given back. What is lent for another send is lent again.
+                self.revoke(peer as Rank);
                 return;
             }
         }
