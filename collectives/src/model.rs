@@ -215,12 +215,7 @@ impl Model {
     ///
     /// # Errors
     /// When the policy's algorithm serves the collective on no such topology.
-    pub fn choose(
-        &self,
-        call: &Call,
-        topology: &Topology,
-        policy: Policy,
-    ) -> Result<Choice, Unsupported> {
+    pub fn choose(&self, call: &Call, topology: &Topology, policy: Policy) -> Result<Choice, Unsupported> {
         let wanted = policy.algorithm;
         let price = |a: Algorithm| self.predict(call, topology, a).map(|ns| (a, ns));
         let cheapest = || {
@@ -274,7 +269,9 @@ mod tests {
     fn by_rank_there_is_a_choice_everywhere_too_and_it_is_reproducible() {
         for &collective in Collective::ALL {
             for ranks in 1..70 {
-                for (mapped, bytes) in [(false, 8), (false, 4096), (false, 1 << 30), (true, 8), (true, 1 << 30)] {
+                for (mapped, bytes) in
+                    [(false, 8), (false, 4096), (false, 1 << 30), (true, 8), (true, 1 << 30)]
+                {
                     let topology = Topology { ranks, mapped, cores: 2 };
                     for algorithm in [None, Some(Algorithm::Ring), Some(Algorithm::Exchange)] {
                         let policy = Policy { algorithm, by_rank: true };
@@ -295,8 +292,9 @@ mod tests {
                 for mapped in [false, true] {
                     for bytes in [0, 8, 4096, 1 << 20, 1 << 34] {
                         let topology = Topology { ranks, mapped, cores: 2 };
-                        let choice =
-                            Model::default().choose(&call(collective, bytes), &topology, Policy::default()).unwrap();
+                        let choice = Model::default()
+                            .choose(&call(collective, bytes), &topology, Policy::default())
+                            .unwrap();
                         assert!(mapped || !choice.algorithm.needs_mapped_peers());
                     }
                 }
@@ -307,8 +305,11 @@ mod tests {
     #[test]
     fn small_is_published_and_large_is_direct() {
         let topology = Topology { ranks: 2, mapped: true, cores: 2 };
-        let of =
-            |bytes| Model::default().choose(&call(Collective::AllReduce, bytes), &topology, Policy::default()).unwrap();
+        let of = |bytes| {
+            Model::default()
+                .choose(&call(Collective::AllReduce, bytes), &topology, Policy::default())
+                .unwrap()
+        };
         assert_eq!(of(8).algorithm, Algorithm::Publish);
         assert_eq!(of(1 << 20).algorithm, Algorithm::Direct);
     }

@@ -5,8 +5,8 @@ use std::str::FromStr;
 
 use crate::Rank;
 use crate::algorithms::{
-    binomial, chain, circulant, collect, direct, dissemination, double_tree, doubling, exchange, linear, pair, pairwise,
-    publish, rabenseifner, ring,
+    binomial, chain, circulant, collect, direct, dissemination, double_tree, doubling, exchange, linear,
+    pair, pairwise, publish, rabenseifner, ring,
 };
 use crate::call::Collective;
 use crate::step::Step;
@@ -207,7 +207,9 @@ impl Schedule {
             | (C::AllToAll, A::Pairwise)
             | (C::Scan | C::ExScan, A::Chain | A::RecursiveDoubling) => ranks > 0,
             (C::AllReduce | C::Reduce | C::ReduceScatter | C::Scan | C::ExScan, A::Exchange)
-            | (C::AllReduce | C::Reduce | C::Scan | C::ExScan, A::Collect) => ranks > 0 && ranks <= MOST_APART,
+            | (C::AllReduce | C::Reduce | C::Scan | C::ExScan, A::Collect) => {
+                ranks > 0 && ranks <= MOST_APART
+            }
             (C::AllGather, A::RecursiveDoubling) => ranks.is_power_of_two(),
             _ => false,
         }

@@ -4,7 +4,9 @@ mod proof;
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use windlass_collectives::{Action, Algorithm, Association, Blocks, Collective, Operands, Role, Rule, Schedule, Span};
+use windlass_collectives::{
+    Action, Algorithm, Association, Blocks, Collective, Operands, Role, Rule, Schedule, Span,
+};
 
 use proof::case::{Case, Operation};
 use proof::check::Prover;

@@ -3,7 +3,9 @@
 use std::process::ExitCode;
 
 use clap::Args;
-use windlass::{Algorithm, Association, Call, Choice, Collective, Config, DataType, ReduceOp, Topology, TransportChoice};
+use windlass::{
+    Algorithm, Association, Call, Choice, Collective, Config, DataType, ReduceOp, Topology, TransportChoice,
+};
 
 use crate::bench::{bytes, name, names, sized};
 use crate::cli::Transport;

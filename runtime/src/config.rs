@@ -217,7 +217,8 @@ impl Config {
 
     /// Refuses settings that contradict each other.
     pub(crate) fn check(&self) -> Result<(), JoinError> {
-        let Some(algorithm) = self.algorithm.filter(|a| self.reproducible && a.association() == Association::Own)
+        let Some(algorithm) =
+            self.algorithm.filter(|a| self.reproducible && a.association() == Association::Own)
         else {
             return Ok(());
         };
@@ -408,11 +409,12 @@ mod tests {
 
     #[test]
     fn an_algorithm_with_an_order_of_its_own_is_not_reproducible() {
-        let with = |algorithm| {
-            with(&[("WINDLASS_REPRODUCIBLE", "1"), ("WINDLASS_ALGORITHM", algorithm)])
-        };
+        let with = |algorithm| with(&[("WINDLASS_REPRODUCIBLE", "1"), ("WINDLASS_ALGORITHM", algorithm)]);
         let error = with("ring").unwrap_err().to_string();
-        assert!(error.contains("ring") && error.contains("exchange") && error.contains("REPRODUCIBLE"), "{error}");
+        assert!(
+            error.contains("ring") && error.contains("exchange") && error.contains("REPRODUCIBLE"),
+            "{error}"
+        );
         for algorithm in ["exchange", "direct", "pairwise", "auto"] {
             assert!(with(algorithm).unwrap().policy().by_rank, "{algorithm}");
         }

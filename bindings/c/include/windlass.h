@@ -592,6 +592,41 @@ windlass_result_t windlass_recv_async(void *output,
                                       windlass_comm_t comm,
                                       windlass_op_t *operation);
 
+// Sends and receives any number of messages as one call, which ends with the last of them, or with the first
+// error: each of the `count` requests is a `WINDLASS_SEND` or a `WINDLASS_RECV`. All are posted before any is
+// waited for, so no order of peers stands still. What a rank sends to itself it receives in the same call.
+windlass_result_t windlass_exchange(const windlass_request_t *requests, size_t count, windlass_comm_t comm);
+
+// The same, started: see `windlass_op_t`. The requests are read during the call only.
+windlass_result_t windlass_exchange_async(const windlass_request_t *requests,
+                                          size_t count,
+                                          windlass_comm_t comm,
+                                          windlass_op_t *operation);
+
+// Sends `input` to rank `to` and receives `output` from rank `from`, the same or another, at once: ranks that all
+// send along a ring get through. The two may not overlap.
+windlass_result_t windlass_sendrecv(const void *input,
+                                    size_t input_count,
+                                    int to,
+                                    void *output,
+                                    size_t output_count,
+                                    int from,
+                                    windlass_data_type_t data_type,
+                                    uint32_t tag,
+                                    windlass_comm_t comm);
+
+// The same, started: see `windlass_op_t`.
+windlass_result_t windlass_sendrecv_async(const void *input,
+                                          size_t input_count,
+                                          int to,
+                                          void *output,
+                                          size_t output_count,
+                                          int from,
+                                          windlass_data_type_t data_type,
+                                          uint32_t tag,
+                                          windlass_comm_t comm,
+                                          windlass_op_t *operation);
+
 // Says in `done` whether the operation has ended, and moves it on a little if not; never waits. Returns the
 // operation's result once it has ended, else `WINDLASS_SUCCESS`. The operation is still to be waited for or
 // freed. NULL has ended.

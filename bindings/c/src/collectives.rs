@@ -218,7 +218,7 @@ unsafe fn perform(
 
 impl windlass_request_t {
     #[inline]
-    const fn of(collective: Collective) -> Self {
+    pub(crate) const fn of(collective: Collective) -> Self {
         Self {
             bytes: size_of::<Self>(),
             collective: collective as i32,
@@ -237,7 +237,7 @@ impl windlass_request_t {
 
     /// # Safety
     /// The pointer is null, or valid for as many bytes as it says in its first field.
-    unsafe fn read(function: &'static str, request: *const Self) -> Result<Self, Failure> {
+    pub(crate) unsafe fn read(function: &'static str, request: *const Self) -> Result<Self, Failure> {
         if request.is_null() {
             return Err(Failure::Null { function, argument: "request" });
         }
@@ -332,7 +332,7 @@ macro_rules! arguments {
         impl windlass_request_t {
             $(
                 #[inline]
-                const fn $arg(mut self, $arg: $type) -> Self {
+                pub(crate) const fn $arg(mut self, $arg: $type) -> Self {
                     self.$field = $arg;
                     self
                 }

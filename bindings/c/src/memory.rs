@@ -25,18 +25,27 @@ fn given_out() -> MutexGuard<'static, BTreeMap<usize, Registered>> {
 /// operation's end.
 #[derive(Debug)]
 pub(crate) struct Held {
-    _buffers: [Option<Arc<Buffer<u8>>>; 2],
+    /// Of an operand and a result, which nothing is allocated for.
+    _pair: [Option<Arc<Buffer<u8>>>; 2],
+    _more: Vec<Arc<Buffer<u8>>>,
 }
 
 impl Held {
     pub(crate) fn at(addresses: [*const u8; 2]) -> Self {
         let given_out = given_out();
-        let around = |address: *const u8| {
-            let (base, registered) = given_out.range(..=address.addr()).next_back()?;
-            (address.addr() - base < registered.bytes).then(|| Arc::clone(&registered.buffer))
-        };
-        Self { _buffers: addresses.map(around) }
+        Self { _pair: addresses.map(|address| find_in(&given_out, address)), _more: Vec::new() }
     }
+
+    pub(crate) fn around(addresses: impl Iterator<Item = *const u8>) -> Self {
+        let given_out = given_out();
+        let _more = addresses.filter_map(|address| find_in(&given_out, address)).collect();
+        Self { _pair: [None, None], _more }
+    }
+}
+
+fn find_in(given_out: &BTreeMap<usize, Registered>, address: *const u8) -> Option<Arc<Buffer<u8>>> {
+    let (base, registered) = given_out.range(..=address.addr()).next_back()?;
+    (address.addr() - base < registered.bytes).then(|| Arc::clone(&registered.buffer))
 }
 
 /// Allocates registered memory, zeroed and aligned to a page: peers on this host reach it directly, which is

@@ -27,6 +27,8 @@ pub(crate) enum Wrong {
     RowsDiffer { input: usize, output: usize },
     /// Something that is no list of counts.
     Counts { given: String },
+    /// Something that is no message, or no list of them.
+    Message { given: String },
     /// Something that nothing can be multiplied by.
     Scalar { given: String },
     /// A factor, and an operator that has none.
@@ -80,6 +82,9 @@ impl fmt::Display for Wrong {
                 )
             }
             Self::Counts { given } => write!(f, "is {given}; give one number from 0 for each rank"),
+            Self::Message { given } => {
+                write!(f, "has {given}; give messages as (array, rank) or (array, rank, tag)")
+            }
             Self::Scalar { given } => write!(f, "is {given}, which is no number"),
             Self::NotScaled { op } => {
                 write!(f, "goes with scaled_sum, not with {op}; leave the operator out")

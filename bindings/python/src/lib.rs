@@ -10,6 +10,7 @@ mod communicator;
 mod dlpack;
 mod dtype;
 mod error;
+mod exchange;
 mod exit;
 mod faces;
 mod keep;

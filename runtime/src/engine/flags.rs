@@ -107,7 +107,9 @@ impl Stream {
                     line.describe([active.fingerprint.what, active.fingerprint.count]);
                     if active.plan.choice.algorithm == Algorithm::Direct {
                         line.lend(active.lends.0, active.lends.1);
-                        if active.plan.call.collective.has_private_lengths() && active.lends.0 != Lend::Nothing {
+                        if active.plan.call.collective.has_private_lengths()
+                            && active.lends.0 != Lend::Nothing
+                        {
                             places::tell(group, board, active);
                         }
                     }

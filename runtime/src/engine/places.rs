@@ -40,7 +40,12 @@ impl Stream {
     ///
     /// # Errors
     /// When that is not as long as what this rank expects.
-    pub(super) fn place_of_block(group: &Group, active: &Active, board: &Board, q: u32) -> Result<(u64, u64), Error> {
+    pub(super) fn place_of_block(
+        group: &Group,
+        active: &Active,
+        board: &Board,
+        q: u32,
+    ) -> Result<(u64, u64), Error> {
         let call = &active.plan.call;
         // The number that the block has in `q`'s operand, and in this rank's result.
         let (block, into) = match call.collective {

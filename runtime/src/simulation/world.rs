@@ -361,8 +361,9 @@ impl<'a> World<'a> {
             }
             _ => None,
         };
-        if let Action::Reduce { inputs: Operands::Received(ranks, blocks), outputs: Operands::Mine(to), .. } =
-            task.action
+        if let Action::Reduce {
+            inputs: Operands::Received(ranks, blocks), outputs: Operands::Mine(to), ..
+        } = task.action
         {
             let role = |q| if q == rank { Role::Input } else { Role::Partial(q as u16) };
             self.watched.combine(rank, (0..ranks).map(|q| Span { role: role(q), blocks }), to, chunk);

@@ -196,6 +196,42 @@ static void raw(int collective, int root, int start)
     OK(windlass_wait(&other));
 }
 
+/* Messages as one call: along a ring, and everybody with everybody, itself included. */
+static void exchanges(void)
+{
+    const int next = (rank + 1) % size, previous = (rank + size - 1) % size;
+    windlass_request_t messages[2 * MOST_RANKS] = {{0}};
+    windlass_op_t op = NULL;
+    for (int start = 0; start < 2; start++) {
+        prepare(WINDLASS_RECV, 0);
+        if (start)
+            OK(windlass_sendrecv_async(input, COUNT, next, output, COUNT, previous, WINDLASS_I64, 8, comm, &op));
+        else
+            OK(windlass_sendrecv(input, COUNT, next, output, COUNT, previous, WINDLASS_I64, 8, comm));
+        OK(windlass_wait(&op));
+        verify(WINDLASS_RECV, 0, "sendrecv");
+        prepare(WINDLASS_ALL_TO_ALL, 0);
+        for (int i = 0; i < 2 * size; i++) {
+            int peer = i < size ? i : 2 * size - 1 - i;
+            messages[i].bytes = sizeof *messages;
+            messages[i].collective = i < size ? WINDLASS_SEND : WINDLASS_RECV;
+            messages[i].data_type = WINDLASS_I64;
+            messages[i].root = peer;
+            messages[i].count = COUNT;
+            messages[i].input = input + COUNT * peer;
+            messages[i].output = output + COUNT * peer;
+        }
+        if (start)
+            OK(windlass_exchange_async(messages, 2 * (size_t)size, comm, &op));
+        else
+            OK(windlass_exchange(messages, 2 * (size_t)size, comm));
+        /* They are read during the call only. */
+        memset(messages, 0, sizeof messages);
+        OK(windlass_wait(&op));
+        verify(WINDLASS_ALL_TO_ALL, 0, "exchange");
+    }
+}
+
 /* The sum in which each rank has a factor: by its own doors, and as data. */
 static void scaled(void)
 {
@@ -260,6 +296,7 @@ int main(void)
                 }
             }
         }
+        exchanges();
         for (int i = 0; i < 2; i++) {
             if (registered)
                 OK(windlass_mem_free(memory[i]));

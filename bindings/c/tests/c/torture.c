@@ -145,6 +145,64 @@ static void wrong_counts(void)
     still_right(comm);
 }
 
+static void wrong_messages(void)
+{
+    double a[8] = {0}, b[8] = {0};
+    const int bad_argument = WINDLASS_ERROR_INVALID_ARGUMENT, type = WINDLASS_F64, peer = 1 - rank;
+    windlass_op_t op = NULL;
+    windlass_request_t send = {.bytes = sizeof send, .collective = WINDLASS_SEND, .data_type = type, .root = peer, .count = 4, .input = a};
+    windlass_request_t recv = send;
+    recv.collective = WINDLASS_RECV;
+    recv.output = b;
+    windlass_request_t messages[2] = {send, recv};
+    REFUSED(bad_argument, "windlass_exchange: the argument `requests` is NULL", windlass_exchange(NULL, 2, comm));
+    REFUSED(bad_argument, "`comm` is NULL", windlass_exchange(messages, 2, NULL));
+    REFUSED(bad_argument, "`operation` is NULL", windlass_exchange_async(messages, 2, comm, NULL));
+    messages[1].bytes = 0;
+    REFUSED(bad_argument, "`bytes` is 0", windlass_exchange_async(messages, 2, comm, &op));
+    messages[1] = recv;
+    messages[1].collective = WINDLASS_ALL_REDUCE;
+    REFUSED(bad_argument, "neither send nor recv", windlass_exchange(messages, 2, comm));
+    messages[1] = recv;
+    messages[1].output = a + 2;
+    REFUSED(bad_argument, "overlaps", windlass_exchange(messages, 2, comm));
+    messages[1].output = NULL;
+    REFUSED(bad_argument, "is null", windlass_exchange_async(messages, 2, comm, &op));
+    messages[1] = recv;
+    messages[0].root = rank;
+    REFUSED(bad_argument, "this rank itself", windlass_exchange(messages, 2, comm));
+    messages[1].root = rank;
+    messages[1].count = 3;
+    REFUSED(bad_argument, "the message to this rank itself", windlass_exchange(messages, 2, comm));
+    REFUSED(bad_argument, "the peer is 2", windlass_sendrecv(a, 4, size, b, 4, peer, type, 0, comm));
+    REFUSED(bad_argument, "the peer is -1", windlass_sendrecv_async(a, 4, peer, b, 4, -1, type, 0, comm, &op));
+    REFUSED(bad_argument, "no data type", windlass_sendrecv(a, 4, peer, b, 4, peer, -1, 0, comm));
+    CHECK(op == NULL);
+    OK(windlass_exchange(NULL, 0, comm));
+    OK(windlass_sendrecv(NULL, 0, peer, NULL, 0, peer, type, 0, comm));
+    a[3] = rank + 1;
+    OK(windlass_sendrecv(a, 4, peer, b, 4, peer, type, 0, comm));
+    CHECK(b[3] == peer + 1);
+    still_right(comm);
+
+    /* Registered memory that is freed while an exchange needs it. */
+    windlass_comm_t twin = NULL;
+    void *memory[2] = {NULL, NULL}, *next = NULL;
+    OK(windlass_comm_duplicate(comm, &twin));
+    for (int i = 0; i < 2; i++)
+        OK(windlass_mem_alloc(comm, &memory[i], 1 << 20));
+    if (rank == 1)
+        usleep(20000);
+    OK(windlass_sendrecv_async(memory[0], 1 << 17, peer, memory[1], 1 << 17, peer, type, 0, twin, &op));
+    for (int i = 0; i < 2; i++)
+        OK(windlass_mem_free(memory[i]));
+    OK(windlass_mem_alloc(comm, &next, 1 << 20));
+    CHECK(rank == 1 || (next != memory[0] && next != memory[1]));
+    OK(windlass_wait(&op));
+    OK(windlass_mem_free(next));
+    OK(windlass_comm_free(&twin));
+}
+
 static void stale_handles(void)
 {
     const int stale = WINDLASS_ERROR_INVALID_HANDLE;
@@ -412,6 +470,7 @@ int main(void)
     CHECK(size == 2);
     wrong_arguments();
     wrong_counts();
+    wrong_messages();
     stale_handles();
     freed_in_flight();
     threads();

@@ -100,6 +100,34 @@ refused("read-only", "all_reduce", [ones, frozen])
 refused("not contiguous", "all_reduce", (ones, ones[::2]))
 refused("of class NoneType", "all_to_all", [None] * SIZE)
 refused("of class list", "all_reduce", [[ones]])
+# Messages.
+for wrong, text in [
+    (7, "(array, rank)"),
+    ([ones], "(array, rank)"),
+    ([(ones,)], "(array, rank)"),
+    ([(ones, 0, 0, 0)], "(array, rank)"),
+    ([(ones, SIZE)], "must be below"),
+    ([(ones, "next")], "no number from 0"),
+    ([(ones, 0, -1)], "no number from 0"),
+    ([(3.5, 0)], "of class float"),
+]:
+    for call in (comm.exchange, comm.exchange_async):
+        for arguments in ((wrong, []), ([], wrong)):
+            try:
+                call(*arguments)
+                raise AssertionError((arguments, "was accepted"))
+            except windlass.InvalidArgumentError as error:
+                assert text in str(error), error
+for sends, receives, text in [
+    ([(ones, RANK)], [], "this rank itself"),
+    ([(ones, RANK)], [(numpy.ones(5, "float32"), RANK)], "the message to this rank itself"),
+    ([(ones, (RANK + 1) % SIZE)], [(ones[2:], (RANK + 1) % SIZE)], "overlaps"),
+]:
+    try:
+        comm.exchange(sends, receives)
+        raise AssertionError(text)
+    except windlass.InvalidArgumentError as error:
+        assert text in str(error), error
 # Factors.
 refused("no number", "all_reduce", ones, scalar="half")
 refused("scaled_sum, not with max", "all_reduce", ones, "max", scalar=2)
