@@ -3,7 +3,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use windlass_kernels::{DataType, ReduceOp};
+use windlass_kernels::{DataType, ReduceOp, UserOp};
 
 use crate::Rank;
 
@@ -245,16 +245,25 @@ impl Call {
         self.bytes() * blocks
     }
 
-    /// What travels in the arrival line and in frame headers. The root must be below [`MAX_RANKS`].
+    /// What travels in the arrival line and in frame headers. The root must be below [`MAX_RANKS`], and the count of a call with a program's own
+    /// operator at most [`MAX_USER_COUNT`].
     pub const fn fingerprint(&self) -> Fingerprint {
-        let what = self.collective as u64 | (self.data_type as u64) << 8 | (self.op as u64) << 16;
-        Fingerprint { what: what | (self.root as u64 & ROOT_MASK) << ROOT_SHIFT, count: self.count }
+        let what = self.collective as u64 | (self.data_type as u64) << 8 | (self.op.code() as u64) << 16;
+        let rest = match self.op {
+            ReduceOp::User(op) => (op.to_wire().1 as u64) << OPERATOR_SHIFT,
+            _ => 0,
+        };
+        Fingerprint { what: what | (self.root as u64 & ROOT_MASK) << ROOT_SHIFT, count: self.count | rest }
     }
 }
 
 /// More ranks than a communicator can have.
 pub const MAX_RANKS: u64 = 1 << 20;
 
+/// The most elements for a program's own operator, of whose number the fingerprint keeps a part above the count.
+pub const MAX_USER_COUNT: u64 = (1 << OPERATOR_SHIFT) - 1;
+
+const OPERATOR_SHIFT: u32 = 40;
 const ROOT_SHIFT: u32 = 24;
 const ROOT_MASK: u64 = MAX_RANKS - 1;
 const HISTORY_SHIFT: u32 = 44;
@@ -267,7 +276,7 @@ const HISTORY_SHIFT: u32 = 44;
 pub struct Fingerprint {
     /// Collective, data type, operator, root, and the sum of what came before.
     pub what: u64,
-    /// Elements.
+    /// Elements; above them a part of the number of a program's own operator.
     pub count: u64,
 }
 
@@ -281,11 +290,12 @@ impl Fingerprint {
     /// The call it stands for, or `None` when the words are no call's.
     pub fn call(self) -> Option<Call> {
         let [collective, data_type, op, ..] = self.what.to_le_bytes();
+        let user = UserOp::from_wire(op, (self.count >> OPERATOR_SHIFT) as u32);
         Some(Call {
             collective: Collective::from_code(collective)?,
             data_type: DataType::from_code(data_type)?,
-            op: ReduceOp::from_code(op)?,
-            count: self.count,
+            op: user.map(ReduceOp::User).or_else(|| ReduceOp::from_code(op))?,
+            count: if user.is_some() { self.count & MAX_USER_COUNT } else { self.count },
             root: (self.what >> ROOT_SHIFT & ROOT_MASK) as Rank,
         })
     }
@@ -348,6 +358,17 @@ mod tests {
                         assert!(seen.insert((print.what, print.count)));
                     }
                 }
+            }
+        }
+        for name in ["clip", "norm"] {
+            for count in [0, 1, MAX_USER_COUNT] {
+                let op = ReduceOp::User(UserOp::named(name));
+                let (collective, data_type) = (Collective::AllReduce, DataType::F32);
+                let call = Call { collective, data_type, op, count, root: 0 };
+                let print = call.fingerprint();
+                assert_eq!(print.call(), Some(call));
+                assert!(seen.insert((print.what, print.count)));
+                assert!(print.to_string().contains(name), "{print}");
             }
         }
         assert_eq!(Fingerprint { what: 0, count: 1 }.call(), None);

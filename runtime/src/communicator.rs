@@ -33,6 +33,8 @@ pub type Tag = u32;
 #[derive(Clone, Debug)]
 pub struct Communicator {
     group: Arc<Group>,
+    /// How long a call by this handle may take, if not as long as the configuration says.
+    timeout: Option<Duration>,
 }
 
 static WORLD: Mutex<Weak<Group>> = Mutex::new(Weak::new());
@@ -47,7 +49,7 @@ static WORLD: Mutex<Weak<Group>> = Mutex::new(Weak::new());
 pub fn init() -> Result<Communicator, JoinError> {
     let mut world = lock(&WORLD);
     if let Some(group) = world.upgrade() {
-        return Ok(Communicator { group });
+        return Ok(Communicator::of(group));
     }
     let communicator = Communicator::join(&Identity::from_environment()?, Config::from_environment()?)?;
     *world = Arc::downgrade(&communicator.group);
@@ -63,7 +65,7 @@ impl Communicator {
         let job = Job::join(identity, config)?;
         let board = if job.mapped { job.board.clone() } else { None };
         let members = (0..job.ranks).collect();
-        Ok(Self { group: Group::new(&job, 0, members, board) })
+        Ok(Self::of(Group::new(&job, 0, members, board)))
     }
 
     /// A rank of a simulated job.
@@ -75,11 +77,50 @@ impl Communicator {
         carriers: Carriers,
     ) -> Result<Self, JoinError> {
         let job = Job::simulated(rank, ranks, config, board.clone(), carriers)?;
-        Ok(Self { group: Group::new(&job, 0, (0..ranks).collect(), board) })
+        Ok(Self::of(Group::new(&job, 0, (0..ranks).collect(), board)))
+    }
+
+    const fn of(group: Arc<Group>) -> Self {
+        Self { group, timeout: None }
     }
 
     pub(crate) const fn group(&self) -> &Arc<Group> {
         &self.group
+    }
+
+    /// The same communicator, with a time limit for each call made by this handle, from the call to its end: collectives and messages, waited for or
+    /// not, in scopes and blocking. It takes the place of [`Config::timeout`], and may be longer. A call that does not end in time ends with
+    /// [`Error::TimedOut`], which names whom it waited for, and leaves the communicator unusable on all its ranks, as the general limit does: a
+    /// collective is never given up by one rank alone.
+    ///
+    /// Cheap, and meant to be used in passing. A call behind others on the communicator waits for these, and its time runs meanwhile.
+    ///
+    /// ```
+    /// use std::time::Duration;
+    /// let sums = windlass::threads(2, |comm| {
+    ///     let operation = comm.with_timeout(Duration::from_secs(5)).all_reduce(vec![1.0f32], windlass::ReduceOp::Sum);
+    ///     operation.wait().unwrap()[0]
+    /// });
+    /// assert_eq!(sums.unwrap(), [2.0; 2]);
+    /// ```
+    #[must_use]
+    pub fn with_timeout(&self, timeout: Duration) -> Self {
+        Self { group: Arc::clone(&self.group), timeout: Some(timeout) }
+    }
+
+    pub(crate) const fn timeout(&self) -> Option<Duration> {
+        self.timeout
+    }
+
+    /// Gives `f` the request with this handle's time limit, unless it has one of its own.
+    #[inline]
+    pub(crate) fn limited<R>(&self, request: &RawRequest, f: impl FnOnce(&RawRequest) -> R) -> R {
+        match self.timeout {
+            Some(timeout) if request.timeout.is_none() => {
+                f(&RawRequest { timeout: Some(timeout), ..*request })
+            }
+            _ => f(request),
+        }
     }
 
     /// This process's rank, from 0.
@@ -164,7 +205,8 @@ impl Communicator {
     // ---- asynchronous operations ------------------------------------------------------------------------------------------
 
     pub(crate) fn start<M: Send + 'static>(&self, request: &RawRequest, memory: M) -> Operation<M> {
-        Operation::new(Arc::clone(&self.group), self.group.submit(request), memory)
+        let submitted = self.limited(request, |request| self.group.submit(request));
+        Operation::new(Arc::clone(&self.group), submitted, memory)
     }
 
     /// Ends when all ranks have called it.
@@ -219,7 +261,7 @@ impl Communicator {
         keep: K,
         time: Duration,
     ) -> Result<Result<K, Failed<K>>, Operation<K>> {
-        match self.group.perform_for(request, time) {
+        match self.limited(request, |request| self.group.perform_for(request, time)) {
             Ok(None) => Ok(Ok(keep)),
             Ok(Some(kind)) => Err(Operation::new(Arc::clone(&self.group), Ok(kind), keep)),
             Err(error) => Ok(Err(Failed { error, memory: keep })),
@@ -262,7 +304,7 @@ impl Communicator {
             // All of the old one's members have an accelerator, so all of the new one's have.
             new.use_devices();
         }
-        Ok(Some(Self { group: new }))
+        Ok(Some(Self::of(new)))
     }
 
     /// A communicator of the same ranks, independent of this one. A collective call.
@@ -390,7 +432,8 @@ pub struct Blocking<'c> {
 impl Blocking<'_> {
     #[inline]
     pub(crate) fn run(self, request: &RawRequest) -> Result<(), Error> {
-        self.communicator.group.perform(request)
+        let communicator = self.communicator;
+        communicator.limited(request, |request| communicator.group.perform(request))
     }
 
     /// Returns when all ranks have called it.

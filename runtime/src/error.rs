@@ -120,6 +120,14 @@ pub enum Problem {
     Unsupported(windlass_kernels::Unsupported),
     /// A scaled sum, where the call would have to write to its input.
     Scaled,
+    /// A program's own operator that this rank has not registered.
+    NotRegistered,
+    /// An operator has this name already.
+    NameTaken,
+    /// Memory that cannot be registered.
+    NotAdopted(windlass_memory::adopted::NotAdopted),
+    /// Memory of windlass's own, where the call is for memory that the program brings along.
+    Shared,
 }
 
 impl fmt::Display for Problem {
@@ -164,6 +172,10 @@ impl fmt::Display for Problem {
                     "is scaled_sum, which is for all_reduce on host memory; multiply first, then use sum"
                 )
             }
+            Self::NotRegistered => write!(f, "is none that this rank has registered; call register_op first"),
+            Self::NameTaken => write!(f, "is that of an operator registered before; use another one"),
+            Self::NotAdopted(refused) => write!(f, "cannot be registered: {refused}"),
+            Self::Shared => write!(f, "is registered memory of windlass, which needs no more"),
             Self::OnDevice => {
                 write!(f, "is device memory, which this call does not take; copy it with read and write")
             }
@@ -295,6 +307,8 @@ pub enum AbortReason {
     System(i32),
     /// A thread of the world ended or panicked before its peers.
     Panicked,
+    /// An operator of the program's own panicked there.
+    OperatorPanicked,
 }
 
 impl fmt::Display for AbortReason {
@@ -306,6 +320,7 @@ impl fmt::Display for AbortReason {
                 write!(f, "a system call failed there: {}", std::io::Error::from_raw_os_error(*errno))
             }
             Self::Panicked => write!(f, "its thread panicked"),
+            Self::OperatorPanicked => write!(f, "an operator of the program's own panicked there"),
         }
     }
 }

@@ -5,6 +5,7 @@
 
 use std::any::Any;
 use std::sync::Arc;
+use std::time::Duration;
 
 use windlass_collectives::Collective;
 use windlass_kernels::Element;
@@ -102,7 +103,7 @@ impl Communicator {
     }
 
     fn start_all<M: Send + 'static>(&self, requests: &[RawRequest], memory: M) -> Operation<M> {
-        Operation::new(Arc::clone(self.group()), self.group().submit_all(requests), memory)
+        Operation::new(Arc::clone(self.group()), self.group().submit_all(requests, self.timeout()), memory)
     }
 }
 
@@ -121,7 +122,7 @@ impl Blocking<'_> {
         tag: Tag,
     ) -> Result<(), Error> {
         let requests = [send(shared(sent), to, tag), recv(exclusive(received), from, tag)];
-        self.communicator.group().perform_all(&requests)
+        self.communicator.group().perform_all(&requests, self.communicator.timeout())
     }
 
     /// As [`Communicator::exchange`], on borrowed slices. Several messages of several types are a [`scope`](Communicator::scope)'s affair: what is
@@ -146,7 +147,8 @@ impl Blocking<'_> {
     ) -> Result<(), Error> {
         let sends = sends.iter().map(|&(memory, to, tag)| send(shared(memory), to, tag));
         let receives = receives.iter_mut().map(|(memory, from, tag)| recv(exclusive(memory), *from, *tag));
-        self.communicator.group().perform_all(&sends.chain(receives).collect::<Vec<_>>())
+        let requests: Vec<_> = sends.chain(receives).collect();
+        self.communicator.group().perform_all(&requests, self.communicator.timeout())
     }
 
     /// Runs sends and receives whose types are known at run time only, as one call.
@@ -157,7 +159,7 @@ impl Blocking<'_> {
     /// # Safety
     /// As [`perform`](Self::perform), of each request.
     pub unsafe fn perform_exchange(self, requests: &[RawRequest]) -> Result<(), Error> {
-        self.communicator.group().perform_all(requests)
+        self.communicator.group().perform_all(requests, self.communicator.timeout())
     }
 }
 
@@ -173,7 +175,8 @@ impl<'scope, 'env> Scope<'scope, 'env> {
         tag: Tag,
     ) -> Borrowed<'scope> {
         let requests = [send(shared(sent), to, tag), recv(exclusive(received), from, tag)];
-        self.enter(self.communicator().group().submit_all(&requests))
+        let communicator = self.communicator();
+        self.enter(communicator.group().submit_all(&requests, communicator.timeout()))
     }
 
     /// As [`Communicator::exchange`], on borrowed slices.
@@ -185,24 +188,30 @@ impl<'scope, 'env> Scope<'scope, 'env> {
         let sends = sends.iter().map(|&(memory, to, tag)| send(shared(memory), to, tag));
         let receives = receives.into_iter().map(|(memory, from, tag)| recv(exclusive(memory), from, tag));
         let requests: Vec<_> = sends.chain(receives).collect();
-        self.enter(self.communicator().group().submit_all(&requests))
+        let communicator = self.communicator();
+        self.enter(communicator.group().submit_all(&requests, communicator.timeout()))
     }
 }
 
 impl Group {
-    fn submit_all(&self, requests: &[RawRequest]) -> Result<Kind, Error> {
+    fn submit_all(&self, requests: &[RawRequest], timeout: Option<Duration>) -> Result<Kind, Error> {
         self.usable("exchange")?;
-        self.start_exchange(&self.messages_of(requests)?, true).map(Kind::Transfer)
+        self.start_exchange(&self.messages_of(requests, timeout)?, true).map(Kind::Transfer)
     }
 
-    fn perform_all(&self, requests: &[RawRequest]) -> Result<(), Error> {
+    fn perform_all(&self, requests: &[RawRequest], timeout: Option<Duration>) -> Result<(), Error> {
         self.usable("exchange")?;
-        let ticket = self.start_exchange(&self.messages_of(requests)?, false)?;
+        let ticket = self.start_exchange(&self.messages_of(requests, timeout)?, false)?;
         self.finish_transfer(ticket)
     }
 
-    /// The messages of one call, all found right before any is posted; those to this rank itself have been copied.
-    fn messages_of(&self, requests: &[RawRequest]) -> Result<Vec<transfer::Request>, Error> {
+    /// The messages of one call, all found right before any is posted; those to this rank itself have been copied. They have this time limit if
+    /// none of their own.
+    fn messages_of(
+        &self,
+        requests: &[RawRequest],
+        timeout: Option<Duration>,
+    ) -> Result<Vec<transfer::Request>, Error> {
         let mut messages = Vec::with_capacity(requests.len());
         for request in requests {
             if !request.collective.is_point_to_point() {
@@ -210,7 +219,8 @@ impl Group {
                 let problem = Problem::NoMessage;
                 return Err(Error::InvalidArgument { operation, argument, problem });
             }
-            messages.push(self.message_of(request)?);
+            let message = self.message_of(request)?;
+            messages.push(transfer::Request { timeout: message.timeout.or(timeout), ..message });
         }
         apart(&messages)?;
         let pairs = self.own_pairs(requests, &messages)?;

@@ -1,10 +1,12 @@
 //! One communicator of one rank.
 
+mod overdue;
+
 use std::any::Any;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::task::{Context, Poll};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use windlass_collectives::Topology;
 use windlass_transports::shm::Board;
@@ -20,6 +22,7 @@ use crate::metrics::Recorder;
 use crate::progress::Kick;
 use crate::request::RawRequest;
 use crate::transfer::Transfers;
+pub(crate) use overdue::{LOOK_AGAIN, Limit, Overdue, STALL_AFTER};
 
 /// Passes over the stream between two looks at the clock, the lock and the processor's other users: about 2 µs, as each
 /// looks at a line some twenty times.
@@ -252,6 +255,7 @@ impl Group {
         stream.waiters += 1;
         let mut engine_works = false;
         loop {
+            let mut folded = false;
             match self.spin(&mut stream, sequence, &mut waiter) {
                 Ok(true) => {
                     stream.ring(self);
@@ -268,7 +272,9 @@ impl Group {
                 }
                 Ok(false) => {
                     engine_works = stream.engine_works();
+                    let folds = stream.has_piece();
                     drop(stream);
+                    folded = folds && self.fold();
                 }
                 Err(error) => {
                     drop(stream);
@@ -279,6 +285,11 @@ impl Group {
                 lock(&self.stream).waiters -= 1;
                 waiter.over(&self.job);
                 return Some(Err(error));
+            }
+            if folded {
+                waiter.moved(&self.job);
+                stream = lock(&self.stream);
+                continue;
             }
             if !waiter.pause(self, engine_works) {
                 lock(&self.stream).waiters -= 1;
@@ -298,7 +309,7 @@ impl Group {
             if self.ended.load(Ordering::Relaxed) > sequence {
                 return Ok(true);
             }
-            if self.failed.load(Ordering::Relaxed) {
+            if stream.has_piece() || self.failed.load(Ordering::Relaxed) {
                 return Ok(false);
             }
             if status == Status::Moved {
@@ -325,21 +336,44 @@ impl Group {
         }
     }
 
-    fn drive(&self, mut stream: MutexGuard<'_, Stream>) -> Status {
-        match stream.advance(self) {
-            Ok(status) => {
-                stream.ring(self);
-                let due = stream.due(self.ended.load(Ordering::Relaxed), false);
-                drop(stream);
-                settle(due);
-                status
+    fn drive<'a>(&'a self, mut stream: MutexGuard<'a, Stream>) -> Status {
+        loop {
+            match stream.advance(self) {
+                Ok(status) => {
+                    stream.ring(self);
+                    let due = stream.due(self.ended.load(Ordering::Relaxed), false);
+                    let folds = stream.has_piece();
+                    drop(stream);
+                    settle(due);
+                    if !(folds && self.fold()) {
+                        return status;
+                    }
+                }
+                Err(error) => {
+                    drop(stream);
+                    self.fail(error, true);
+                    return Status::Idle;
+                }
             }
-            Err(error) => {
-                drop(stream);
-                self.fail(error, true);
-                Status::Idle
-            }
+            stream = lock(&self.stream);
         }
+    }
+
+    /// Does the Combine that needs an operator of the program's own, calling that without the lock. Whether there was one, for this thread.
+    fn fold(&self) -> bool {
+        let mut stream = lock(&self.stream);
+        let mut any = false;
+        while let Some(mut piece) = stream.next_piece() {
+            drop(stream);
+            any = true;
+            if piece.fold().is_err() {
+                let reason = AbortReason::OperatorPanicked;
+                self.fail(Error::Aborted { communicator: self.id, by: self.job.rank, reason }, true);
+            }
+            stream = lock(&self.stream);
+            stream.folded(piece);
+        }
+        any
     }
 
     /// Gives a call its place in the order and begins it if nothing is before it. The progress thread sees to its end.
@@ -349,8 +383,9 @@ impl Group {
         self.still_usable()?;
         let pending = stream.admit(self, request, true)?;
         self.detached.fetch_add(1, Ordering::AcqRel);
-        // A small operation may end at once. A large one would keep the caller from what it wants to do meanwhile.
-        if pending.plan.series.bytes() > INLINE_ISSUE_BYTES {
+        // A small operation may end at once. A large one would keep the caller from what it wants to do meanwhile, and so may an
+        // operator of the program's own.
+        if pending.plan.series.bytes() > INLINE_ISSUE_BYTES || pending.plan.operator.is_some() {
             let sequence = stream.post(pending);
             drop(stream);
             self.job.kick_progress(Kick::Now);
@@ -475,77 +510,6 @@ impl Group {
         self.fail(error, false);
     }
 
-    /// Rank `by` has given up in time. If this one has waited for somebody else as long, or nearly, that is the better name: `by` may have
-    /// waited for this one, and been the first to look at its clock.
-    fn as_late(&self, by: u32) -> Option<Error> {
-        let stream = lock(&self.stream);
-        let after = self.job.now().duration_since(stream.active()?.blocked?);
-        let waiting_on: Vec<u32> = stream.waiting_on(self).into_iter().filter(|rank| *rank != by).collect();
-        if waiting_on.is_empty() || after < self.job.config.timeout * 3 / 4 {
-            return None;
-        }
-        let (operation, sequence) = stream.doing();
-        Some(Error::TimedOut { operation, sequence, communicator: self.id, waiting_on, after })
-    }
-
-    /// Called by who waits and sees nothing move: compares, reports and gives up in time.
-    pub(crate) fn overdue(&self, waited: &mut Overdue) {
-        let Ok(mut stream) = self.stream.try_lock() else { return };
-        if !stream.has_work() {
-            waited.reset(&self.job);
-            return;
-        }
-        let now = self.job.now();
-        let (operation, sequence) = stream.doing();
-        if waited.sequence != Some(sequence) {
-            waited.reset(&self.job);
-            *waited = Overdue { sequence: Some(sequence), since: Some(now), ..Overdue::default() };
-        }
-        let since =
-            stream.active_mut().map_or(waited.since, |a| Some(*a.blocked.get_or_insert(now))).unwrap_or(now);
-        let after = now.duration_since(since);
-        let timeout = self.job.config.timeout;
-        if after < STALL_AFTER.min(timeout) && !self.job.knows_dead() {
-            // A wait like any other: nobody asks for whom, and nothing is allocated.
-            return;
-        }
-        let waiting_on = stream.waiting_on(self);
-        if let Some((rank, cause)) = self.job.culprit(&waiting_on, &self.members) {
-            // What the peer did before it died counts; only when that does not suffice, its death is an error.
-            let moved = matches!(stream.advance(self), Ok(Status::Moved));
-            if !moved {
-                let error = stream.peer_failed(self, rank, cause);
-                drop(stream);
-                self.fail(error, true);
-            }
-            return;
-        }
-        if after >= timeout {
-            let error = Error::TimedOut { operation, sequence, communicator: self.id, waiting_on, after };
-            drop(stream);
-            return self.fail(error, true);
-        }
-        if after >= STALL_AFTER && !waited.compared {
-            waited.compared = true;
-            let calls = stream.recent_calls();
-            let doing =
-                format!("{operation} #{sequence} on communicator {}, waiting for {waiting_on:?}", self.id);
-            let message =
-                ToServer::Stalled { communicator: self.id, calls, members: self.members.clone(), doing };
-            self.job.tell(&message);
-        }
-        let report_after = self.job.config.report_after;
-        if !report_after.is_zero() && after >= report_after && !waited.reported {
-            waited.reported = true;
-            crate::error::report(format_args!(
-                "rank {} has waited {after:.1?} in {operation} #{sequence} of communicator {} for rank(s) {waiting_on:?}, {}",
-                self.job.rank,
-                self.id,
-                stream.position()
-            ));
-        }
-    }
-
     /// Takes messages' completions, unless somebody else does.
     pub(crate) fn try_deliver(&self) -> Result<bool, Error> {
         let Ok(mut stream) = self.stream.try_lock() else { return Ok(false) };
@@ -558,27 +522,6 @@ impl Group {
 
     pub(crate) fn with_stream<R>(&self, f: impl FnOnce(&mut Stream) -> R) -> R {
         f(&mut lock(&self.stream))
-    }
-}
-
-/// After this long without progress, the ranks' calls are compared.
-pub(crate) const STALL_AFTER: Duration = Duration::from_millis(200);
-
-/// What a waiter has already done about an operation that does not move.
-#[derive(Debug, Default)]
-pub(crate) struct Overdue {
-    sequence: Option<u64>,
-    since: Option<Instant>,
-    compared: bool,
-    reported: bool,
-}
-
-impl Overdue {
-    /// It moves again: what was told is taken back.
-    pub(crate) fn reset(&mut self, job: &Job) {
-        if std::mem::take(self).compared {
-            job.tell(&ToServer::Moving);
-        }
     }
 }
 

@@ -15,6 +15,7 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use windlass_memory::adopted::Adopted;
 use windlass_memory::{Pool, Segment};
 use windlass_transports::shm::{Board, Doorbell, Shape};
 use windlass_transports::{Message, Rank, Token, Transport};
@@ -29,6 +30,7 @@ use crate::error::{Error, JoinError, PeerCause};
 use crate::fork;
 use crate::group::{Group, lock};
 use crate::metrics::NOTE_BYTES;
+use crate::operator::Operators;
 use crate::progress::{self, Kick, Progress};
 use crate::registry::{self, Carriers};
 use segments::Segments;
@@ -78,6 +80,9 @@ pub(crate) struct Job {
     /// What peers said of their device memory before this rank had an accelerator.
     early_regions: Mutex<Vec<early::News>>,
     lines: lines::Lines,
+    /// What the program has registered on this rank.
+    pub(crate) operators: Operators,
+    pub(crate) adopted: Arc<Adopted>,
 }
 
 impl Job {
@@ -189,6 +194,8 @@ impl Job {
             attached: OnceLock::new(),
             early_regions: Mutex::default(),
             lines: lines::Lines::default(),
+            operators: Operators::default(),
+            adopted: Arc::default(),
         }))
     }
 

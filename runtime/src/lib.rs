@@ -14,6 +14,7 @@
 //!
 //! Asynchronous calls own their memory and give it back: `let gradient = comm.all_reduce(gradient, ReduceOp::Sum).await?;`
 
+mod adopted;
 pub mod bootstrap;
 mod clock;
 mod communicator;
@@ -30,6 +31,7 @@ mod job;
 mod memory;
 mod metrics;
 mod operation;
+mod operator;
 mod progress;
 mod registry;
 mod request;
@@ -41,6 +43,7 @@ mod simulation;
 mod transfer;
 mod world;
 
+pub use adopted::{Adopted, Registration};
 pub use bootstrap::{Identity, Server};
 pub use communicator::{Blocking, Communicator, Tag, init};
 pub use config::{Config, ModelFile, Origin, TransportChoice};
@@ -63,6 +66,7 @@ pub use windlass_collectives::{
 };
 pub use windlass_kernels::{
     Bool, Combine, Complex, DataType, Element, F8E4M3, F8E5M2, F32I32, F64I32, F64I64, I32I32, I64I64,
-    ReduceOp, Unsupported, bf16, f16,
+    ReduceOp, Unsupported, UserOp, bf16, f16,
 };
 pub use windlass_memory::accelerator;
+pub use windlass_memory::adopted::NotAdopted;

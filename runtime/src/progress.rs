@@ -8,7 +8,7 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use crate::engine::Status;
-use crate::group::{Overdue, lock};
+use crate::group::{LOOK_AGAIN, Overdue, lock};
 use crate::job::Job;
 
 /// How long the thread stays within reach after the last asynchronous operation, looking around by itself.
@@ -132,11 +132,12 @@ pub(crate) fn run(job: &Weak<Job>) {
                 break;
             }
             if now.duration_since(last) > Duration::from_micros(if crowded { 50 } else { 100 }) {
+                let mut again = LOOK_AGAIN;
                 for group in &groups {
-                    group.overdue(waits.entry((group.slot(), group.id)).or_default());
-                    group.overdue_transfers();
+                    let waited = waits.entry((group.slot(), group.id)).or_default();
+                    again = again.min(group.overdue(waited)).min(group.overdue_transfers());
                 }
-                job.park(Duration::from_millis(50), || groups.iter().any(|g| g.stirs()));
+                job.park(again, || groups.iter().any(|g| g.stirs()));
                 break;
             }
             if crowded {

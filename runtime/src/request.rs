@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use windlass_collectives::call::MAX_USER_COUNT;
 use windlass_collectives::{Call, Collective, Extent, Layout, hash_of_lengths};
 use windlass_kernels::{DataType, ReduceOp};
 use windlass_transports::message::COLLECTIVE_TAG;
@@ -33,6 +34,9 @@ pub struct RawRequest {
     pub root: u32,
     /// The tag of a send or recv.
     pub tag: u32,
+    /// How long the call may take from now on, if not as long as [`Config::timeout`](crate::Config::timeout) says: see
+    /// [`Communicator::with_timeout`](crate::Communicator::with_timeout).
+    pub timeout: Option<Duration>,
     /// The operand; equal to `output` in place.
     pub input: *const u8,
     /// The result. For send the same as `input`.
@@ -56,6 +60,7 @@ impl RawRequest {
             count,
             root: 0,
             tag: 0,
+            timeout: None,
             input: std::ptr::null(),
             output: std::ptr::null_mut(),
             input_lengths: NO_LENGTHS,
@@ -158,8 +163,9 @@ impl RawRequest {
     /// Two requests with the same key differ in their memory alone.
     #[inline]
     pub(crate) const fn key(&self) -> Key {
-        let what = self.collective as u64 | (self.data_type as u64) << 8 | (self.op as u64) << 16;
-        Key { what: what | (self.root as u64) << 24, count: self.count }
+        let what = self.collective as u64 | (self.data_type as u64) << 8 | (self.op.code() as u64) << 16;
+        let operator = if let ReduceOp::User(op) = self.op { op.number() } else { 0 };
+        Key { what: what | (self.root as u64) << 24, count: self.count, operator }
     }
 
     /// Checks everything a rank can check alone, but for the memory.
@@ -179,9 +185,9 @@ impl RawRequest {
             return wrong("the buffer", Problem::TooLarge { count: input.max(output) as u64 });
         };
         if self.collective.reduces()
-            && let Err(unsupported) = self.op.on(self.data_type)
+            && let Err(problem) = self.check_operator(group)
         {
-            return wrong("the operator", Problem::Unsupported(unsupported));
+            return wrong("the operator", problem);
         }
         if self.collective.rooted() && self.root >= group.ranks {
             let argument = if self.collective.is_point_to_point() { "the peer" } else { "the root" };
@@ -233,6 +239,21 @@ impl RawRequest {
         Ok(Checked { call, input, output, alignment, in_place })
     }
 
+    /// Whether the operator is defined on the elements' type.
+    fn check_operator(&self, group: &Group) -> Result<(), Problem> {
+        let ReduceOp::User(op) = self.op else {
+            return self.op.on(self.data_type).map(|_| ()).map_err(Problem::Unsupported);
+        };
+        let operator = group.job.operators.find(op).ok_or(Problem::NotRegistered)?;
+        if operator.data_type() != self.data_type {
+            return Err(Problem::WrongType { expected: self.data_type, actual: operator.data_type() });
+        }
+        if self.count as u64 > MAX_USER_COUNT {
+            return Err(Problem::OutOfRange { value: self.count as u64, limit: MAX_USER_COUNT + 1 });
+        }
+        Ok(())
+    }
+
     /// Checks where the memory lies.
     #[inline]
     pub(crate) fn check_memory(&self, checked: &Checked) -> Result<(), Error> {
@@ -269,7 +290,8 @@ impl RawRequest {
 
     fn transfer(&self, call: Call) -> transfer::Request {
         let memory = if call.collective == Collective::Send { self.input.cast_mut() } else { self.output };
-        transfer::Request { call, peer: self.root, tag: self.tag, memory }
+        let (peer, tag, timeout) = (self.root, self.tag, self.timeout);
+        transfer::Request { call, peer, tag, memory, timeout }
     }
 }
 
@@ -293,6 +315,8 @@ pub(crate) struct Key {
     /// Collective, type, operator and root.
     what: u64,
     count: usize,
+    /// The number of a program's own operator, of which `what` has a part.
+    operator: u32,
 }
 
 impl Key {

@@ -65,7 +65,7 @@ impl<'scope, 'env> Scope<'scope, 'env> {
 
     pub(crate) fn start(&'scope self, request: Result<RawRequest, Error>) -> Borrowed<'scope> {
         let group = self.communicator.group();
-        self.enter(request.and_then(|r| group.submit(&r)))
+        self.enter(request.and_then(|r| self.communicator.limited(&r, |r| group.submit(r))))
     }
 
     pub(crate) fn enter(&'scope self, posted: Result<Kind, Error>) -> Borrowed<'scope> {

@@ -18,7 +18,7 @@ use windlass_transports::{Message, MessageId, Token};
 use crate::engine::Status;
 use crate::engine::wait::Waiter;
 use crate::error::Error;
-use crate::group::{Group, STALL_AFTER, lock, to_the_end};
+use crate::group::{Group, LOOK_AGAIN, STALL_AFTER, lock, to_the_end};
 use crate::progress::Kick;
 
 /// Bytes of a message's chunk: a large transfer is posted piece by piece, so that it can be matched and bounded like the rest.
@@ -32,6 +32,8 @@ pub(crate) struct Request {
     pub(crate) peer: u32,
     pub(crate) tag: u32,
     pub(crate) memory: *mut u8,
+    /// How long it may take, if not as long as the configuration says.
+    pub(crate) timeout: Option<Duration>,
 }
 
 /// Names an exchange that was started.
@@ -296,10 +298,11 @@ impl Transfers {
         Some((transfer.request.call.collective.name(), transfer.sequence))
     }
 
-    /// The message that is late, in words and numbers, if one is.
-    fn late(&mut self, group: &Group) -> Option<Error> {
+    /// The message that is late, in words and numbers, if one is; else after how long at most this is to be asked again.
+    fn late(&mut self, group: &Group) -> Result<Duration, Error> {
         let config = &group.job.config;
         let now = group.job.now();
+        let mut again = LOOK_AGAIN;
         for transfer in self.table.iter().flatten().filter(|t| !t.done) {
             let Some(Some(exchange)) = self.exchanges.get_mut(transfer.exchange as usize) else { continue };
             let after = now.duration_since(exchange.since);
@@ -308,11 +311,13 @@ impl Transfers {
             if after >= STALL_AFTER
                 && let Some((rank, cause)) = group.job.culprit(&[peer], &group.members)
             {
-                return Some(Error::PeerFailed { rank, cause, operation, sequence, communicator: group.id });
+                return Err(Error::PeerFailed { rank, cause, operation, sequence, communicator: group.id });
             }
-            if after >= config.timeout {
+            let timeout = transfer.request.timeout.unwrap_or(config.timeout);
+            again = again.min(timeout.saturating_sub(after));
+            if after >= timeout {
                 let waiting_on = vec![peer];
-                return Some(Error::TimedOut {
+                return Err(Error::TimedOut {
                     operation,
                     sequence,
                     communicator: group.id,
@@ -328,7 +333,7 @@ impl Transfers {
                 ));
             }
         }
-        None
+        Ok(again)
     }
 }
 
@@ -461,12 +466,13 @@ impl Group {
         }
     }
 
-    /// Gives up in time, and reports.
-    pub(crate) fn overdue_transfers(&self) {
+    /// Gives up in time, and reports. After how long at most this is to be called again.
+    pub(crate) fn overdue_transfers(&self) -> Duration {
         let late = lock(&self.transfers).late(self);
-        if let Some(error) = late {
+        late.unwrap_or_else(|error| {
             self.fail(error, true);
-        }
+            LOOK_AGAIN
+        })
     }
 
     /// Whether anything is under way that nobody waits for.

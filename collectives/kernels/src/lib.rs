@@ -73,6 +73,7 @@ mod name;
 mod partial;
 mod recipe;
 mod reduce_op;
+mod user_op;
 mod vector;
 
 pub use half::{bf16, f16};
@@ -84,3 +85,4 @@ pub use crate::element::{Bool, Element, F8E4M3, F8E5M2, F32I32, F64I32, F64I64, 
 pub use crate::level::{Level, level};
 pub use crate::name::UnknownName;
 pub use crate::reduce_op::{ReduceOp, Unsupported};
+pub use crate::user_op::UserOp;

@@ -141,7 +141,7 @@ const fn of_integers(form: Form, bytes: usize, op: ReduceOp) -> Option<Recipe> {
         ReduceOp::LogicalAnd => one(truth, Fold::And),
         ReduceOp::LogicalOr => one(truth, Fold::Or),
         ReduceOp::LogicalXor => one(truth, Fold::Xor),
-        ReduceOp::ScaledSum | ReduceOp::MinLoc | ReduceOp::MaxLoc => None,
+        ReduceOp::ScaledSum | ReduceOp::MinLoc | ReduceOp::MaxLoc | ReduceOp::User(_) => None,
     }
 }
 
@@ -176,7 +176,7 @@ const fn of_truth(op: ReduceOp) -> Option<Recipe> {
             one(Form::Truth8, Fold::And)
         }
         ReduceOp::BitXor | ReduceOp::LogicalXor => one(Form::Truth8, Fold::Xor),
-        ReduceOp::Avg | ReduceOp::ScaledSum | ReduceOp::MinLoc | ReduceOp::MaxLoc => None,
+        ReduceOp::Avg | ReduceOp::ScaledSum | ReduceOp::MinLoc | ReduceOp::MaxLoc | ReduceOp::User(_) => None,
     }
 }
 

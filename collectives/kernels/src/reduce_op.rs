@@ -5,25 +5,34 @@ use std::ops::RangeInclusive;
 use std::str::FromStr;
 
 use crate::recipe::recipe;
-use crate::{DataType, UnknownName};
+use crate::{DataType, UnknownName, UserOp};
 
 macro_rules! operators {
     ($($(#[$doc:meta])* $variant:ident = $code:literal, $name:literal;)*) => {
         /// How the elements of several ranks become one.
         ///
-        /// The discriminant is the operator's code on the wire and in fingerprints; it never changes meaning.
+        /// Each has a code on the wire and in fingerprints, which never changes meaning.
         #[derive(Copy, Clone, Eq, PartialEq, Hash, Debug)]
-        #[repr(u8)]
         #[non_exhaustive]
-        pub enum ReduceOp { $($(#[$doc])* $variant = $code,)* }
+        pub enum ReduceOp {
+            $($(#[$doc])* $variant,)*
+            /// One that the program has brought along. There is no kernel for it.
+            User(UserOp),
+        }
 
         impl ReduceOp {
-            /// Every operator, in the order of the codes.
+            /// Every operator that there is a kernel for, in the order of the codes.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)*];
 
-            /// The name that [`Display`](fmt::Display) prints and [`FromStr`] reads.
+            /// The name that [`Display`](fmt::Display) prints and [`FromStr`] reads; a program's own operator has
+            /// [one](UserOp::name) besides.
             pub const fn name(self) -> &'static str {
-                match self { $(Self::$variant => $name,)* }
+                match self { $(Self::$variant => $name,)* Self::User(_) => "user" }
+            }
+
+            /// The code on the wire. Of a program's own operator, it is a part of its number.
+            pub const fn code(self) -> u8 {
+                match self { $(Self::$variant => $code,)* Self::User(op) => op.code() }
             }
         }
     };
@@ -65,12 +74,7 @@ impl ReduceOp {
     /// The codes that no operator here will ever have: those of operators that a program brings along.
     pub const USER_CODES: RangeInclusive<u8> = 128..=255;
 
-    /// The code on the wire.
-    pub const fn code(self) -> u8 {
-        self as u8
-    }
-
-    /// The operator of a code from the wire; `None` when the code is nobody's.
+    /// The operator of a code from the wire; `None` when the code is nobody's here.
     pub fn from_code(code: u8) -> Option<Self> {
         Self::ALL.get(usize::from(code)).copied()
     }
@@ -88,7 +92,10 @@ impl ReduceOp {
 
 impl fmt::Display for ReduceOp {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.pad(self.name())
+        match self {
+            Self::User(op) => op.fmt(f),
+            op => f.pad(op.name()),
+        }
     }
 }
 

@@ -32,7 +32,7 @@ pub(crate) fn copy(from: *const u8, to: *mut u8, bytes: usize) {
 }
 
 impl Stream {
-    /// Executes a Copy, Reduce or Gather for the task's chunks. False when an accelerator has yet to do it.
+    /// Executes a Copy, Reduce or Gather for the task's chunks. False when an accelerator, or an operator of the program's own, has yet to do it.
     pub(crate) fn combine(&mut self, group: &Group, task: &Task) -> bool {
         if fault::skips_combine() {
             return true;
@@ -41,7 +41,11 @@ impl Stream {
             return self.combine_by_engine(group, task);
         }
         self.combine_here(group, task);
-        true
+        if self.folding.is_idle() {
+            return true;
+        }
+        self.folding.begin((task.step, task.first, task.end));
+        false
     }
 
     /// On device memory a task is one piece of one block, which its rank reduces.
@@ -339,6 +343,10 @@ impl Stream {
         }
         if self.devices {
             return self.launch(group, (input_count, output_count), bytes, divisor);
+        }
+        if active.plan.operator.is_some() {
+            let (inputs, outputs) = (&self.inputs[..input_count], &self.outputs[..output_count]);
+            return self.folding.push(inputs, outputs, bytes);
         }
         let store = if active.plan.streaming && !active.staged { Store::Streaming } else { Store::Cached };
         // SAFETY: every range lies in memory that the operation owns, borrows or was lent, by the layout's bounds; an output

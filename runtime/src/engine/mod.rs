@@ -10,10 +10,12 @@
 //! | [`places`] | where blocks lie, for peers that do not know how long the others are |
 //! | [`bind`] | a step's spans to addresses, and the Combine over them |
 //! | [`flight`] | a Combine by an accelerator's engine, over memory that moves |
+//! | [`fold`] | a Combine by an operator of the program's own, without the lock |
 //! | [`shadow`] | host memory that stands in for device memory |
 //! | [`plan`] | a call to its schedule, geometry and kernels, remembered |
 //! | [`due`] | whom to wake and what to drop once the lock is released |
 //! | [`report`] | what an operation waits for, in words and ranks |
+//! | [`scratch`] | private memory for what messages bring and for partial sums |
 //! | [`wait`] | how to wait when nothing can advance: spin, yield, park |
 //!
 //! # Who touches what
@@ -24,9 +26,11 @@ pub(crate) mod bind;
 mod due;
 mod flags;
 mod flight;
+mod fold;
 mod places;
 pub(crate) mod plan;
 mod report;
+mod scratch;
 mod shadow;
 pub(crate) mod wait;
 
@@ -39,7 +43,7 @@ use std::task::Waker;
 use std::time::Instant;
 
 use windlass_collectives::{
-    Action, Algorithm, Call, Collective, Execution, Fingerprint, History, Peers, Role, Schedule, Task,
+    Action, Algorithm, Call, Collective, Execution, Fingerprint, History, Peers, Schedule, Task,
 };
 use windlass_memory::{Mapping, Segment};
 use windlass_transports::message::COLLECTIVE_TAG;
@@ -48,11 +52,12 @@ use windlass_transports::{Message, MessageId, Token};
 
 use crate::device::address;
 use crate::error::Error;
-use crate::group::Group;
+use crate::group::{Group, Limit};
 use crate::metrics::Recorder;
 use crate::request::RawRequest;
 pub(crate) use due::Due;
 use plan::{Plan, Plans};
+use scratch::Scratch;
 
 /// A call that has its place in the order.
 #[derive(Debug)]
@@ -63,6 +68,8 @@ pub(crate) struct Pending {
     pub(crate) output: *mut u8,
     /// Nobody waits in the call: the progress thread looks after it.
     pub(crate) asynchronous: bool,
+    /// Its own time limit.
+    pub(crate) limit: Option<Limit>,
 }
 
 /// What one peer lends for the operation under way.
@@ -115,6 +122,8 @@ pub(crate) struct Active {
     asynchronous: bool,
     /// When it was first found unable to go on.
     pub(crate) blocked: Option<Instant>,
+    /// Its own time limit.
+    pub(crate) limit: Option<Limit>,
 }
 
 impl Active {
@@ -147,6 +156,8 @@ pub(crate) struct Stream {
     pub(crate) scratch: Scratch,
     /// Combines that an accelerator's engine does.
     flights: flight::Flights,
+    /// A Combine that a user's operator does.
+    folding: fold::Folding,
     /// Host memory in the place of the active operation's device memory.
     shadow: Option<shadow::Shadow>,
     /// The active operation reaches device memory, its own or a peer's, where it lies.
@@ -173,34 +184,6 @@ pub(crate) struct Stream {
 // SAFETY: the raw pointers refer to memory that the operations own or borrow until they end, and to mappings that the
 // stream keeps; the counted plans are reached through the stream alone; and it is only touched under its communicator's lock.
 unsafe impl Send for Stream {}
-
-/// Private scratch rings, cache-line aligned.
-#[derive(Debug, Default)]
-pub(crate) struct Scratch {
-    lines: Vec<Line>,
-    /// Where the memory for partial sums begins, behind the rings.
-    partial_at: usize,
-}
-
-#[derive(Clone, Copy, Debug)]
-#[repr(C, align(64))]
-struct Line([u8; 64]);
-
-impl Scratch {
-    fn reserve(&mut self, (rings, partial): (u64, u64)) {
-        let lines = usize::try_from(rings.div_ceil(64) + partial.div_ceil(64)).unwrap_or(usize::MAX);
-        self.partial_at = rings.next_multiple_of(64) as usize;
-        if self.lines.len() < lines {
-            self.lines.resize(lines, Line([0; 64]));
-        }
-    }
-
-    /// Where a private role's memory begins.
-    pub(crate) fn base(&mut self, role: Role) -> *mut u8 {
-        let base: *mut u8 = self.lines.as_mut_ptr().cast();
-        if matches!(role, Role::Partial(_)) { base.wrapping_add(self.partial_at) } else { base }
-    }
-}
 
 /// How far a call to [`Stream::advance`] came.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -230,6 +213,7 @@ impl Stream {
             outputs: vec![std::ptr::null_mut(); ranks.max(2)],
             scratch: Scratch::default(),
             flights: flight::Flights::default(),
+            folding: fold::Folding::default(),
             shadow: None,
             devices: false,
             unrung: false,
@@ -259,7 +243,9 @@ impl Stream {
     ) -> Result<Pending, Error> {
         let plan = self.plans.of(group, request)?;
         request.check_memory(&plan.checked)?;
-        Ok(Pending { plan, input: request.input.cast_mut(), output: request.output, asynchronous })
+        // The clock is asked by those alone that have a limit of their own.
+        let limit = request.timeout.and_then(|timeout| Limit::new(timeout, group.job.now()));
+        Ok(Pending { plan, input: request.input.cast_mut(), output: request.output, asynchronous, limit })
     }
 
     /// Gives a call its place in the order.
@@ -336,7 +322,7 @@ impl Stream {
 
     /// Begins the call at the head of the order.
     fn begin(&mut self, group: &Group, pending: Pending, sequence: u64) {
-        let Pending { plan, input, output, asynchronous } = pending;
+        let Pending { plan, input, output, asynchronous, limit } = pending;
         let started = self.recorder.begin(sequence, &plan.series);
         let (first_in, first_out) = plan.first_blocks;
         let (input, output) = self.on_host(group, &plan, input, output);
@@ -361,6 +347,7 @@ impl Stream {
             started,
             asynchronous,
             blocked: None,
+            limit,
         });
     }
 
@@ -374,6 +361,7 @@ impl Stream {
         }
         let reachable = plan.choice.algorithm == Algorithm::Direct && group.ranks > 1 && group.uses_devices();
         self.devices = reachable
+            && plan.operator.is_none()
             && match plan.call.collective {
                 Collective::AllReduce => on_device(input) && on_device(output),
                 Collective::ReduceScatter => on_device(input),
@@ -403,6 +391,7 @@ impl Stream {
         loop {
             let limit = self.limit();
             while self.flights.has_room()
+                && self.folding.is_idle()
                 && let Some(task) = self.execution.as_mut().and_then(|e| e.poll(limit))
             {
                 moved = true;
@@ -551,6 +540,7 @@ impl Stream {
     /// back from them. Messages are withdrawn.
     pub(crate) fn abandon(&mut self, group: &Group) {
         self.waits = [None; 2];
+        self.folding.clear();
         self.ground(group);
         self.shadow = None;
         let asynchronous = self.queue.iter().filter(|p| p.asynchronous).count()

@@ -2,16 +2,18 @@
 
 use std::cell::Cell;
 use std::rc::Rc;
+use std::sync::Arc;
 
 use windlass_collectives::{
-    Call, Choice, Collective, Execution, Extent, Fingerprint, Geometry, Layout, Schedule, WINDOW,
+    Call, Choice, Collective, Execution, Extent, Fingerprint, Geometry, Layout, Policy, Schedule, WINDOW,
 };
-use windlass_kernels::{Combine, DataType};
+use windlass_kernels::{Combine, DataType, ReduceOp};
 use windlass_transports::shm::INLINE_BYTES;
 
 use crate::error::Error;
 use crate::group::Group;
 use crate::metrics::Series;
+use crate::operator::Operator;
 use crate::request::{Checked, Key, Lengths, RawRequest};
 
 use super::bind::Run;
@@ -29,7 +31,10 @@ const UNSUPPORTED: Error = Error::System {
 /// What all ranks do for a call.
 pub(crate) fn choose(group: &Group, call: &Call) -> Result<Choice, Error> {
     let config = &group.job.config;
-    config.model.choose(call, &group.topology, config.policy()).map_err(|_| UNSUPPORTED)
+    // An operator that need not be associative has one order only.
+    let by_rank = config.reproducible || matches!(call.op, ReduceOp::User(_));
+    let policy = Policy { by_rank, ..config.policy() };
+    config.model.choose(call, &group.topology, policy).map_err(|_| UNSUPPORTED)
 }
 
 /// Everything about a call that does not depend on where its memory is.
@@ -48,6 +53,8 @@ pub(crate) struct Plan {
     pub(crate) staged: Schedule,
     pub(crate) geometry: Geometry,
     pub(crate) reduce: Combine,
+    /// In the place of that: the program's own operator.
+    pub(crate) operator: Option<Arc<Operator>>,
     pub(crate) copy: Combine,
     pub(crate) streaming: bool,
     /// The offsets at which the first block that this rank holds begins, in its input and in its output.
@@ -93,11 +100,15 @@ impl Plan {
             registered,
             staged,
             geometry: geometry.clone(),
-            // What does not reduce may be of a type that has no sum.
-            reduce: if call.collective.reduces() {
-                Combine::reduce(call.data_type, call.op)
-            } else {
-                Combine::copy(DataType::U8)
+            operator: match call.op {
+                ReduceOp::User(op) => group.job.operators.find(op),
+                _ => None,
+            },
+            reduce: match call.op {
+                // What does not reduce may be of a type that has no sum.
+                _ if !call.collective.reduces() => Combine::copy(DataType::U8),
+                ReduceOp::User(_) => Combine::copy(DataType::U8),
+                op => Combine::reduce(call.data_type, op),
             },
             copy: Combine::copy(DataType::U8),
             streaming: geometry.layout.bytes() >= STREAMING_BYTES,

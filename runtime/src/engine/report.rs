@@ -3,7 +3,7 @@
 use windlass_collectives::{Action, Peers};
 
 use crate::error::{Error, PeerCause};
-use crate::group::{Group, lock};
+use crate::group::{Group, Limit, lock};
 use crate::scheduler::RegionName;
 
 use super::Stream;
@@ -69,6 +69,17 @@ impl Stream {
             }
             (None, None) => ("no operation", self.next),
         }
+    }
+
+    /// Of the operations with a time limit of their own, whose is over first: the limit, the operation and its number.
+    pub(crate) fn first_limit(&self) -> Option<(Limit, &'static str, u64)> {
+        let first = self.next - self.queue.len() as u64;
+        let active = self.active.iter().map(|active| (active.limit, &active.plan, active.sequence));
+        let queued = self.queue.iter().zip(first..).map(|(pending, n)| (pending.limit, &pending.plan, n));
+        let limited =
+            active.chain(queued).filter_map(|(limit, plan, sequence)| Some((limit?, plan, sequence)));
+        let soonest = limited.min_by_key(|(limit, ..)| limit.until())?;
+        Some((soonest.0, soonest.1.call.collective.name(), soonest.2))
     }
 
     /// How far the operation under way is, in words.

@@ -14,8 +14,9 @@ use crate::error::Error;
 use crate::group::Group;
 use crate::scheduler::RegionName;
 
+use super::Stream;
 use super::plan::Plan;
-use super::{Line, Stream};
+use super::scratch::Line;
 
 /// A piece of device memory, and where it is on the host meanwhile.
 #[derive(Clone, Copy, Debug)]

@@ -13,8 +13,6 @@ use crate::job::Job;
 const SPIN_FOR: Duration = Duration::from_micros(100);
 /// How long a waiter yields before it parks.
 const YIELD_FOR: Duration = Duration::from_micros(200);
-/// A sleeper looks around this often: for deaths, time limits and stalls.
-const PARK_FOR: Duration = Duration::from_millis(50);
 /// For a limit that no clock can tell the end of.
 const FOREVER: Duration = Duration::from_secs(1 << 32);
 
@@ -81,10 +79,9 @@ impl Waiter {
             std::thread::yield_now();
             return true;
         }
-        group.overdue(&mut self.overdue);
-        group.overdue_transfers();
+        let again = group.overdue(&mut self.overdue).min(group.overdue_transfers());
         if group.failure().is_none() {
-            group.job.park(left.map_or(PARK_FOR, |left| left.min(PARK_FOR)), || group.stirs());
+            group.job.park(left.map_or(again, |left| left.min(again)), || group.stirs());
         }
         true
     }

@@ -3,11 +3,12 @@
 //! A [`Segment`] is a sealed memfd mapped by its owner; peers map its descriptor as a [`Mapping`]. A [`Pool`] cuts
 //! segments into page-aligned [`Allocation`]s, so that descriptors stay few. A [`Location`] is how another rank
 //! names a byte of a segment: segment, generation, offset, never an address. An [`accelerator`] has memory of its own, which
-//! only its engine touches.
+//! only its engine touches. Memory that the program brings along is [`adopted`]: named, and mapped by nobody.
 //!
 //! Every mapping is `MADV_DONTFORK`: a forked child cannot write into a running collective. Every descriptor is close-on-exec.
 
 pub mod accelerator;
+pub mod adopted;
 mod available;
 mod pool;
 mod segment;

@@ -95,6 +95,16 @@ impl Pool {
         }
     }
 
+    /// Whether some of `bytes` bytes at `address` lie in a segment.
+    pub fn overlaps(&self, address: *const u8, bytes: usize) -> bool {
+        let segments = self.segments.read().unwrap_or_else(PoisonError::into_inner);
+        segments.iter().any(|segment| {
+            let mapping = segment.mapping();
+            let (begin, base) = (address.addr(), mapping.base().as_ptr().addr());
+            begin < base.saturating_add(mapping.len()) && base < begin.saturating_add(bytes)
+        })
+    }
+
     /// The segment and the location of `bytes` bytes at `address`, when they lie in one segment and peers reach them.
     pub fn locate(&self, address: *const u8, bytes: usize) -> Option<(Arc<Segment>, Location)> {
         let segments = self.segments.read().unwrap_or_else(PoisonError::into_inner);
