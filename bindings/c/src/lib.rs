@@ -7,6 +7,7 @@
 //! | [`communicator`] | joining a job, and its communicators |
 //! | [`collectives`] | one row for each collective, from which its two functions are made |
 //! | [`exchange`] | several messages as one call |
+//! | [`operator`] | operators that a program brings along |
 //! | [`operation`] | what has been started and has not been waited for |
 //! | [`memory`] | registered memory |
 //! | [`version`] | which library this is |
@@ -27,6 +28,7 @@ pub mod error;
 pub mod exchange;
 pub mod memory;
 pub mod operation;
+pub mod operator;
 mod table;
 pub mod version;
 
@@ -36,4 +38,5 @@ pub use error::*;
 pub use exchange::*;
 pub use memory::*;
 pub use operation::*;
+pub use operator::*;
 pub use version::*;

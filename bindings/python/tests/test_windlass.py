@@ -42,7 +42,7 @@ def test_wrong_arguments_are_told_and_start_nothing(job, ranks):
 
 
 @pytest.mark.parametrize(
-    "life", ["freed_in_flight", "asynchronous", "threads", "fork", "interrupt", "exit_with_pending", "exit_at_once"]
+    "life", ["freed_in_flight", "asynchronous", "threads", "fork", "interrupt", "broken_operators", "limited", "exit_with_pending", "exit_at_once"]
 )
 def test_lives(job, life):
     assert job(2, "programs/life.py", life).count("is through") == 2

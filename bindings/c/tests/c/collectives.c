@@ -232,6 +232,33 @@ static void exchanges(void)
     }
 }
 
+/* Writes the ranks' digits one after another: neither commutative nor associative, so it tells the order. */
+static void digits(void *acc, const void *x, size_t count, void *context)
+{
+    int64_t *into = acc;
+    const int64_t *from = x;
+    CHECK(context == (void *)&rank);
+    for (size_t i = 0; i < count; i++)
+        into[i] = into[i] * 10 + from[i];
+}
+
+static void own_operator(void)
+{
+    windlass_reduce_op_t op = 0;
+    int64_t all = 0, before = 0;
+    OK(windlass_register_op("digits of ranks", WINDLASS_I64, digits, &rank, comm, &op));
+    for (int r = 0; r < size; r++) {
+        before = r == rank ? all : before;
+        all = all * 10 + r + 1;
+    }
+    for (int i = 0; i < COUNT; i++)
+        input[i] = rank + 1;
+    OK(windlass_all_reduce(input, output, COUNT, WINDLASS_I64, op, comm));
+    CHECK(output[0] == all && output[COUNT - 1] == all);
+    OK(windlass_exscan(input, output, COUNT, WINDLASS_I64, op, comm));
+    CHECK(rank == 0 || (output[0] == before && output[COUNT - 1] == before));
+}
+
 /* The sum in which each rank has a factor: by its own doors, and as data. */
 static void scaled(void)
 {
@@ -297,6 +324,8 @@ int main(void)
             }
         }
         exchanges();
+        if (registered)
+            own_operator();
         for (int i = 0; i < 2; i++) {
             if (registered)
                 OK(windlass_mem_free(memory[i]));

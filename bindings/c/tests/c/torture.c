@@ -203,6 +203,89 @@ static void wrong_messages(void)
     OK(windlass_comm_free(&twin));
 }
 
+static void ignore(void *acc, const void *x, size_t count, void *context)
+{
+    (void)acc, (void)x, (void)count, (void)context;
+}
+
+static void wrong_operators(void)
+{
+    const int bad_argument = WINDLASS_ERROR_INVALID_ARGUMENT, type = WINDLASS_F64;
+    double a[2] = {1, 2}, b[2] = {0};
+    windlass_reduce_op_t op = 0;
+    REFUSED(bad_argument, "`name` is NULL", windlass_register_op(NULL, type, ignore, NULL, comm, &op));
+    REFUSED(bad_argument, "`fold` is NULL", windlass_register_op("left", type, NULL, NULL, comm, &op));
+    REFUSED(bad_argument, "`op` is NULL", windlass_register_op("left", type, ignore, NULL, comm, NULL));
+    REFUSED(bad_argument, "`comm` is NULL", windlass_register_op("left", type, ignore, NULL, NULL, &op));
+    REFUSED(bad_argument, "`name` is no UTF-8", windlass_register_op("\xff", type, ignore, NULL, comm, &op));
+    REFUSED(bad_argument, "the operator's name", windlass_register_op("", type, ignore, NULL, comm, &op));
+    REFUSED(bad_argument, "77 is no data type", windlass_register_op("left", 77, ignore, NULL, comm, &op));
+    OK(windlass_register_op("left", type, ignore, NULL, comm, &op));
+    CHECK(op < 0);
+    REFUSED(bad_argument, "registered before", windlass_register_op("left", type, ignore, NULL, comm, &op));
+    REFUSED(bad_argument, "none that this rank has registered", windlass_all_reduce(a, b, 2, type, op ^ 1, comm));
+    REFUSED(bad_argument, "is of f64", windlass_all_reduce(a, b, 2, WINDLASS_I64, op, comm));
+    a[0] = rank + 5;
+    OK(windlass_all_reduce(a, b, 2, type, op, comm));
+    CHECK(b[0] == 5 && b[1] == 2);
+    still_right(comm);
+}
+
+static void limits(void)
+{
+    windlass_comm_t twin = NULL, limited = NULL;
+    OK(windlass_comm_duplicate(comm, &twin));
+    REFUSED(WINDLASS_ERROR_INVALID_ARGUMENT, "timeout_ms is 0", windlass_comm_with_timeout(twin, 0, &limited));
+    REFUSED(WINDLASS_ERROR_INVALID_ARGUMENT, "`limited` is NULL", windlass_comm_with_timeout(twin, 1, NULL));
+    REFUSED(WINDLASS_ERROR_INVALID_ARGUMENT, "`comm` is NULL", windlass_comm_with_timeout(NULL, 1, &limited));
+    CHECK(limited == NULL);
+    OK(windlass_comm_with_timeout(twin, 100, &limited));
+    OK(windlass_barrier(comm));
+    if (rank == 1)
+        usleep(400000);
+    windlass_result_t result = windlass_barrier(limited);
+    CHECK(result == (rank == 0 ? WINDLASS_ERROR_TIMED_OUT : WINDLASS_ERROR_ABORTED) || result == WINDLASS_ERROR_TIMED_OUT);
+    /* It is the same communicator. */
+    CHECK(windlass_barrier(twin) != WINDLASS_SUCCESS);
+    OK(windlass_comm_free(&limited));
+    OK(windlass_comm_free(&twin));
+    still_right(comm);
+}
+
+static void own_memory(void)
+{
+    enum { COUNT = 1 << 17 };
+    const int bad_argument = WINDLASS_ERROR_INVALID_ARGUMENT;
+    double *heap = calloc(COUNT, sizeof *heap);
+    void *given = NULL;
+    windlass_op_t op = NULL;
+    windlass_comm_t twin = NULL;
+    OK(windlass_mem_alloc(comm, &given, 64));
+    REFUSED(bad_argument, "is null", windlass_mem_register(comm, NULL, 8));
+    REFUSED(bad_argument, "`comm` is NULL", windlass_mem_register(NULL, heap, 8));
+    REFUSED(bad_argument, "needs no more", windlass_mem_register(comm, given, 64));
+    OK(windlass_mem_register(comm, heap, COUNT * sizeof *heap));
+    REFUSED(bad_argument, "cannot be registered", windlass_mem_register(comm, heap + 5, 8));
+    REFUSED(bad_argument, "windlass_mem_free", windlass_mem_free(heap));
+    REFUSED(bad_argument, "windlass_mem_deregister", windlass_mem_deregister(given));
+    REFUSED(bad_argument, "windlass_mem_deregister", windlass_mem_deregister(heap + 1));
+    /* Deregistered while an operation uses it: it stays registered until that ends. */
+    OK(windlass_comm_duplicate(comm, &twin));
+    heap[COUNT - 1] = 1;
+    if (rank == 1)
+        usleep(20000);
+    OK(windlass_all_reduce_async(heap, heap, COUNT, WINDLASS_F64, WINDLASS_SUM, twin, &op));
+    OK(windlass_mem_deregister(heap));
+    REFUSED(bad_argument, "windlass_mem_deregister", windlass_mem_deregister(heap));
+    OK(windlass_wait(&op));
+    CHECK(heap[COUNT - 1] == size);
+    OK(windlass_mem_deregister(NULL));
+    OK(windlass_mem_free(given));
+    OK(windlass_comm_free(&twin));
+    free(heap);
+    still_right(comm);
+}
+
 static void stale_handles(void)
 {
     const int stale = WINDLASS_ERROR_INVALID_HANDLE;
@@ -471,6 +554,9 @@ int main(void)
     wrong_arguments();
     wrong_counts();
     wrong_messages();
+    wrong_operators();
+    limits();
+    own_memory();
     stale_handles();
     freed_in_flight();
     threads();

@@ -128,6 +128,34 @@ for sends, receives, text in [
         raise AssertionError(text)
     except windlass.InvalidArgumentError as error:
         assert text in str(error), error
+# Operators, and times.
+for arguments, text in [
+    (("a", 3, "float32"), "cannot be called"),
+    (("a", max, "float"), "the dtype"),
+    (("", max, "float32"), "the operator's name"),
+]:
+    try:
+        comm.register_op(*arguments)
+        raise AssertionError(arguments)
+    except windlass.InvalidArgumentError as error:
+        assert text in str(error), error
+first = comm.register_op("first", lambda a, b: a, "float32")
+assert "first" in repr(first)
+for call, text in [
+    (lambda: comm.register_op("first", max, "float32"), "registered before"),
+    (lambda: comm.all_reduce(numpy.ones(3), first), "is of f32"),
+    (lambda: comm.with_timeout(0), "above 0"),
+    (lambda: comm.with_timeout(-1.5), "above 0"),
+    (lambda: comm.with_timeout(float("nan")), "above 0"),
+    (lambda: comm.with_timeout(1e300), "above 0"),
+    (lambda: comm.with_timeout("soon"), "above 0"),
+]:
+    try:
+        call()
+        raise AssertionError(text)
+    except windlass.InvalidArgumentError as error:
+        assert text in str(error), error
+assert (comm.with_timeout(1e9).all_reduce(numpy.full(3, RANK, "float32"), first) == 0).all()
 # Factors.
 refused("no number", "all_reduce", ones, scalar="half")
 refused("scaled_sum, not with max", "all_reduce", ones, "max", scalar=2)

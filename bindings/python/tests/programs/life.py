@@ -249,6 +249,48 @@ def errors():
         assert error.rank == 1 and error.operation == "barrier" and error.cause and error.code == 3
 
 
+def broken_operators():
+    """An operator that fails, or makes something else, aborts the communicator on all ranks, and its exception is shown."""
+
+    def fails(a, b):
+        raise KeyError("broken on purpose")
+
+    for name, fold in [
+        ("fails", fails),
+        ("short", lambda a, b: a[:1]),
+        ("other", lambda a, b: numpy.zeros(len(a), "int32")),
+        ("nothing", lambda a, b: None),
+    ]:
+        op = comm.register_op(name, fold, "float64")
+        other = comm.duplicate()
+        try:
+            other.all_reduce(numpy.ones(100), op)
+            raise AssertionError("a broken operator passed")
+        except windlass.AbortedError as error:
+            assert "operator" in error.reason, error
+    # What it keeps of its arguments is its own.
+    kept = []
+    comm.all_reduce(numpy.ones(100), comm.register_op("keeps", lambda a, b: kept.append(a) or b, "float64"))
+    assert all(view[0] == 1.0 for view in kept)
+    comm.barrier()
+
+
+def limited():
+    """A time limit for a call; a second object of the same communicator."""
+    short = comm.duplicate().with_timeout(0.2)
+    comm.barrier()
+    if RANK == 1:
+        time.sleep(1)
+    try:
+        short.barrier()
+        raise AssertionError("nothing ran out")
+    except (windlass.TimedOutError, windlass.AbortedError) as error:
+        assert RANK == 1 or error.waiting_on == [1]
+    assert short.rank == RANK
+    comm.with_timeout(60).barrier()
+    comm.finalize()
+
+
 def exit_with_pending():
     """The interpreter ends while peers still need its memory: what can end does, the rest is aborted."""
     x = numpy.ones(1 << 20)

@@ -161,6 +161,20 @@ def exchanges(dtype):
         assert call([], []) == []
 
 
+def operators(dtype):
+    """Operands are folded in rank order: this one tells the order, and has to see both kinds of operands."""
+    if dtype.itemsize < 4:
+        return
+    # A memory view has no name for half precision.
+    fold = lambda a, b: numpy.asarray(a) * 10 + numpy.asarray(b)
+    op = comm.register_op(f"digits of {dtype} and {scale}", fold, dtype)
+    digits = [numpy.full(scale + 3, r + 1, dtype) for r in range(SIZE)]
+    for call in doors("all_reduce"):
+        equal("operator", call(digits[RANK].copy(), op), numpy.full(scale + 3, int("123456789"[:SIZE]), dtype))
+    for call in doors("scan"):
+        equal("operator, scan", call(digits[RANK].copy(), op), numpy.full(scale + 3, int("123456789"[: RANK + 1]), dtype))
+
+
 def factors(dtype):
     x, factor = array(7, shape=(scale, 2), dtype=dtype), RANK - 0.5
     expected = x * dtype.type(sum(r - 0.5 for r in range(SIZE)))
@@ -184,6 +198,7 @@ for scale in (1, 7, 2000):
             even_lists(dtype, rest)
         several(dtype)
         exchanges(dtype)
+        operators(dtype)
         if dtype.kind == "f":
             factors(dtype)
 
