@@ -1,12 +1,13 @@
 # make run · make test · make bench · make lint: each installs what it needs (tools/setup).
 
-.PHONY: help run build test bench lint install-c install-tools clean
+.PHONY: help run build test bench lint testbed install-c install-tools clean
 
 help:
 	@echo "make run            build, run three examples on 4 ranks, and a short bench"
 	@echo "make test           every test: unit, integration, process, documentation, loom"
 	@echo "make bench          all_reduce on 2 ranks, 8 B to 16 MiB"
 	@echo "make lint           format, clippy, documentation, licences"
+	@echo "make testbed        a virtual machine with RDMA and memory that moves, and its self-test"
 	@echo "make install-c      libwindlass, its header and its pkg-config file to PREFIX (/usr/local)"
 	@echo "make install-tools  install what is missing, and nothing else"
 
@@ -50,6 +51,10 @@ lint:
 	cargo clippy --locked -p windlass --features planted-fault --all-targets -- -D warnings
 	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
 	@if command -v cargo-deny >/dev/null; then cargo deny --locked check licenses bans sources; else echo "lint: skipped cargo deny: not installed (make install-tools)"; fi
+
+testbed:
+	@tools/setup --testbed
+	deploy/testbed/run --hosts 2 testbed-selftest
 
 clean:
 	cargo clean

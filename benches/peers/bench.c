@@ -90,11 +90,12 @@ static int cpus_at_start(void) {
 
 void bench_pin(int rank, int ranks) {
     cpu_set_t allowed, one;
-    if (rank < 0 || cpus_at_start() < ranks) return;
+    int cpus = cpus_at_start();
+    if (rank < 0 || (cpus < ranks && ranks % cpus != 0)) return;
     (void)allowed_cpus(&allowed);
-    int seen = 0;
+    int seen = 0, number = cpus < ranks ? rank * cpus / ranks : rank;
     for (int cpu = 0; cpu < CPU_SETSIZE; cpu++) {
-        if (!CPU_ISSET(cpu, &allowed) || seen++ != rank) continue;
+        if (!CPU_ISSET(cpu, &allowed) || seen++ != number) continue;
         CPU_ZERO(&one);
         CPU_SET(cpu, &one);
         (void)sched_setaffinity(0, sizeof one, &one);

@@ -38,7 +38,7 @@ enum bench_collective {
  * of the same shape, but for a reduction to the root, all-to-all and send. */
 typedef void (*bench_operation)(int collective, int root, float *input, float *output, size_t count);
 
-/* Pins the calling thread to the allowed CPU number `rank`, when there are at least `ranks` of them. */
+/* Pins the calling thread to one of the allowed CPUs, when there is one for each rank or each has as many. */
 void bench_pin(int rank, int ranks);
 
 /* Serves commands until standard input ends; 0 on success. `control` is a zeroed file on a memory file

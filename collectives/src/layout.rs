@@ -78,6 +78,12 @@ impl Layout {
         self.element_bytes
     }
 
+    /// The bytes of every block, where all have the same by their rule.
+    pub const fn stride(&self) -> Option<u64> {
+        let alike = self.starts.is_none() && self.remainder == 0 && self.mask == !0;
+        if alike { Some(self.quotient * self.element_bytes) } else { None }
+    }
+
     /// The offset at which block `block` begins; `start(blocks())` is the end.
     #[inline]
     pub fn start(&self, block: u32) -> u64 {
@@ -265,4 +271,95 @@ impl Geometry {
 
 fn clamp_chunks(bytes: u64, chunk_bytes: u64) -> u32 {
     u32::try_from(bytes.div_ceil(chunk_bytes).max(1)).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::call::Collective;
+    use windlass_kernels::{DataType, ReduceOp};
+
+    /// More elements than 32 bits count.
+    const MANY: u64 = (5 << 32) + 12_345;
+
+    /// The pieces of a range, as (offset, bytes), cover it without a gap.
+    fn covers(pieces: impl Iterator<Item = Piece>, start: u64, end: u64) {
+        let mut at = start;
+        for piece in pieces {
+            assert_eq!(piece.offset, at);
+            at += piece.bytes;
+        }
+        assert_eq!(at, end);
+    }
+
+    #[test]
+    fn parts_of_vectors_beyond_32_bits_cover_them() {
+        for element_bytes in [1, 2, 4, 8, 16] {
+            for blocks in [1, 2, 3, 7, 64, 1000, 1 << 20] {
+                let layout = Layout::parts(MANY, element_bytes, blocks);
+                assert_eq!((layout.start(0), layout.start(blocks)), (0, MANY * element_bytes));
+                for block in [0, 1, blocks / 2, blocks - 1].into_iter().filter(|b| *b < blocks) {
+                    let (start, end) = (layout.start(block), layout.start(block + 1));
+                    let exact =
+                        u128::from(block) * u128::from(MANY) / u128::from(blocks) * u128::from(element_bytes);
+                    assert_eq!(u128::from(start), exact / 64 * 64, "block {block} of {blocks}");
+                    assert!(start <= end && end - start <= layout.largest().next_multiple_of(64));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn chunks_of_vectors_beyond_32_bits_cover_them() {
+        let layouts = [
+            Layout::parts(MANY, 1, 2),
+            Layout::uniform(MANY, 2, 3),
+            Layout::uneven(&[1 << 33, 0, 7, MANY, 1], 1),
+        ];
+        for layout in layouts {
+            let geometry = Geometry::new(layout.clone(), 128 << 10, 64 << 10, 4);
+            for block in 0..layout.blocks() {
+                let (start, end) = (layout.start(block), layout.start(block + 1));
+                let copy = |blocks| {
+                    let span = |role| Span { role, blocks };
+                    Action::Copy { whose: None, from: span(Role::Input), to: span(Role::Output) }
+                };
+                let range = geometry.chunks(&copy(Blocks::Range { first: block, end: block + 1 }));
+                covers(
+                    (0..range).map(|c| geometry.range_piece(Role::Output, block, block + 1, c)),
+                    start,
+                    end,
+                );
+                let pieces = geometry.chunks(&copy(Blocks::One(block)));
+                covers((0..pieces).map(|c| geometry.block_piece(Role::Input, block, c, c + 1)), start, end);
+                covers(std::iter::once(geometry.block_piece(Role::Input, block, 0, pieces)), start, end);
+            }
+        }
+    }
+
+    #[test]
+    fn calls_beyond_32_bits_keep_their_count() {
+        let call = Call {
+            collective: Collective::AllGather,
+            data_type: DataType::F64,
+            op: ReduceOp::Sum,
+            count: MANY,
+            root: 0,
+        };
+        assert_eq!(call.size_bytes(6), MANY * 8 * 6);
+        assert_eq!(call.fingerprint().call(), Some(call));
+        assert_eq!(Layout::of(&call, 6, 1).start(5), MANY * 8 * 5);
+    }
+
+    #[test]
+    fn a_block_that_a_peer_has_placed_is_cut_as_ones_own() {
+        let own = Geometry::new(Layout::uneven(&[64, 0, 640], 64), 4096, 4096, 2)
+            .with_output(Layout::uneven(&[64, 256, 1], 64));
+        // One's own operand has the longest block, so there are as many chunks.
+        assert_eq!(own.chunks(&Action::Gather { from: Role::Input, take: crate::step::Take::Ours }), 10);
+        let lent = |role, first| own.lent_piece(role, 0, 1, first, first + 1);
+        assert_eq!(lent(Role::Input, 3), Piece { offset: 3 * 4096, bytes: 4096 });
+        assert_eq!(lent(Role::Input, 4), Piece { offset: 4 * 4096, bytes: 0 });
+        assert_eq!(lent(Role::Stage, 3), Piece { offset: 3 * 4096, bytes: 4096 });
+    }
 }

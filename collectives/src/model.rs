@@ -25,6 +25,8 @@ pub struct Model {
     pub flag_ns: f64,
     /// Reading one more peer's flag line.
     pub line_ns: f64,
+    /// Handing a core to another rank, where ranks share cores.
+    pub switch_ns: f64,
     /// Reading or writing a byte of cached shared memory.
     pub cached_byte_ns: f64,
     /// One message to a peer and its receipt.
@@ -47,6 +49,7 @@ impl Default for Model {
         Self {
             flag_ns: 110.0,
             line_ns: 25.0,
+            switch_ns: 1_100.0,
             cached_byte_ns: 0.02,
             message_ns: 6_000.0,
             message_byte_ns: 0.25,
@@ -135,9 +138,13 @@ impl Model {
         if algorithm.needs_mapped_peers() && !topology.mapped {
             return None;
         }
-        let flags = |k: f64| k * (self.flag_ns + (p - 2.0).max(0.0) * self.line_ns);
+        // Before all have come to an exchange, or have had a round's message, every rank of a core has had it.
+        let sharing = topology.ranks.div_ceil(topology.cores.max(1));
+        let turns = if sharing > 1 { f64::from(sharing) * self.switch_ns } else { 0.0 };
+        let flags = |k: f64| k * (self.flag_ns + (p - 2.0).max(0.0) * self.line_ns + turns);
         let touch = |bytes: f64| bytes * self.cached_byte_ns;
-        let send = |bytes: f64| self.message_ns + bytes * self.message_byte_ns;
+        let message = self.message_ns + turns;
+        let send = |bytes: f64| message + bytes * self.message_byte_ns;
         let add = |bytes: f64| bytes * self.reduce_byte_ns;
         // A pipeline of hops: the first chunk goes all the way, the others follow it.
         let chunk = n.min(self.chunk_bytes as f64);
@@ -150,10 +157,11 @@ impl Model {
             (Algorithm::Publish, C::ReduceScatter) => flags(1.0) + touch(2.0 * n + n + n / p),
             (Algorithm::Publish, C::AllGather | C::Gather) => flags(1.0) + touch(2.0 * n / p + 2.0 * n),
             (Algorithm::Publish, C::AllToAll) => flags(1.0) + touch(4.0 * n),
-            (Algorithm::Publish, C::Scatter) => flags(1.0) + touch(2.0 * n + 2.0 * n / p),
+            // A root stores to its slot without waiting; who reads there waits for each line.
+            (Algorithm::Publish, C::Scatter) => flags(1.0) + touch(n + 2.0 * n / p),
+            (Algorithm::Publish, C::Broadcast) => flags(1.0) + touch(n + 2.0 * n),
             // The last rank reads all operands.
             (Algorithm::Publish, C::Scan | C::ExScan) => flags(1.0) + touch(2.0 * n + p * n + n),
-            (Algorithm::Publish, C::Broadcast) => flags(1.0) + touch(4.0 * n),
             (Algorithm::Publish, _) => flags(1.0),
             // Where a rank's blocks lie is told in its slot.
             (Algorithm::Direct, _)
@@ -170,7 +178,7 @@ impl Model {
             (Algorithm::Ring, C::ReduceScatter) => (p - 1.0) * (send(n / p) + add(n / p)),
             (Algorithm::Ring, _) => (p - 1.0) * send(n / p),
             (Algorithm::RecursiveDoubling, C::AllGather) => {
-                rounds * self.message_ns + (p - 1.0) / p * n * self.message_byte_ns
+                rounds * message + (p - 1.0) / p * n * self.message_byte_ns
             }
             (Algorithm::RecursiveDoubling, C::Scan) => rounds * (send(n) + add(n)),
             (Algorithm::RecursiveDoubling, C::ExScan) => rounds * (send(n) + add(n)) + send(n),
@@ -178,16 +186,14 @@ impl Model {
             (Algorithm::Rabenseifner, _) => {
                 let halving = (p - 1.0) / p * (2.0 * n * self.message_byte_ns + add(n));
                 // Rounds of different sizes do not overlap: a chunk waits for the whole round before.
-                2.0 * rounds * self.message_ns + 1.15 * halving + folded * send(n)
+                2.0 * rounds * message + 1.15 * halving + folded * send(n)
             }
             (Algorithm::Circulant, C::AllReduce) => {
                 let halving = (p - 1.0) / p * (2.0 * n * self.message_byte_ns + add(n));
                 // A round is mostly two messages, as its blocks pass the vector's end.
-                3.0 * rounds * self.message_ns + 1.15 * halving
+                3.0 * rounds * message + 1.15 * halving
             }
-            (Algorithm::Circulant, _) => {
-                1.5 * rounds * self.message_ns + (p - 1.0) / p * n * self.message_byte_ns
-            }
+            (Algorithm::Circulant, _) => 1.5 * rounds * message + (p - 1.0) / p * n * self.message_byte_ns,
             (Algorithm::DoubleTree, _) => {
                 // Each rank is an inner one once: two halves come, one goes, and the same backwards.
                 pipeline(2.0 * rounds, &|bytes| send(bytes) + add(bytes))
@@ -198,7 +204,8 @@ impl Model {
             (Algorithm::Chain, C::Broadcast) => pipeline((p - 1.0).max(1.0), &send),
             (Algorithm::Chain, _) => pipeline((p - 1.0).max(1.0), &|bytes| send(bytes) + add(bytes)),
             (Algorithm::Linear, _) => {
-                self.message_ns + (p - 1.0) * (0.2 * self.message_ns) + n * self.message_byte_ns
+                // The messages of all but the first overlap; the root's own block does not travel.
+                message * (1.0 + 0.2 * (p - 2.0).max(0.0)) + (p - 1.0) / p * n * self.message_byte_ns
             }
             (Algorithm::Pairwise, _) => (p - 1.0) * send(n / p),
             // Of a reduce only the first half is a message to each of the others.
@@ -206,7 +213,7 @@ impl Model {
             (Algorithm::Exchange, C::Scan | C::ExScan) => (p - 1.0) * (2.0 * send(n / p) + 0.5 * add(n)),
             (Algorithm::Exchange, _) => (p - 1.0) * (2.0 * send(n / p) + add(n / p)),
             (Algorithm::Collect, _) => (p - 1.0) * (send(n) + add(n)),
-            (Algorithm::Dissemination, _) => rounds * self.message_ns,
+            (Algorithm::Dissemination, _) => rounds * message,
             (Algorithm::Pair, _) => send(n),
         })
     }

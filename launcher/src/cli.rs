@@ -87,7 +87,7 @@ pub(crate) struct RunArguments {
     /// Serve the job's Prometheus metrics at http://ADDR/metrics (port 0: any free port, which is printed).
     #[arg(long, value_name = "ADDR")]
     pub(crate) metrics: Option<SocketAddr>,
-    /// Give each rank its own share of the usable CPUs. More ranks than CPUs are never bound.
+    /// Give each rank its share of the usable CPUs. More ranks than CPUs are bound where every CPU has as many.
     #[arg(long, value_enum, default_value_t = BindTo::Core)]
     pub(crate) bind_to: BindTo,
     /// Write each rank's lines as `[rank] line`, or as they are.

@@ -133,7 +133,13 @@ impl Tuning {
         let published = self.all_reduce("publishing", &CROSSOVER, "publish", &model)?;
         let direct = self.all_reduce("reaching directly", &CROSSOVER, "direct", &model)?;
         // The second exchange is what the smallest size pays for reaching directly.
-        model.flag_ns = (direct[0] - published[0]).max(10.0);
+        let exchange = (direct[0] - published[0]).max(10.0);
+        let sharing = self.ranks.div_ceil(std::thread::available_parallelism().map_or(1, usize::from));
+        if sharing > 1 {
+            model.switch_ns = exchange / sharing as f64;
+        } else {
+            model.flag_ns = exchange;
+        }
         let pairs = CROSSOVER.iter().zip(published.iter().zip(&direct));
         // Within the noise publishing is preferred: it serves heap memory as well as registered.
         let last = pairs.rev().find(|(_, (publish, direct))| **publish <= 1.03 * **direct);

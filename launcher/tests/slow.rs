@@ -19,6 +19,41 @@ fn what_tune_writes_can_be_used() {
     assert!(text(&output.stdout).contains("WINDLASS_MODEL"));
 }
 
+/// More elements than 32 bits count go where they belong: blocks of a mebibyte, no two of which that are a power of two apart have the same values.
+#[test]
+fn counts_beyond_32_bits() {
+    const BLOCK: usize = 1 << 20;
+    const COUNT: usize = (1 << 32) + 300 * BLOCK + 12_345;
+    let free = std::fs::read_to_string("/proc/meminfo").unwrap();
+    let free = free.lines().find_map(|line| line.strip_prefix("MemAvailable:")?.trim().strip_suffix(" kB"));
+    let free: usize = free.unwrap().parse().unwrap();
+    if free < 10 << 20 {
+        println!("skipped: needs 10 GiB of free memory, and there are {} MiB", free >> 10);
+        return;
+    }
+    let value = |block: usize, rank: usize| (block % 251) as u8 ^ (rank * 85) as u8;
+    let counted = windlass::threads(2, |comm| {
+        let rank = comm.rank() as usize;
+        let mut vector = comm.alloc::<u8>(COUNT).unwrap();
+        let is = |vector: &[u8], expected: &dyn Fn(usize) -> u8| {
+            let blocks = vector.chunks(BLOCK).enumerate();
+            let wrong = blocks.filter(|(at, block)| block.iter().any(|byte| *byte != expected(*at)));
+            wrong.map(|(at, _)| at).take(9).collect::<Vec<_>>()
+        };
+        vector.chunks_mut(BLOCK).enumerate().for_each(|(at, block)| block.fill(value(at, rank)));
+        comm.blocking().all_reduce(&mut vector, windlass::ReduceOp::Sum).unwrap();
+        assert_eq!(is(&vector, &|at| value(at, 0).wrapping_add(value(at, 1))), [0; 0], "all_reduce");
+        vector.chunks_mut(BLOCK).enumerate().for_each(|(at, block)| block.fill(value(at, rank)));
+        comm.blocking().broadcast(&mut vector, 1).unwrap();
+        assert_eq!(is(&vector, &|at| value(at, 1)), [0; 0], "broadcast");
+        // And what the checks look for is there to be found.
+        vector[(1 << 32) + 5] ^= 1;
+        assert_eq!(is(&vector, &|at| value(at, 1)), [1 << 12], "a wrong byte");
+        vector.len()
+    });
+    assert_eq!(counted.unwrap(), [COUNT, COUNT]);
+}
+
 /// With a Combine left out, no result may be right: everything that the bench times goes through the one path.
 ///
 /// The slow lane, since it builds the command a second time, with the fault:

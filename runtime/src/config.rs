@@ -289,6 +289,7 @@ impl Config {
 pub struct ModelFile {
     flag_ns: f64,
     line_ns: f64,
+    switch_ns: f64,
     cached_byte_ns: f64,
     message_ns: f64,
     message_byte_ns: f64,
@@ -309,6 +310,7 @@ impl From<Model> for ModelFile {
         Self {
             flag_ns: m.flag_ns,
             line_ns: m.line_ns,
+            switch_ns: m.switch_ns,
             cached_byte_ns: m.cached_byte_ns,
             message_ns: m.message_ns,
             message_byte_ns: m.message_byte_ns,
@@ -327,6 +329,7 @@ impl ModelFile {
         let times = [
             file.flag_ns,
             file.line_ns,
+            file.switch_ns,
             file.cached_byte_ns,
             file.message_ns,
             file.message_byte_ns,
@@ -345,6 +348,7 @@ impl ModelFile {
         Ok(Model {
             flag_ns: file.flag_ns,
             line_ns: file.line_ns,
+            switch_ns: file.switch_ns,
             cached_byte_ns: file.cached_byte_ns,
             message_ns: file.message_ns,
             message_byte_ns: file.message_byte_ns,

@@ -336,6 +336,11 @@ impl Group {
         }
     }
 
+    /// Whether an engine does some of the operation under way, as far as can be seen without waiting.
+    pub(crate) fn engine_works(&self) -> bool {
+        self.stream.try_lock().is_ok_and(|stream| stream.engine_works())
+    }
+
     fn drive<'a>(&'a self, mut stream: MutexGuard<'a, Stream>) -> Status {
         loop {
             match stream.advance(self) {

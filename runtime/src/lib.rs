@@ -38,7 +38,6 @@ mod request;
 #[doc(hidden)]
 pub mod scheduler;
 mod scope;
-mod service;
 mod simulation;
 mod transfer;
 mod world;

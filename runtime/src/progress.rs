@@ -140,7 +140,8 @@ pub(crate) fn run(job: &Weak<Job>) {
                 job.park(again, || groups.iter().any(|g| g.stirs()));
                 break;
             }
-            if crowded {
+            // An engine may need this core for its own thread, and works far longer than an exchange of flags takes.
+            if crowded || groups.iter().any(|group| group.engine_works()) {
                 std::thread::yield_now();
             } else {
                 std::hint::spin_loop();

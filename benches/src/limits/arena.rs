@@ -156,8 +156,10 @@ impl Arena {
         self.at(self.shape.buffers_at() + which * self.shape.buffer_bytes()).cast()
     }
 
-    /// Waits until all ranks have come here as often as this one.
+    /// Waits until all ranks have come here as often as this one. Who shares a core gives it up at once: a rank that is not here yet may be
+    /// in the middle of what is timed.
     pub fn barrier(&self, rank: usize, wait: Wait) {
+        let wait = Wait { spins: wait.spins.map(|_| 0) };
         let own = self.flag(Cell::Barrier, rank);
         let turn = own.load(Ordering::Relaxed) + 1;
         own.store(turn, Ordering::Release);
@@ -248,13 +250,17 @@ pub fn cpus() -> usize {
     *CPUS.get_or_init(|| std::thread::available_parallelism().map_or(1, usize::from))
 }
 
-/// Pins the calling thread to the allowed CPU number `rank`, if there is one per rank; says whether it did.
+/// Pins the calling thread to one of the allowed CPUs, if there is one for each rank or each has as many; says whether it did. Where the
+/// kernel puts ranks that take turns is chance: three of four on one core take half as long again as two and two.
 pub fn pin(rank: usize, ranks: usize) -> bool {
-    if ranks > cpus() {
+    let cpus = cpus();
+    if ranks > cpus && !ranks.is_multiple_of(cpus) {
         return false;
     }
     let Ok(allowed) = rustix::thread::sched_getaffinity(None) else { return false };
-    let Some(cpu) = (0..rustix::thread::CpuSet::MAX_CPU).filter(|&cpu| allowed.is_set(cpu)).nth(rank) else {
+    let number = if ranks > cpus { rank * cpus / ranks } else { rank };
+    let Some(cpu) = (0..rustix::thread::CpuSet::MAX_CPU).filter(|&cpu| allowed.is_set(cpu)).nth(number)
+    else {
         return false;
     };
     let mut one = rustix::thread::CpuSet::new();

@@ -190,3 +190,34 @@ fn a_planted_fault_is_caught() {
         }
     }
 }
+
+/// Every 8-bit float added to every other one, alone, and with a third that pushes sums off ties.
+#[test]
+fn all_pairs_of_eight_bit_floats_add_alike_on_all_levels() {
+    let all = if cfg!(miri) { 16 } else { 256 };
+    let (first, second): (Vec<u8>, Vec<u8>) =
+        (0..all * all).map(|at| ((at / all) as u8, (at % all) as u8)).unzip();
+    for data_type in [DataType::E4M3, DataType::E5M2] {
+        for third in [None, Some(0x01), Some(0x81), Some(0x38), Some(0xf0)] {
+            let mut inputs = vec![first.clone(), second.clone()];
+            inputs.extend(third.map(|code| vec![code; first.len()]));
+            let op = Some(ReduceOp::Sum);
+            let (count, store) = (first.len(), Store::Cached);
+            let case = Case {
+                data_type,
+                op,
+                level: Level::Portable,
+                outputs: 1,
+                count,
+                divisor: 1,
+                store,
+                misalignment: 0,
+                in_place: false,
+            };
+            let expected = case.expected(&inputs);
+            for level in levels() {
+                Case { level, ..case }.check_against(&inputs, &expected);
+            }
+        }
+    }
+}

@@ -18,11 +18,14 @@ pub(crate) fn shares(bind_to: BindTo, ranks: usize) -> Vec<Vec<usize>> {
 }
 
 fn split(cpus: &[usize], ranks: usize) -> Vec<Vec<usize>> {
-    if ranks == 0 || ranks > cpus.len() {
-        // More ranks than CPUs: bound ranks would wait for each other's CPU while another idles.
+    if ranks == 0 || ranks > cpus.len() && !ranks.is_multiple_of(cpus.len()) {
+        // Some CPUs would have more ranks than others: bound, those would wait while the others idle.
         return Vec::new();
     }
-    (0..ranks).map(|rank| cpus[rank * cpus.len() / ranks..(rank + 1) * cpus.len() / ranks].to_vec()).collect()
+    // Where every CPU has as many ranks, it keeps them. The kernel leaves ranks that take turns on the CPU where they are, be it that
+    // three share one and the fourth has the other to itself.
+    let begin = |rank: usize| rank * cpus.len() / ranks;
+    (0..ranks).map(|rank| cpus[begin(rank)..begin(rank + 1).max(begin(rank) + 1)].to_vec()).collect()
 }
 
 /// A number from the CPU's topology; 0 where the kernel does not tell.
@@ -47,8 +50,10 @@ mod tests {
     }
 
     #[test]
-    fn an_oversubscribed_host_binds_nobody() {
+    fn an_oversubscribed_host_binds_ranks_where_each_cpu_has_as_many() {
         assert!(split(&[0, 1], 3).is_empty());
+        assert_eq!(split(&[3, 5], 4), [[3], [3], [5], [5]]);
+        assert_eq!(split(&[7], 3), [[7], [7], [7]]);
         assert!(shares(BindTo::None, 1).is_empty());
     }
 }

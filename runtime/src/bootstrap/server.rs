@@ -18,7 +18,6 @@ use super::protocol::{Failure, RegionMessage, RegionNews, ToRank, ToServer, VERS
 use super::socket;
 use crate::error::{JoinError, PeerCause, Refusal};
 use crate::metrics;
-use crate::service;
 
 /// While not all have joined, those waiting hear of it this often.
 const REPORT_EVERY: Duration = Duration::from_millis(500);
@@ -85,7 +84,7 @@ impl Server {
             .name("wl-rendezvous".into())
             .stack_size(256 << 10)
             .spawn(move || {
-                service::serve_promptly();
+                windlass_memory::serve(windlass_memory::Promptness::Answers);
                 state.run();
             })
             .map_err(|e| {

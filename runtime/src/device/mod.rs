@@ -19,14 +19,15 @@ pub(crate) mod regions;
 
 use std::fmt;
 use std::marker::PhantomData;
-use std::ops::Range;
+use std::ops::{Deref, DerefMut, Range};
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
 use windlass_kernels::Element;
+use windlass_memory::Promptness;
 use windlass_memory::accelerator::{self, Accelerator, AcceleratorError, Notices, Operand};
 
 use crate::bootstrap::protocol::RegionMessage;
@@ -37,7 +38,6 @@ use crate::job::Job;
 use crate::job::news::RETRY;
 use crate::memory::{Memory, MemoryMut, Span};
 use crate::scheduler::{RegionError, RegionName};
-use crate::service;
 
 pub use history::Movements;
 use regions::{Hold, Purpose, Regions};
@@ -48,6 +48,10 @@ const NOTICES: usize = 4096;
 const LOOK_AROUND: Duration = Duration::from_millis(100);
 /// What is done with device memory at a time. More delays a move, less costs more fences.
 pub(crate) const PIECE_BYTES: usize = 256 << 10;
+
+/// The engine has this much to do at a time: one half of a task that runs, and one that follows at once. What waits in its queue holds
+/// leases, for which a move would have to wait as well.
+const ENGINE_DEPTH: usize = 2;
 
 /// An accelerator that a rank's job uses.
 #[derive(Debug)]
@@ -60,6 +64,8 @@ pub(crate) struct Attached {
     /// has taken before.
     telling: Mutex<()>,
     wake: Arc<Wake>,
+    /// What all streams together have given the engine, and not seen ended.
+    engine_tasks: AtomicUsize,
 }
 
 /// Wakes the movement thread.
@@ -73,13 +79,38 @@ struct Wake {
     unsaid: AtomicBool,
 }
 
-impl Wake {
-    /// There is something to say.
-    fn say(&self) {
-        self.unsaid.store(true, Ordering::Release);
-        self.ring();
-    }
+/// The regions, locked. If there is something to say afterwards, the movement thread is woken, once it could have the lock.
+#[derive(Debug)]
+pub(crate) struct Held<'a> {
+    regions: MutexGuard<'a, Regions>,
+    _bell: Bell<'a>,
+}
 
+#[derive(Debug)]
+struct Bell<'a>(&'a Wake);
+
+impl Drop for Bell<'_> {
+    fn drop(&mut self) {
+        if self.0.unsaid.load(Ordering::Acquire) {
+            self.0.ring();
+        }
+    }
+}
+
+impl Deref for Held<'_> {
+    type Target = Regions;
+    fn deref(&self) -> &Regions {
+        &self.regions
+    }
+}
+
+impl DerefMut for Held<'_> {
+    fn deref_mut(&mut self) -> &mut Regions {
+        &mut self.regions
+    }
+}
+
+impl Wake {
     /// Takes no lock, allocates nothing, does not wait: the counter is far from full.
     fn ring(&self) {
         if self.asleep.swap(false, Ordering::SeqCst) {
@@ -106,7 +137,8 @@ impl Attached {
         accelerator.listen(Arc::clone(&notices));
         let regions = Regions::new(job, Arc::clone(&accelerator), Arc::clone(&notices), Arc::clone(&wake));
         let (regions, telling) = (Mutex::new(regions), Mutex::default());
-        Ok(Arc::new(Self { rank: job.rank, accelerator, regions, notices, telling, wake }))
+        let engine_tasks = AtomicUsize::new(0);
+        Ok(Arc::new(Self { rank: job.rank, accelerator, regions, notices, telling, wake, engine_tasks }))
     }
 
     fn start(self: &Arc<Self>, job: &Arc<Job>) -> Result<(), Error> {
@@ -127,8 +159,8 @@ impl Attached {
         self.rank
     }
 
-    pub(crate) fn regions(&self) -> MutexGuard<'_, Regions> {
-        lock(&self.regions)
+    pub(crate) fn regions(&self) -> Held<'_> {
+        Held { regions: lock(&self.regions), _bell: Bell(&self.wake) }
     }
 
     /// Hands on what the accelerator has said, and sends what follows, without the lock: who is told may be slow. When to come again.
@@ -146,6 +178,20 @@ impl Attached {
             job.tell_region(to, message, descriptor);
         }
         deadline
+    }
+
+    /// Whether a stream that has given the engine something may give it more. One that has not may always: it waits for nobody else's work
+    /// but in the engine's own order.
+    pub(crate) fn engine_has_room(&self) -> bool {
+        self.engine_tasks.load(Ordering::Relaxed) < ENGINE_DEPTH
+    }
+
+    pub(crate) fn engine_begun(&self) {
+        self.engine_tasks.fetch_add(1, Ordering::Relaxed);
+    }
+
+    pub(crate) fn engine_ended(&self) {
+        self.engine_tasks.fetch_sub(1, Ordering::Relaxed);
     }
 
     /// For whoever drives an operation, at each step: takes in what the accelerator and the peers have said, and answers, if there is anything
@@ -168,11 +214,14 @@ impl Attached {
             // He may have taken everything already.
             Err(_) => self.wake.ring(),
         }
+        if mail {
+            job.ring_self();
+        }
     }
 
+    /// Whoever hands on what a peer has said takes a [`turn`](Self::turn), which answers.
     pub(crate) fn hear(&self, from: u32, message: RegionMessage, descriptor: Option<OwnedFd>) {
-        self.regions().hear(from, message, descriptor);
-        self.wake.ring();
+        lock(&self.regions).hear(from, message, descriptor);
     }
 
     pub(crate) fn lose(&self, rank: u32) {
@@ -234,7 +283,7 @@ impl Drop for Attached {
 
 /// The movement thread's life.
 fn watch(attached: &Weak<Attached>, job: &Weak<Job>) {
-    service::serve_promptly();
+    windlass_memory::serve(Promptness::Answers);
     loop {
         let Some((attached, job)) = attached.upgrade().zip(job.upgrade()) else { return };
         attached.wake.asleep.store(true, Ordering::SeqCst);

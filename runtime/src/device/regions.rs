@@ -448,12 +448,12 @@ impl Regions {
             Err(error) => (Err(Some(super::errno(&error))), None),
         };
         self.outbox.push((to, RegionMessage { owner: self.rank, segment, news, exported }, descriptor));
-        self.wake.say();
+        self.wake.unsaid.store(true, Ordering::Release);
     }
 
     fn tell(&mut self, to: u32, owner: u32, segment: u32, news: RegionNews) {
         self.outbox.push((to, RegionMessage { owner, segment, news, exported: Err(None) }, None));
-        self.wake.say();
+        self.wake.unsaid.store(true, Ordering::Release);
     }
 
     /// What peers are to be told.

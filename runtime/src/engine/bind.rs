@@ -89,6 +89,15 @@ impl Stream {
             Action::Reduce { inputs, outputs, .. } => {
                 self.fold(group, inputs, outputs, run.divisor, run.bytes, |_| run.offset);
             }
+            Action::Gather { from, take } => {
+                let (own, output) = (self.own(group, Role::Input), self.own(group, Role::Output));
+                for q in from_next(group) {
+                    let source = if q == group.rank { own } else { self.of_peer(group, q, from).0 };
+                    let block = if take == Take::Ours { group.rank } else { q };
+                    let [s, t] = [block, q].map(|block| block as usize * run.bytes);
+                    self.copy_bytes(source.wrapping_add(s), output.wrapping_add(t), run.bytes);
+                }
+            }
             _ => {}
         }
     }
@@ -188,9 +197,7 @@ impl Stream {
         let Some(active) = self.active() else { return };
         let (geometry, own, output) = (&active.plan.geometry, active.input, active.output);
         let is_told = active.plan.call.collective.has_private_lengths();
-        // Begin with the next rank, so that not all ranks read the same peer at once.
-        for i in 0..group.ranks {
-            let q = (group.rank + 1 + i) % group.ranks;
+        for q in from_next(group) {
             let (source, role) =
                 if q == group.rank { (own, Role::Input) } else { self.of_peer(group, q, from) };
             runs(role == Role::Stage, first, end, |a, b| {
@@ -382,11 +389,17 @@ impl Stream {
     }
 }
 
+/// All ranks, from the next one on, so that not all ranks read the same peer at once.
+fn from_next(group: &Group) -> impl Iterator<Item = u32> + use<> {
+    (group.rank + 1..group.ranks).chain(0..=group.rank)
+}
+
 /// What of a Combine over a single piece can be worked out before the memory is known.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Run {
     /// From block 0 of every operand, in bytes.
     offset: usize,
+    /// Of the piece; of a Gather, of each block.
     bytes: usize,
     divisor: u64,
 }
@@ -398,6 +411,10 @@ impl Run {
             Action::Copy { from, to, .. } => ([from; 2], [to; 2], 1),
             Action::Reduce { inputs, outputs, last } => {
                 (spans_of(inputs), spans_of(outputs), if last { u64::from(ranks) } else { 1 })
+            }
+            Action::Gather { .. } => {
+                let bytes = geometry.layout.stride()? as usize;
+                return Some(Self { offset: 0, bytes, divisor: 1 });
             }
             _ => return None,
         };

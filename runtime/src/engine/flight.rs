@@ -19,7 +19,8 @@ use crate::scheduler::{Generation, Reduction, RegionName};
 
 use super::Stream;
 
-/// So many tasks are with the engine at a time: one is stored while another is summed.
+/// So many tasks of a stream are under way at a time: while memory of some is on its way, the engine has others. How many it is given
+/// at a time, [`Attached::engine_has_room`] says.
 const MOST: usize = 4;
 /// A task covers about so much of a rank's part.
 pub(super) const TASK_BYTES: u64 = PIECE_BYTES as u64;
@@ -209,8 +210,24 @@ impl Stream {
         let mut moved = false;
         let mut result = Ok(());
         for flight in &mut flights {
-            match self.advance_flight(&attached, flight) {
+            match self.land(&attached, flight) {
                 Ok(went) => moved |= went,
+                Err(error) => result = Err(error),
+            }
+        }
+        let mut at_work = flights.iter().filter(|flight| flight.work.is_some()).count();
+        for flight in &mut flights {
+            if flight.work.is_some() || flight.reduction.is_delivered() || result.is_err() {
+                continue;
+            }
+            if at_work > 0 && !attached.engine_has_room() {
+                break;
+            }
+            match self.begin_half(&attached, flight) {
+                Ok(begun) => {
+                    at_work += usize::from(begun);
+                    moved |= begun;
+                }
                 Err(error) => result = Err(error),
             }
         }
@@ -225,13 +242,18 @@ impl Stream {
         result.map(|()| moved)
     }
 
-    fn advance_flight(&mut self, attached: &Attached, flight: &mut Flight) -> Result<bool, Error> {
-        if let Some((fence, commits)) = &flight.work {
-            let Some(outcome) = fence.outcome() else { return Ok(false) };
-            let (outcome, commits) = (outcome.clone(), *commits);
-            flight.work = None;
-            return flight.landed(attached, outcome, commits, self.flights.scratch.as_ref());
-        }
+    /// Takes in what the engine has ended.
+    fn land(&self, attached: &Attached, flight: &mut Flight) -> Result<bool, Error> {
+        let Some((fence, commits)) = &flight.work else { return Ok(false) };
+        let Some(outcome) = fence.outcome() else { return Ok(false) };
+        let (outcome, commits) = (outcome.clone(), *commits);
+        flight.work = None;
+        attached.engine_ended();
+        flight.landed(attached, outcome, commits, self.flights.scratch.as_ref())
+    }
+
+    /// Gives a flight's next half to the engine, unless memory for it is on its way.
+    fn begin_half(&mut self, attached: &Attached, flight: &mut Flight) -> Result<bool, Error> {
         let commits = flight.reduction.poll_commit(0).is_some();
         let scratch = self.scratch_for(attached, flight)?;
         let own = RegionName { owner: attached.rank(), segment: scratch.segment };
@@ -253,6 +275,7 @@ impl Stream {
                     flight.reduction.handle_summing(0);
                 }
                 flight.work = Some((fence, commits));
+                attached.engine_begun();
                 Ok(true)
             }
             Err(error) => {
@@ -294,7 +317,10 @@ impl Stream {
         let Some(attached) = group.job.attached.get() else { return };
         for mut flight in self.flights.flights.drain(..) {
             match flight.work.take() {
-                Some((fence, _)) => attached.regions().abandon(fence, flight.holds),
+                Some((fence, _)) => {
+                    attached.engine_ended();
+                    attached.regions().abandon(fence, flight.holds);
+                }
                 None => attached.regions().give_back(&mut flight.holds, None),
             }
         }

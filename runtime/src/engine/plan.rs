@@ -5,7 +5,8 @@ use std::rc::Rc;
 use std::sync::Arc;
 
 use windlass_collectives::{
-    Call, Choice, Collective, Execution, Extent, Fingerprint, Geometry, Layout, Policy, Schedule, WINDOW,
+    Action, Algorithm, Call, Choice, Collective, Execution, Extent, Fingerprint, Geometry, Layout, Policy, Schedule,
+    WINDOW,
 };
 use windlass_kernels::{Combine, DataType, ReduceOp};
 use windlass_transports::shm::INLINE_BYTES;
@@ -63,6 +64,8 @@ pub(crate) struct Plan {
     pub(crate) scratch: (u64, u64),
     /// It fits into the arrival line.
     pub(crate) inline: bool,
+    /// This rank publishes in a slot and waits for nobody: when it ends, its peers have yet to read, so it has time to prepare the next slot.
+    pub(crate) gives_only: bool,
     /// The binary logarithm of an element's bytes.
     pub(crate) element_shift: u32,
     /// By step of the registered schedule, where all its steps are of one chunk, and all ranks know where all blocks lie.
@@ -84,6 +87,7 @@ impl Plan {
             Some((input, output)) => choice.geometry_of(input).with_output(output),
             None => choice.geometry(call, group.ranks, &registered),
         };
+        let inline = geometry.layout.bytes() <= INLINE_BYTES as u64;
         let bytes = if call.collective.is_uneven() {
             checked.input.max(checked.output) as u64
         } else {
@@ -117,7 +121,10 @@ impl Plan {
                 geometry.scratch_bytes(registered.scratch_rings()),
                 geometry.partial_bytes(registered.partials()),
             ),
-            inline: geometry.layout.bytes() <= INLINE_BYTES as u64,
+            inline,
+            gives_only: !inline
+                && choice.algorithm == Algorithm::Publish
+                && !(0..registered.len()).any(|i| matches!(registered.step(i).action, Action::Wait { .. })),
             element_shift: call.data_type.size_bytes().trailing_zeros(),
             bound: if call.collective.has_private_lengths() {
                 Box::default()

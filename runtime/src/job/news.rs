@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
-use windlass_memory::Mapping;
+use windlass_memory::{Mapping, Promptness};
 use windlass_transports::shm::Board;
 
 use super::Job;
@@ -15,7 +15,6 @@ use crate::bootstrap::control::Control;
 use crate::bootstrap::protocol::{RegionMessage, ToRank, ToServer};
 use crate::error::{Error, JoinError, PeerCause};
 use crate::group::lock;
-use crate::service;
 
 /// How often what a peer has no room for is offered again.
 pub(crate) const RETRY: Duration = Duration::from_millis(5);
@@ -67,7 +66,7 @@ impl Job {
         let weak = Arc::downgrade(job);
         let thread =
             std::thread::Builder::new().name("wl-control".into()).stack_size(256 << 10).spawn(move || {
-                service::serve_promptly();
+                windlass_memory::serve(Promptness::Answers);
                 let (mut buffer, mut keeps) = (Vec::new(), false);
                 loop {
                     let Some((lines, streams)) = weak.upgrade().map(|job| (job.lines(), job.watched()))
@@ -90,7 +89,10 @@ impl Job {
                     }
                     let heard = control.listen(&mut buffer);
                     match heard {
-                        Ok(Some((message, descriptor))) => job.hear(message, descriptor),
+                        Ok(Some((message, descriptor))) => {
+                            job.hear(message, descriptor);
+                            keeps = job.answer();
+                        }
                         // The news is lost, and with it perhaps memory that everybody would wait for.
                         Err(errno) => job.fail_with(None, &Error::system("recvmsg", errno)),
                         Ok(None) if control.is_of_rank_0() && job.rank != 0 => {
@@ -164,18 +166,20 @@ impl Job {
             Some(attached) => {
                 drop(early);
                 attached.hear(from, message, descriptor);
-                self.ring_self();
             }
             None => self.hear_early(&mut early, from, message, descriptor),
         }
     }
 
-    /// Says what follows from the mail. Whether something is kept that a peer has no room for.
+    /// Says what follows from the mail, and only then wakes who may go on here: he might be given this thread's core, and the peer waits.
+    /// Whether something is kept that a peer has no room for.
     fn answer(&self) -> bool {
         if let Some(attached) = self.attached.get() {
             attached.turn(self);
         }
-        self.see_to_mail()
+        let keeps = self.see_to_mail();
+        self.ring_self();
+        keeps
     }
 
     /// Sends what was kept, and fails what waits for a message that is lost. Whether something is still kept.

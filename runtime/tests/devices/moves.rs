@@ -1,6 +1,7 @@
 //! Moves and revokes at the worst moments, and buffers that go while theirs are under way.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use windlass::accelerator::simulated::Options;
@@ -228,6 +229,29 @@ fn ranks_without_an_accelerator_hold_up_nobody() {
             assert_eq!(device.movements().refused, 0);
         }
         comm.blocking().barrier().unwrap();
+    })
+    .unwrap();
+}
+
+/// What waits in an engine's queue holds its memory in place: it is given what it works on and what comes next, and each further stream's first.
+#[test]
+fn an_engine_is_given_no_more_than_a_move_can_wait_for() {
+    threads_with(2, &shm(), |comm| {
+        let second = comm.duplicate().unwrap();
+        let wayward = Arc::new(Wayward::new(accelerator(comm.rank(), Options::default())));
+        let device = comm.attach(wayward.clone()).unwrap();
+        second.attach(wayward.clone()).unwrap();
+        *wayward.late.lock().unwrap() = Duration::from_millis(2);
+        // Eight tasks of each rank's.
+        let count = (4 << 20) / size_of::<f32>();
+        rounds(&comm, &device, count, 1);
+        assert_eq!(wayward.most_queued.load(Ordering::SeqCst), 2);
+        let mut buffers = [(); 2].map(|()| device.alloc::<f32>(count).unwrap());
+        buffers.iter_mut().for_each(|buffer| fill(buffer, comm.rank(), 1));
+        let [one, other] = buffers;
+        let both = [comm.all_reduce(one, ReduceOp::Sum), second.all_reduce(other, ReduceOp::Sum)];
+        both.into_iter().for_each(|operation| check(&operation.wait().unwrap(), 2, 1));
+        assert!((2..=3).contains(&wayward.most_queued.load(Ordering::SeqCst)));
     })
     .unwrap();
 }

@@ -1,7 +1,7 @@
 //! A simulated accelerator that does not always do what it is asked.
 
 use std::os::fd::BorrowedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -33,6 +33,9 @@ pub(crate) struct Wayward {
     pub(crate) clock: Mutex<()>,
     /// How late its engine begins with what it is given.
     pub(crate) late: Mutex<Duration>,
+    /// What its engine has been given late and has not ended: now, and at most so far.
+    pub(crate) queued: Arc<AtomicUsize>,
+    pub(crate) most_queued: AtomicUsize,
     pub(crate) notices: Mutex<Option<Arc<Notices>>>,
     pub(crate) tickets: AtomicU64,
 }
@@ -46,6 +49,8 @@ impl Wayward {
             prank: None,
             clock: Mutex::default(),
             late: Mutex::default(),
+            queued: Arc::default(),
+            most_queued: AtomicUsize::new(0),
             notices: Mutex::default(),
             tickets: AtomicU64::new(1 << 40),
         }
@@ -140,17 +145,21 @@ impl Accelerator for Wayward {
         let (combine, divisor, count) = (work.combine, work.divisor, work.count);
         let (inputs, outputs) = (work.inputs.to_vec(), work.outputs.to_vec());
         let (inner, ended) = (Arc::clone(&self.inner), fence.clone());
+        let queued = Arc::clone(&self.queued);
+        self.most_queued.fetch_max(queued.fetch_add(1, Ordering::SeqCst) + 1, Ordering::SeqCst);
         std::thread::spawn(move || {
             std::thread::sleep(late);
             let work = Work { combine, divisor, count, inputs: &inputs, outputs: &outputs, after: None };
-            ended.signal(inner.submit(&work).and_then(|fence| {
+            let outcome = inner.submit(&work).and_then(|fence| {
                 loop {
                     match fence.outcome() {
                         Some(outcome) => return outcome.clone(),
                         None => std::thread::sleep(Duration::from_micros(100)),
                     }
                 }
-            }));
+            });
+            queued.fetch_sub(1, Ordering::SeqCst);
+            ended.signal(outcome);
         });
         Ok(fence)
     }

@@ -12,9 +12,11 @@ pub mod adopted;
 mod available;
 mod pool;
 mod segment;
+mod service;
 
 pub use pool::{Allocation, Pool, Share};
 pub use segment::{Mapping, Segment};
+pub use service::{Promptness, serve};
 
 /// A byte of a rank's segment, as its peers name it.
 ///

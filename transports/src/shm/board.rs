@@ -10,7 +10,7 @@ use windlass_memory::{Mapping, MemoryError, Segment};
 
 use super::doorbell::Doorbell;
 use super::lane::{CELLS, Cell, Positions};
-use super::line::{ArrivalLine, Watermark};
+use super::line::{ArrivalLine, Watermark, prepare};
 
 /// How many operations a rank may be ahead of the slowest peer's last ended one.
 pub const WAYS: u64 = 8;
@@ -184,6 +184,12 @@ impl Board {
     pub fn slot(&self, rank: usize, sequence: u64) -> NonNull<u8> {
         let way = (sequence % WAYS) as usize;
         self.at(self.area(rank) + self.slots_at + way * self.slot_stride)
+    }
+
+    /// Begins to take the first `bytes` bytes of the slot of `rank` for operation `sequence` from its readers, for the stores to come.
+    pub fn prepare_slot(&self, rank: usize, sequence: u64, bytes: usize) {
+        let slot = self.slot(rank, sequence).as_ptr();
+        (0..bytes.min(self.slot_stride)).step_by(64).for_each(|at| prepare(slot.wrapping_add(at)));
     }
 
     /// The stage of `rank`: `stage_bytes` bytes.

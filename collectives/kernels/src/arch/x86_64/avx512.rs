@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use super::fp8::Wide;
 use super::{integers, lanewise, load_short, pairwise, store_short};
 use crate::divisor::Divisor;
 use crate::vector::{Adds, Bits, Divides, Multiplies, Orders, Register, Scales, Vector};
@@ -21,6 +22,8 @@ crate::arch::kernels! {
         BF16(BF16): Sum Min Max Avg;
         F32(F32): Sum Min Max Avg;
         F64(F64): Sum Min Max Avg;
+        E4M3(Wide<false>): Sum;
+        E5M2(Wide<true>): Sum;
     }
     plain {
         F16(F16): Prod Scale;

@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::avx512::{self, F32};
+use super::fp8::{Halves, Wide};
 use super::{lanewise, pairwise};
 use crate::Store;
 use crate::divisor::Divisor;
@@ -28,23 +29,32 @@ mod table {
 /// The kernel of this level.
 pub(in crate::arch) fn kernel(form: Form, fold: Fold) -> Option<Kernel> {
     match (form, fold) {
-        (Form::F16, Fold::Sum) => Some(sum_of_f16),
+        (Form::F16, Fold::Sum) => Some(sum::<F16, avx512::F16>),
+        (Form::E4M3, Fold::Sum) => Some(sum::<Halves<false>, Wide<false>>),
+        (Form::E5M2, Fold::Sum) => Some(sum::<Halves<true>, Wide<true>>),
         _ => table::kernel(form, fold),
     }
 }
 
 /// Two numbers of 11 bits, added in f32's 24 and then rounded to 11 again, are what adding them and rounding once gives: that
-/// holds where the wider format has twice the bits and two more. More than two keep f32's precision between them.
+/// holds where the wider format has twice the bits and two more, as binary16 has for the 8-bit floats. More than two keep f32's
+/// precision between them.
 ///
 /// # Safety
 /// `Kernel`'s contract.
-unsafe fn sum_of_f16(inputs: &[*const u8], outputs: &[*mut u8], count: usize, parameter: u64, store: Store) {
+unsafe fn sum<Two: Adds, Many: Adds>(
+    inputs: &[*const u8],
+    outputs: &[*mut u8],
+    count: usize,
+    parameter: u64,
+    store: Store,
+) {
     // SAFETY: the contract is passed on; the CPU has this level and so the one below.
     unsafe {
         if inputs.len() == 2 {
-            table::entry::<F16, Sum>(inputs, outputs, count, parameter, store);
+            table::entry::<Two, Sum>(inputs, outputs, count, parameter, store);
         } else {
-            avx512::entry::<avx512::F16, Sum>(inputs, outputs, count, parameter, store);
+            avx512::entry::<Many, Sum>(inputs, outputs, count, parameter, store);
         }
     }
 }
@@ -85,6 +95,16 @@ lanewise!(Orders for F16 {
     };
 });
 
+/// The places of the even elements and of the odd ones, where all even ones come first.
+const INTERLEAVED: [u16; 32] = {
+    let (mut places, mut at) = ([0; 32], 0);
+    while at < 32 {
+        places[at] = (at / 2 + at % 2 * 16) as u16;
+        at += 1;
+    }
+    places
+};
+
 /// As AVX-512's, but for the rounding.
 #[derive(Copy, Clone)]
 struct BF16(__m512, __m512);
@@ -113,9 +133,8 @@ impl Vector for BF16 {
             }
             // First all even elements, then all odd ones.
             let apart = std::mem::transmute::<__m512bh, __m512i>(_mm512_cvtne2ps_pbh(self.1, self.0));
-            let lower = _mm512_cvtepu16_epi32(_mm512_castsi512_si256(apart));
-            let upper = _mm512_cvtepu16_epi32(_mm512_extracti64x4_epi64::<1>(apart));
-            _mm512_or_si512(lower, _mm512_slli_epi32::<16>(upper))
+            let order = std::mem::transmute::<[u16; 32], __m512i>(INTERLEAVED);
+            _mm512_permutexvar_epi16(order, apart)
         }
     }
 }

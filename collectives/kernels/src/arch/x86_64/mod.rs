@@ -8,6 +8,7 @@ use crate::partial;
 pub(super) mod avx2;
 pub(super) mod avx512;
 pub(super) mod avx512_fp16;
+mod fp8;
 
 /// Reads at most 16 bytes; the others are zero. The usual sizes are single loads: in an all-reduce of one or two
 /// numbers this is most of the work.

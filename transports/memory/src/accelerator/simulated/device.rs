@@ -6,15 +6,17 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use super::engine::{Engine, HostCopy, Turn};
+use super::engine::{Engine, Host, Turn};
 use super::errand::{Errand, Ran};
 use super::memory::Memory;
+use super::pages::Pages;
 use super::vacated::Breach;
 use super::{Counters, Drive, Options};
 use crate::accelerator::{
     Accelerator, AcceleratorError, Contents, DeviceRange, Export, Exported, Fence, Import, Movement, Notices,
     Operand, Region, Status, Ticket, Work,
 };
+use crate::{Promptness, serve};
 
 /// How often a device with a thread looks at what nobody tells it of: start fences of the host, engines of other processes.
 const LOOK_AGAIN: Duration = Duration::from_micros(100);
@@ -165,7 +167,12 @@ impl SimulatedAccelerator {
         let thread = (!stepped).then(|| {
             let shared = Arc::clone(&shared);
             let builder = std::thread::Builder::new().name("windlass-device".to_owned());
-            builder.spawn(move || shared.run()).expect("a thread for the engine")
+            let run = move || {
+                // An engine waits for no processor.
+                serve(Promptness::Works);
+                shared.run();
+            };
+            builder.spawn(run).expect("a thread for the engine")
         });
         Self { shared, movement, thread }
     }
@@ -266,11 +273,21 @@ impl Accelerator for SimulatedAccelerator {
     }
 
     fn import(&self, descriptor: BorrowedFd<'_>, exported: &Exported) -> Result<Import, AcceleratorError> {
-        self.with(|state| state.engine.import(&state.memory, descriptor, exported))
+        let inode = Pages::inode_of(descriptor)?;
+        let known = {
+            let state = self.shared.lock();
+            state.engine.mapped(&state.memory, inode)
+        };
+        // To map memory may take the system long: nobody waits for it with the lock.
+        let opened = known.map_or_else(|| Pages::open(descriptor), Ok)?;
+        let mut state = self.shared.lock();
+        let State { engine, memory, .. } = &mut *state;
+        engine.import(memory, inode, opened, exported)
     }
 
     fn release(&self, import: Import) -> Result<(), AcceleratorError> {
-        self.with(|state| state.engine.release(import))
+        let released = self.shared.lock().engine.release(import);
+        released.map(drop)
     }
 
     fn acknowledge(&self, ticket: Ticket) -> Result<(), AcceleratorError> {
@@ -286,10 +303,18 @@ impl Accelerator for SimulatedAccelerator {
     }
 
     fn read(&self, from: Operand, to: &mut [u8]) -> Result<(), AcceleratorError> {
-        self.with(|state| state.engine.copy(&state.memory, from, HostCopy::Read(to)))
+        let copy = {
+            let state = self.shared.lock();
+            state.engine.copy(&state.memory, from, Host::Read(to))?
+        };
+        copy.run()
     }
 
     fn write(&self, to: Operand, from: &[u8]) -> Result<(), AcceleratorError> {
-        self.with(|state| state.engine.copy(&state.memory, to, HostCopy::Write(from)))
+        let copy = {
+            let state = self.shared.lock();
+            state.engine.copy(&state.memory, to, Host::Write(from))?
+        };
+        copy.run()
     }
 }

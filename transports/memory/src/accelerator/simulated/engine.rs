@@ -6,7 +6,6 @@
 //! finds on the way out is its outcome. The fence is signalled a while after that, as real completions are.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::os::fd::BorrowedFd;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -19,8 +18,9 @@ use crate::accelerator::{AcceleratorError, Exported, Fence, Import, Operand, Out
 
 type Result<T> = std::result::Result<T, AcceleratorError>;
 
+/// An import: its drop may be the mapping's last.
 #[derive(Debug)]
-struct Imported {
+pub(super) struct Imported {
     pages: Arc<Pages>,
     pin: Arc<Pin>,
     /// The range's first byte, from the region's begin.
@@ -166,19 +166,21 @@ pub(super) struct Engine {
 }
 
 impl Engine {
+    /// The mapping of a memory that has one: there is one for each, so that operands that share bytes are seen to.
+    pub(super) fn mapped(&self, memory: &Memory, inode: u64) -> Option<Arc<Pages>> {
+        let known = self.imports.values().map(|imported| &imported.pages).find(|pages| pages.is(inode));
+        known.or_else(|| memory.find(inode)).cloned()
+    }
+
+    /// `opened` meanwhile, unless there was a mapping, or somebody else was faster.
     pub(super) fn import(
         &mut self,
         memory: &Memory,
-        descriptor: BorrowedFd<'_>,
+        inode: u64,
+        opened: Arc<Pages>,
         exported: &Exported,
     ) -> Result<Import> {
-        let inode = Pages::inode_of(descriptor)?;
-        let known = self.imports.values().map(|imported| &imported.pages).find(|pages| pages.is(inode));
-        let pages = match known.or_else(|| memory.find(inode)) {
-            // One mapping for each memory, so that operands that share bytes are seen to.
-            Some(pages) => Arc::clone(pages),
-            None => Pages::open(descriptor)?,
-        };
+        let pages = self.mapped(memory, inode).unwrap_or(opened);
         pages.check(exported)?;
         let pin = Arc::new(Pin::new(Arc::clone(&pages)));
         if memory.options.guarded && pages.state() == State::Dead {
@@ -191,9 +193,9 @@ impl Engine {
         Ok(Import::new(self.next_import))
     }
 
-    pub(super) fn release(&mut self, import: Import) -> Result<()> {
-        let released = self.imports.remove(&import.number());
-        released.map(drop).ok_or(AcceleratorError::UnknownImport(import))
+    /// What is to be dropped without the device's lock.
+    pub(super) fn release(&mut self, import: Import) -> Result<Imported> {
+        self.imports.remove(&import.number()).ok_or(AcceleratorError::UnknownImport(import))
     }
 
     fn bind(&self, memory: &Memory, operand: Operand, bytes: u64) -> Result<Bound> {
@@ -251,22 +253,10 @@ impl Engine {
         Ok(fence)
     }
 
-    /// Host copies: in and out of the memory as work does, at once.
-    pub(super) fn copy(&self, memory: &Memory, operand: Operand, host: HostCopy<'_>) -> Result<()> {
+    /// A host copy, found right.
+    pub(super) fn copy<'a>(&self, memory: &Memory, operand: Operand, host: Host<'a>) -> Result<HostCopy<'a>> {
         let bound = self.bind(memory, operand, host.bytes())?;
-        let (life, generation) = (bound.pages.life(), bound.pages.generation);
-        let guarded = memory.options.guarded;
-        if guarded {
-            life.enter(generation).map_err(|state| bound.refusal(state))?;
-        }
-        let copied = match host {
-            HostCopy::Read(to) => bound.pages.read(bound.at, to),
-            HostCopy::Write(from) => bound.pages.write(bound.at, from),
-        };
-        if guarded {
-            life.leave(generation).map_err(|state| bound.refusal(state))?;
-        }
-        copied
+        Ok(HostCopy { bound, host, guarded: memory.options.guarded })
     }
 
     /// The fences that are due. Returns when the next one is, and whether work waits for what nobody will tell of.
@@ -335,14 +325,41 @@ impl Engine {
     }
 }
 
-/// Which way the host copies.
+/// A copy by the host, without the device's lock: it holds what it touches.
 #[derive(Debug)]
-pub(super) enum HostCopy<'a> {
+pub(super) struct HostCopy<'a> {
+    bound: Bound,
+    host: Host<'a>,
+    guarded: bool,
+}
+
+impl HostCopy<'_> {
+    /// In and out of the memory as work does, at once.
+    pub(super) fn run(self) -> Result<()> {
+        let Self { bound, host, guarded } = self;
+        let (life, generation) = (bound.pages.life(), bound.pages.generation);
+        if guarded {
+            life.enter(generation).map_err(|state| bound.refusal(state))?;
+        }
+        let copied = match host {
+            Host::Read(to) => bound.pages.read(bound.at, to),
+            Host::Write(from) => bound.pages.write(bound.at, from),
+        };
+        if guarded {
+            life.leave(generation).map_err(|state| bound.refusal(state))?;
+        }
+        copied
+    }
+}
+
+/// The host's side of a copy, and its direction.
+#[derive(Debug)]
+pub(super) enum Host<'a> {
     Read(&'a mut [u8]),
     Write(&'a [u8]),
 }
 
-impl HostCopy<'_> {
+impl Host<'_> {
     fn bytes(&self) -> u64 {
         match self {
             Self::Read(to) => to.len() as u64,

@@ -71,6 +71,8 @@ mod engine;
 mod errand;
 #[cfg(not(loom))]
 mod extents;
+#[cfg(not(loom))]
+mod leaving;
 pub mod life;
 #[cfg(not(loom))]
 mod memory;

@@ -9,12 +9,12 @@
 use std::fmt;
 use std::mem::ManuallyDrop;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::mpsc::{Sender, channel};
-use std::sync::{Arc, OnceLock};
+use std::sync::Arc;
 
 use rustix::fs::{MemfdFlags, SealFlags, fcntl_add_seals, fcntl_get_seals, fstat, ftruncate, memfd_create};
 use rustix::io::{Errno, pread, pwrite};
 
+use super::leaving::leave;
 use super::life::{Life, State};
 use crate::accelerator::{AcceleratorError, BadDescriptor, Exported, Region};
 use crate::{Mapping, MemoryError, page_bytes};
@@ -30,9 +30,6 @@ const BOUNCE_BYTES: usize = 256 << 10;
 
 /// Memory of this length is not given back in passing.
 const LARGE_BYTES: usize = 1 << 20;
-
-/// What is left of pages.
-type Left = (Mapping, OwnedFd);
 
 /// Where data may begin in its page.
 pub(super) const SKEW_BYTES: u64 = 64;
@@ -235,16 +232,7 @@ impl Drop for Pages {
         if left.0.len() < LARGE_BYTES {
             return;
         }
-        static LEAVING: OnceLock<Option<Sender<Left>>> = OnceLock::new();
-        let leaving = LEAVING.get_or_init(|| {
-            let (sender, receiver) = channel::<Left>();
-            let thread = std::thread::Builder::new().name("windlass-unmap".to_owned()).stack_size(64 << 10);
-            thread.spawn(move || receiver.into_iter().for_each(drop)).ok().map(|_| sender)
-        });
-        // Without a thread it goes here.
-        if let Some(leaving) = leaving {
-            let _ = leaving.send(left);
-        }
+        leave(left);
     }
 }
 
