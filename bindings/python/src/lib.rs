@@ -18,6 +18,7 @@ mod keep;
 mod list;
 mod operation;
 mod operator;
+mod registration;
 mod stack;
 
 use pyo3::prelude::*;
@@ -37,6 +38,8 @@ mod _native {
     use crate::operation::{Bell, Operation};
     #[pymodule_export]
     use crate::operator::Operator;
+    #[pymodule_export]
+    use crate::registration::Registration;
 
     /// The names of the runtime's tables, for what is made of them in Python.
     #[pymodule_init]

@@ -291,6 +291,52 @@ def limited():
     comm.finalize()
 
 
+def registered():
+    """Memory of Python's own: exported while it is registered, and registered while an operation uses it."""
+    x = bytearray(1 << 20)
+    with comm.register(x) as registration:
+        for call, text in [
+            (lambda: comm.register(x), "cannot be registered"),
+            (lambda: comm.register(memoryview(x)[64:128]), "cannot be registered"),
+            (lambda: comm.register(comm.alloc(4)), "needs no more"),
+            (lambda: comm.register(3), "of class int"),
+            (lambda: comm.register(numpy.ones(8)[::2]), "not contiguous"),
+        ]:
+            try:
+                call()
+                raise AssertionError(text)
+            except windlass.InvalidArgumentError as error:
+                assert text in str(error), error
+        try:
+            x.append(1)
+            raise AssertionError("registered memory was resized")
+        except BufferError:
+            pass
+        y = numpy.frombuffer(x, "uint8")
+        y[:] = 1
+        if RANK == 1:
+            time.sleep(0.1)
+        operation = comm.all_reduce_async(y)
+    # Released, but in use: registered until that ends.
+    registration.release()
+    assert (operation.wait() == SIZE).all()
+    del operation, y, call
+    begin = time.monotonic()
+    while True:
+        try:
+            x.append(1)
+            break
+        except BufferError:
+            assert time.monotonic() - begin < 5, "it is exported for ever"
+            gc.collect()
+    again = comm.register(x)
+    assert again.region != registration.region
+    del again
+    comm.register(x)  # dropped at once
+    comm.register(x).release()
+    comm.finalize()
+
+
 def exit_with_pending():
     """The interpreter ends while peers still need its memory: what can end does, the rest is aborted."""
     x = numpy.ones(1 << 20)
