@@ -78,6 +78,7 @@ fn answer(arguments: &ExplainArguments) -> Result<String, String> {
     }
     let mut config = Config::from_environment().map_err(|error| error.to_string())?;
     config.reproducible |= arguments.reproducible;
+    config.check().map_err(|error| error.to_string())?;
     let tcp = match arguments.transport {
         Some(transport) => transport == Transport::Tcp,
         None => config.transport == TransportChoice::Tcp,
@@ -136,6 +137,8 @@ impl Question<'_> {
         for (key, value, origin) in
             self.config.settings().filter(|(key, ..)| ["algorithm", "reproducible", "model"].contains(key))
         {
+            let flag = self.arguments.reproducible && key == "reproducible";
+            let origin = if flag { "--reproducible".to_owned() } else { origin.to_string() };
             text.push_str(&format!("  {key}: {value} ({origin})\n"));
         }
         text.push_str(&format!("\n    {:<20} {:<8} {:>14}  \n", "algorithm", "order", "predicted"));

@@ -365,6 +365,18 @@ fn explain_marks_what_is_chosen_and_says_why() {
     assert!(forced.contains("* ring") && forced.contains("the configuration asks for it"), "{forced}");
     let tcp = told(&["all_reduce", "--transport", "tcp"], &[]);
     assert!(tcp.contains("needs memory that all ranks map") && !tcp.contains("* direct"), "{tcp}");
+    let by_rank = told(&["all_reduce", "-n", "4", "-b", "1M", "--transport", "tcp", "--reproducible"], &[]);
+    assert!(
+        by_rank.contains("* exchange") && by_rank.contains("reproducible: true (--reproducible)"),
+        "{by_rank}"
+    );
+    assert!(by_rank.contains("adds in an order of its own") && !by_rank.contains("* ring"), "{by_rank}");
+    let refused = windlass(&["explain", "all_reduce", "--reproducible"])
+        .env("WINDLASS_ALGORITHM", "ring")
+        .output()
+        .unwrap();
+    assert_eq!(refused.status.code(), Some(2));
+    assert!(text(&refused.stderr).contains("exchange"), "{}", text(&refused.stderr));
     for wrong in [&["all_redcue"][..], &["all_reduce", "-b", "2M", "-e", "1M"], &["send", "-n", "1"]] {
         assert_eq!(windlass(&["explain"]).args(wrong).output().unwrap().status.code(), Some(2), "{wrong:?}");
     }

@@ -42,15 +42,21 @@ fn ended_well(job: Started, done: usize) {
 
 #[test]
 fn a_rank_killed_under_the_launcher_is_named_within_a_second() {
-    for (transport, victim) in [("shm", 2), ("shm", 0), ("tcp", 1)] {
-        let mut job = Started::start(job(&["-n", "4", "--transport", transport], "loop"));
+    for (program, transport, victim) in [
+        ("loop", "shm", 2),
+        ("loop", "shm", 0),
+        ("loop", "tcp", 1),
+        ("messages", "shm", 2),
+        ("messages", "shm", 0),
+    ] {
+        let mut job = Started::start(job(&["-n", "4", "--transport", transport], program));
         let pids = pids(&mut job, 4);
         let begin = Instant::now();
         signal(pids[victim], libc::SIGKILL);
         let named = job.await_lines("peer-failed ", 3);
         let after = begin.elapsed();
-        assert_eq!(named, vec![victim.to_string(); 3], "over {transport}");
-        assert!(after < Duration::from_secs(1), "over {transport}: {after:?}");
+        assert_eq!(named, vec![victim.to_string(); 3], "{program} over {transport}");
+        assert!(after < Duration::from_secs(1), "{program} over {transport}: {after:?}");
         println!("under the launcher, over {transport}: rank {victim}'s death was known after {after:.1?}");
         let (status, said) = job.finish();
         assert_eq!(status.code(), Some(137), "{said}");
@@ -108,6 +114,23 @@ fn a_stopped_peer_that_wakes_writes_into_nobody_s_memory() {
         assert!(said.contains("undisturbed") && !said.contains("disturbed 1"), "trial {trial}:\n{said}");
     }
     println!("memory was taken back from a stopped peer {took_back} times, and never disturbed");
+}
+
+#[test]
+fn a_stopped_receiver_that_wakes_takes_nothing_that_was_taken_back() {
+    for trial in 0..6u64 {
+        let mut command = job(&["-n", "2", "--grace", "3"], "lends");
+        command.env("WINDLASS_TIMEOUT", "1");
+        let mut job = Started::start(command);
+        let pids = pids(&mut job, 2);
+        std::thread::sleep(Duration::from_micros(30_000 + trial * 2_300));
+        signal(pids[1], libc::SIGSTOP);
+        let named = job.await_lines("took-back ", 1);
+        assert_eq!(named, ["[1]"]);
+        signal(pids[1], libc::SIGCONT);
+        let (_, said) = job.finish();
+        assert!(said.contains("failed with") && !said.contains("wrong"), "trial {trial}:\n{said}");
+    }
 }
 
 #[test]

@@ -337,7 +337,7 @@ fn every_rank_finds_its_place_in_its_environment() {
 }
 
 #[test]
-fn each_rank_is_bound_to_its_share_unless_there_are_too_many() {
+fn each_rank_is_bound_to_its_share_unless_shares_differ() {
     let cpus = std::thread::available_parallelism().unwrap().get();
     let script = "grep Cpus_allowed_list /proc/self/status";
     let shares = |arguments: &[&str]| {
@@ -349,7 +349,8 @@ fn each_rank_is_bound_to_its_share_unless_there_are_too_many() {
     let count = cpus.to_string();
     assert_eq!(shares(&["-n", &count]), cpus);
     assert_eq!(shares(&["-n", &count, "--bind-to", "none"]), 1);
-    assert_eq!(shares(&["-n", &(2 * cpus).to_string()]), 1);
+    assert_eq!(shares(&["-n", &(2 * cpus).to_string()]), cpus);
+    assert_eq!(shares(&["-n", &(2 * cpus + 1).to_string()]), 1);
 }
 
 #[test]

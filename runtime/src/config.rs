@@ -215,8 +215,11 @@ impl Config {
         Ok(config)
     }
 
-    /// Refuses settings that contradict each other.
-    pub(crate) fn check(&self) -> Result<(), JoinError> {
+    /// Refuses settings that contradict each other, as joining does.
+    ///
+    /// # Errors
+    /// When the algorithm asked for is not reproducible, and results are to be.
+    pub fn check(&self) -> Result<(), JoinError> {
         let Some(algorithm) =
             self.algorithm.filter(|a| self.reproducible && a.association() == Association::Own)
         else {

@@ -50,6 +50,8 @@ pub(crate) struct Group {
     pub(crate) transfers: Mutex<Transfers>,
     /// Events for this group that somebody else has polled.
     pub(crate) inbox: Mutex<Vec<Event>>,
+    /// There are some. Changed under the inbox's lock.
+    pub(crate) has_mail: AtomicBool,
     /// Operations below this have ended.
     pub(crate) ended: AtomicU64,
     failed: AtomicBool,
@@ -99,6 +101,7 @@ impl Group {
                 stream: Mutex::new(Stream::new(ranks as usize, recorder)),
                 transfers: Mutex::default(),
                 inbox: Mutex::default(),
+                has_mail: AtomicBool::new(false),
                 ended: AtomicU64::new(0),
                 failed: AtomicBool::new(false),
                 failure: OnceLock::new(),

@@ -59,6 +59,10 @@ pub(crate) struct Job {
     pub(crate) pool: Arc<Pool>,
     pub(crate) segments: Arc<Segments>,
     messages: Option<Mutex<Box<dyn Transport>>>,
+    /// Peers wait for acknowledgements of what carries messages.
+    acknowledges: bool,
+    /// How often the transport is polled again at once when nothing moves.
+    glances: u32,
     /// Wakes a thread of this rank that sleeps on the transport's descriptor.
     wake: Option<std::os::fd::OwnedFd>,
     sleepers: Mutex<u32>,
@@ -161,8 +165,9 @@ impl Job {
         carriers: Carriers,
     ) -> Result<Arc<Self>, JoinError> {
         let untold = matches!(carriers.clock, Clock::Simulated(..)).then(Mutex::default);
-        let wake = match &carriers.messages {
-            Some(messages) if messages.capabilities().has_descriptor => {
+        let capabilities = carriers.messages.as_ref().map(|messages| messages.capabilities());
+        let wake = match capabilities {
+            Some(capabilities) if capabilities.has_descriptor => {
                 let flags = EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK;
                 Some(eventfd(0, flags).map_err(|e| JoinError::system("eventfd", e))?)
             }
@@ -180,6 +185,8 @@ impl Job {
             mapped: carriers.mapped,
             pool: Arc::clone(segments.pool()),
             segments,
+            acknowledges: capabilities.is_some_and(|c| c.streams_break),
+            glances: if capabilities.is_some_and(|c| c.maps_peers) { delivery::GLANCES } else { 0 },
             messages: carriers.messages.map(Mutex::new),
             wake,
             sleepers: Mutex::new(0),

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use prometheus::proto::MetricFamily;
 use prometheus::{Encoder, TextEncoder};
-use windlass_collectives::{Call, Collective};
+use windlass_collectives::Collective;
 use windlass_transports::shm::Board;
 
 /// Blocks a rank has.
@@ -111,10 +111,22 @@ impl Series {
         Self { collective, class: class_of(bytes), bytes, sample }
     }
 
+    /// Whether operation `sequence` is one whose time is taken. Samples are powers of two.
+    #[inline]
+    const fn samples(&self, sequence: u64) -> bool {
+        sequence & (self.sample - 1) == 0
+    }
+
     /// The operation's size.
     pub(crate) const fn bytes(&self) -> u64 {
         self.bytes
     }
+}
+
+/// A time stamp for [`Recorder::record`], where the recorder is not at hand.
+#[inline]
+pub(crate) fn begin(sequence: u64, series: &Series) -> Option<u64> {
+    series.samples(sequence).then(|| Tick::get().now())
 }
 
 impl Recorder {
@@ -131,8 +143,7 @@ impl Recorder {
     /// A time stamp for [`record`](Self::record), when operation `sequence` is one whose time is taken.
     #[inline]
     pub(crate) fn begin(&self, sequence: u64, series: &Series) -> Option<u64> {
-        // Samples are powers of two.
-        (sequence & (series.sample - 1) == 0).then(|| self.tick.now())
+        series.samples(sequence).then(|| self.tick.now())
     }
 
     /// An operation that began at `started` has ended.
@@ -145,17 +156,6 @@ impl Recorder {
             let elapsed = self.tick.nanoseconds(self.tick.now().wrapping_sub(started));
             self.add(&cell.nanoseconds, series.sample * elapsed);
             self.add(&cell.buckets[bucket_of(elapsed)], series.sample);
-        }
-    }
-
-    /// An operation that took `elapsed` nanoseconds has ended.
-    pub(crate) fn record_elapsed(&self, call: &Call, elapsed: u64, ranks: u32) {
-        let series = Series::of(call.collective, call.size_bytes(ranks));
-        if let Some(cell) = self.cell(&series) {
-            self.add(&cell.operations, 1);
-            self.add(&cell.bytes, series.bytes);
-            self.add(&cell.nanoseconds, elapsed);
-            self.add(&cell.buckets[bucket_of(elapsed)], 1);
         }
     }
 
@@ -410,6 +410,7 @@ impl Families {
 
 #[cfg(test)]
 mod tests {
+    use windlass_collectives::Call;
     use windlass_kernels::{DataType, ReduceOp};
     use windlass_transports::shm::Shape;
 

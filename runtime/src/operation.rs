@@ -56,7 +56,7 @@ impl<M: Send + 'static> Operation<M> {
         let result = match &self.kind {
             _ if fork::is_forked() => Err(Error::Forked { rank: self.group.job.rank }),
             Kind::Collective(sequence) => self.group.wait(*sequence),
-            Kind::Transfer(ticket) => self.group.finish_transfer(*ticket),
+            Kind::Transfer(ticket) => self.group.wait_for_transfer(*ticket),
             Kind::Refused(error) => Err(error.clone()),
         };
         self.take(result)
@@ -71,7 +71,7 @@ impl<M: Send + 'static> Operation<M> {
         let result = match &self.kind {
             _ if fork::is_forked() => Some(Err(Error::Forked { rank: self.group.job.rank })),
             Kind::Collective(sequence) => self.group.wait_with(*sequence, waiter()),
-            Kind::Transfer(ticket) => self.group.finish_transfer_with(*ticket, waiter()),
+            Kind::Transfer(ticket) => self.group.wait_for_transfer_with(*ticket, waiter()),
             Kind::Refused(error) => Some(Err(error.clone())),
         };
         match result {

@@ -4,7 +4,8 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use windlass_transports::Transport;
-use windlass_transports::shm::{Board, Lanes, Reach};
+use windlass_transports::reach::Reach;
+use windlass_transports::shm::{Board, Lanes};
 use windlass_transports::tcp::{self, Tcp};
 
 use crate::clock::Clock;

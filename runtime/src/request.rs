@@ -308,12 +308,6 @@ impl RawRequest {
         }
         Error::InvalidArgument { operation, argument: "the input", problem: Problem::Overlap }
     }
-
-    fn transfer(&self, call: Call) -> transfer::Request {
-        let memory = if call.collective == Collective::Send { self.input.cast_mut() } else { self.output };
-        let Self { root: peer, tag, source, timeout, .. } = *self;
-        transfer::Request { call, peer, tag, memory, source, timeout }
-    }
 }
 
 /// The lengths of a request's blocks, where they differ.
@@ -430,18 +424,6 @@ impl Group {
             Some(request) => self.run_for(&request, time)?,
         };
         Ok(ended.map(Kind::Collective))
-    }
-
-    /// A message, found right but for the peer, which may be this rank.
-    pub(crate) fn message_of(&self, request: &RawRequest) -> Result<transfer::Request, Error> {
-        let checked = request.check(self)?;
-        request.check_memory(&checked)?;
-        if crate::device::address::decode(request.output).is_some() {
-            let operation = request.collective.name();
-            let problem = Problem::OnDevice;
-            return Err(Error::InvalidArgument { operation, argument: "the buffer", problem });
-        }
-        Ok(request.transfer(checked.call))
     }
 
     /// A message that goes alone.

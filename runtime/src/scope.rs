@@ -44,7 +44,7 @@ fn finish(group: &Group, kind: &Kind) -> Result<(), Error> {
     match kind {
         _ if fork::is_forked() => Err(Error::Forked { rank: group.job.rank }),
         Kind::Collective(sequence) => group.wait(*sequence),
-        Kind::Transfer(ticket) => group.finish_transfer(*ticket),
+        Kind::Transfer(ticket) => group.wait_for_transfer(*ticket),
         Kind::Refused(error) => Err(error.clone()),
     }
 }

@@ -19,9 +19,11 @@ use windlass_transports::{Message, MessageId, Token};
 
 use crate::engine::Status;
 use crate::engine::wait::Waiter;
-use crate::error::Error;
+use crate::error::{Error, Problem};
 use crate::group::{Group, LOOK_AGAIN, STALL_AFTER, lock, to_the_end};
+use crate::metrics::{self, Series};
 use crate::progress::Kick;
+use crate::request::{Checked, Key, RawRequest};
 
 /// Bytes of a message's chunk: a large transfer is posted piece by piece, so that it can be matched and bounded like the rest.
 const CHUNK_BYTES: u64 = 4 << 20;
@@ -59,6 +61,9 @@ struct Transfer {
     request: Request,
     execution: Box<Execution>,
     sequence: u64,
+    series: Series,
+    /// When it began, if its time is taken.
+    started: Option<u64>,
     done: bool,
 }
 
@@ -76,14 +81,15 @@ struct Exchange {
     detached: bool,
     /// A thread waits for it, and may sleep.
     waited: bool,
-    since: Instant,
+    /// When somebody first found that it had to be waited for.
+    since: Option<Instant>,
     reported: bool,
 }
 
 /// A message that is done: to be counted at once, and what ended with it settled when no lock is held.
 pub(crate) struct Ended {
-    pub(crate) call: Call,
-    pub(crate) elapsed: Duration,
+    pub(crate) series: Series,
+    pub(crate) started: Option<u64>,
     pub(crate) waker: Option<Waker>,
     pub(crate) memory: Option<Box<dyn Any + Send>>,
 }
@@ -94,8 +100,10 @@ pub(crate) struct Transfers {
     numbers: BTreeMap<(u32, u32, bool), u64>,
     exchanges: Vec<Option<Exchange>>,
     table: Vec<Option<Transfer>>,
-    /// Executions to use again: the steady state allocates nothing.
-    spare: Vec<Box<Execution>>,
+    /// What was found right lately: a message like one before is not looked at again.
+    checked: [Option<(Key, u32, Checked)>; 16],
+    /// Executions to use again, of receives and of sends: the steady state allocates nothing.
+    spare: [Vec<Box<Execution>>; 2],
     serial: u64,
     /// Messages that are not done.
     left: usize,
@@ -118,6 +126,21 @@ fn place<T>(table: &mut Vec<Option<T>>) -> u32 {
 }
 
 impl Transfers {
+    /// A message, found right but for its memory and the peer, which may be this rank.
+    fn check(&mut self, group: &Group, request: &RawRequest) -> Result<&Checked, Error> {
+        let key = request.key();
+        let place = &mut self.checked[key.place()];
+        let known = place.as_ref().is_some_and(|(of, tag, _)| (*of, *tag) == (key, request.tag));
+        if !known {
+            *place = None;
+        }
+        let checked = match place {
+            Some(checked) => checked,
+            None => place.insert((key, request.tag, request.check(group)?)),
+        };
+        Ok(&checked.2)
+    }
+
     fn start(&mut self, group: &Group, requests: &[Request], asynchronous: bool) -> Result<Ticket, Error> {
         group.still_usable()?;
         self.serial += 1;
@@ -134,8 +157,9 @@ impl Transfers {
             keep: None,
             asynchronous,
             detached: false,
-            waited: false,
-            since: group.job.now(),
+            waited: !asynchronous,
+            // Its own time begins with the call.
+            since: requests.iter().any(|r| r.timeout.is_some()).then(|| group.job.now()),
             reported: false,
         });
         // Numbers follow the order of the calls, which is that of the list.
@@ -171,6 +195,7 @@ impl Transfers {
         let Request { call, peer, tag, .. } = transfer.request;
         let number = self.numbers.entry((peer, tag, call.collective == Collective::Send)).or_default();
         transfer.sequence = *number;
+        transfer.started = metrics::begin(*number, &transfer.series);
         *number += 1;
         self.pump(group, index);
     }
@@ -186,7 +211,8 @@ impl Transfers {
         let Ok(schedule) = schedule else {
             unreachable!("a pair serves send and recv on any number of ranks")
         };
-        let execution = match self.spare.pop() {
+        let sends = collective == Collective::Send;
+        let execution = match self.spare[usize::from(sends)].pop() {
             Some(mut execution) => {
                 execution.restart(schedule, geometry);
                 execution
@@ -194,8 +220,16 @@ impl Transfers {
             None => Box::new(Execution::new(schedule, geometry)),
         };
         let index = place(&mut self.table);
-        self.table[index as usize] =
-            Some(Transfer { exchange, next, request, execution, sequence: 0, done: false });
+        self.table[index as usize] = Some(Transfer {
+            exchange,
+            next,
+            request,
+            execution,
+            sequence: 0,
+            series: Series::of(collective, request.call.bytes()),
+            started: None,
+            done: false,
+        });
         self.left += 1;
         index
     }
@@ -237,17 +271,16 @@ impl Transfers {
         }
         transfer.done = true;
         self.left -= 1;
-        let (call, at) = (transfer.request.call, transfer.exchange);
+        let (series, started, at) = (transfer.series, transfer.started, transfer.exchange);
         let exchange = self.exchanges.get_mut(at as usize)?.as_mut()?;
-        let elapsed = group.job.now().duration_since(exchange.since);
         exchange.left -= 1;
         if exchange.left > 0 {
-            return Some(Ended { call, elapsed, waker: None, memory: None });
+            return Some(Ended { series, started, waker: None, memory: None });
         }
         if exchange.asynchronous {
             group.detached.fetch_sub(1, Ordering::AcqRel);
         }
-        let ended = Ended { call, elapsed, waker: exchange.waker.take(), memory: exchange.keep.take() };
+        let ended = Ended { series, started, waker: exchange.waker.take(), memory: exchange.keep.take() };
         if exchange.detached {
             drop(self.free(group, at));
         }
@@ -281,7 +314,8 @@ impl Transfers {
                 }
             }
             at = transfer.next;
-            self.spare.push(transfer.execution);
+            let sends = transfer.request.call.collective == Collective::Send;
+            self.spare[usize::from(sends)].push(transfer.execution);
         }
         if exchange.left > 0 && exchange.asynchronous {
             group.detached.fetch_sub(1, Ordering::AcqRel);
@@ -329,7 +363,7 @@ impl Transfers {
         let mut again = LOOK_AGAIN;
         for transfer in self.table.iter().flatten().filter(|t| !t.done) {
             let Some(Some(exchange)) = self.exchanges.get_mut(transfer.exchange as usize) else { continue };
-            let after = now.duration_since(exchange.since);
+            let after = now.duration_since(*exchange.since.get_or_insert(now));
             let report_after = Some(config.report_after).filter(|time| !time.is_zero());
             let timeout = transfer.request.timeout.unwrap_or(config.timeout);
             again = again.min(timeout.saturating_sub(after));
@@ -387,22 +421,35 @@ impl Group {
         lock(&self.transfers).start(self, requests, false)
     }
 
-    /// Moves messages. Whether anything moved.
-    pub(crate) fn drive_transfers(&self) -> bool {
-        let (idle, seeking) = {
-            let transfers = lock(&self.transfers);
-            (transfers.is_idle(), !transfers.unmatched.is_empty())
-        };
-        if idle {
-            return false;
+    /// A message, found right but for the peer, which may be this rank.
+    pub(crate) fn message_of(&self, request: &RawRequest) -> Result<Request, Error> {
+        let mut transfers = lock(&self.transfers);
+        let checked = transfers.check(self, request)?;
+        request.check_memory(checked)?;
+        let call = checked.call;
+        if crate::device::address::decode(request.output).is_some() {
+            let (operation, problem) = (call.collective.name(), Problem::OnDevice);
+            return Err(Error::InvalidArgument { operation, argument: "the buffer", problem });
         }
+        let memory =
+            if call.collective == Collective::Send { request.input.cast_mut() } else { request.output };
+        let RawRequest { root: peer, tag, source, timeout, .. } = *request;
+        Ok(Request { call, peer, tag, memory, source, timeout })
+    }
+
+    /// Moves messages, if any are under way. Whether anything moved.
+    pub(crate) fn drive_transfers(&self) -> bool {
+        !lock(&self.transfers).is_idle() && self.deliver_transfers()
+    }
+
+    fn deliver_transfers(&self) -> bool {
         match self.try_deliver() {
-            Ok(moved) if seeking => {
+            Ok(moved) => {
                 let mut transfers = lock(&self.transfers);
-                let arrived = transfers.arrivals != self.job.arrivals.load(Ordering::Acquire);
+                let arrived = !transfers.unmatched.is_empty()
+                    && transfers.arrivals != self.job.arrivals.load(Ordering::Acquire);
                 arrived && transfers.match_receives(self) || moved
             }
-            Ok(moved) => moved,
             Err(error) => {
                 self.fail(error, true);
                 true
@@ -420,7 +467,20 @@ impl Group {
         Some(result)
     }
 
-    /// Waits for an exchange, driving it.
+    /// Waits for an exchange that somebody else may have driven so far, driving it.
+    pub(crate) fn wait_for_transfer(&self, ticket: Ticket) -> Result<(), Error> {
+        to_the_end(self.wait_for_transfer_with(ticket, Waiter::new(&self.job)))
+    }
+
+    /// The same as long as `waiter` does; `None` when it has given up.
+    pub(crate) fn wait_for_transfer_with(&self, ticket: Ticket, waiter: Waiter) -> Option<Result<(), Error>> {
+        if let Some(exchange) = lock(&self.transfers).find(ticket) {
+            exchange.waited = true;
+        }
+        self.finish_transfer_with(ticket, waiter)
+    }
+
+    /// Runs an exchange that was started by this call to its end.
     pub(crate) fn finish_transfer(&self, ticket: Ticket) -> Result<(), Error> {
         to_the_end(self.finish_transfer_with(ticket, Waiter::new(&self.job)))
     }
@@ -431,14 +491,12 @@ impl Group {
         ticket: Ticket,
         mut waiter: Waiter,
     ) -> Option<Result<(), Error>> {
-        if let Some(exchange) = lock(&self.transfers).find(ticket) {
-            exchange.waited = true;
-        }
         loop {
+            let moved = self.deliver_transfers();
             if let Some(result) = self.transfer_result(ticket) {
                 return Some(result);
             }
-            if self.drive_transfers() {
+            if moved {
                 waiter.moved(&self.job);
             } else if !waiter.pause(self, false) {
                 self.job.kick_progress(Kick::Soon);

@@ -10,12 +10,14 @@
 //! | [`link`] | matching, eager credits and rendezvous between two ranks, without I/O |
 //! | [`tcp`] | links over TCP streams |
 //! | [`sim`] | links over a simulated network with virtual time |
+//! | [`reach`] | memory that peers of a host read where it lies |
 //! | [`shm`] | links over lanes in shared memory, and the boards through which mapped peers signal |
 
 pub mod conformance;
 pub mod ledger;
 pub mod link;
 pub mod message;
+pub mod reach;
 pub mod shm;
 pub mod sim;
 pub mod tcp;
@@ -167,7 +169,7 @@ pub trait Transport: Send + fmt::Debug {
     /// chunk. `None` while there is no such message: [`Event::Arrived`] then tells of it. For those who would take it without knowing what it is.
     fn seek(&mut self, peer: Rank, id: &MessageId) -> Option<u64>;
 
-    /// Forgets a posted operation: after the return its memory is not touched again, and no event names
+    /// Forgets a posted operation: after the return its memory is not written again, what is still read from it reaches nobody, and no event names
     /// it. Of a half-sent message, what has begun to leave may leave from a copy; the peer may receive the message whole, or wait as if it had not been sent.
     /// The identity of a withdrawn send is not used again.
     /// A large message that comes for a withdrawn receive is thrown away, unless a receive of the same identity has been posted before it comes.

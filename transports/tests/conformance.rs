@@ -1,15 +1,15 @@
 //! The suite over TCP, over shared memory and over the simulated network.
 
-use std::cell::RefCell;
-use std::sync::Arc;
+mod one_process;
 
-use windlass_memory::Location;
+use std::cell::RefCell;
+
+use one_process::lanes;
 use windlass_transports::conformance::{self, CASES};
 use windlass_transports::link::Limits;
-use windlass_transports::shm::{Board, Found, Lanes, Reach, Shape};
 use windlass_transports::sim::{self, Network};
 use windlass_transports::tcp::{Options, Tcp};
-use windlass_transports::{Rank, Transport, conformance::run_case};
+use windlass_transports::{Transport, conformance::run_case};
 
 fn tcp_ranks(ranks: usize, options: Options) -> Vec<Box<dyn Transport>> {
     let bound: Vec<_> =
@@ -37,46 +37,21 @@ fn tcp_with_small_limits_and_buffers() {
     conformance::run(|ranks| tcp_ranks(ranks, options), || {});
 }
 
-/// Ranks that are one process: every one of them reaches everything.
-#[derive(Debug)]
-struct OneProcess;
-
-// SAFETY: the memory of an operation of the suite lives as long as the transports do.
-unsafe impl Reach for OneProcess {
-    fn lend(&self, memory: &[u8]) -> Option<Location> {
-        Some(Location { segment: 7, generation: 3, offset: memory.as_ptr().expose_provenance() as u64 })
-    }
-
-    fn find(&self, _: Rank, location: Location, _: usize) -> Found {
-        assert_eq!((location.segment, location.generation), (7, 3));
-        Found::At(std::ptr::with_exposed_provenance(location.offset as usize))
-    }
-}
-
-fn lanes(ranks: usize, limits: Limits, reach: Option<Arc<dyn Reach>>) -> Vec<Box<dyn Transport>> {
-    let shape = Shape { ranks: ranks as u64, slot_bytes: 64, stage_bytes: 64, lanes: 1, note_bytes: 0 };
-    let segment = Board::create(shape).expect("memory");
-    let board = || Arc::new(Board::open(segment.descriptor()).expect("memory"));
-    (0..ranks as u32)
-        .map(|rank| Box::new(Lanes::with_limits(rank, board(), reach.clone(), limits)) as Box<dyn Transport>)
-        .collect()
-}
-
 #[test]
 fn shm() {
-    conformance::run(|ranks| lanes(ranks, Limits::default(), None), || {});
+    conformance::run(|ranks| lanes(ranks, Limits::default(), false), || {});
 }
 
 #[test]
 fn shm_that_lends() {
-    conformance::run(|ranks| lanes(ranks, Limits::default(), Some(Arc::new(OneProcess))), || {});
+    conformance::run(|ranks| lanes(ranks, Limits::default(), true), || {});
 }
 
 #[test]
 fn shm_with_small_limits() {
     let limits = Limits { eager_bytes: 300, credit_bytes: 1000, credit_messages: 4, announcements: 3 };
-    for reach in [None, Some(Arc::new(OneProcess) as Arc<dyn Reach>)] {
-        conformance::run(|ranks| lanes(ranks, limits, reach.clone()), || {});
+    for lends in [false, true] {
+        conformance::run(|ranks| lanes(ranks, limits, lends), || {});
     }
 }
 

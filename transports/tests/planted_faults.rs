@@ -1,5 +1,7 @@
 //! The suite can fail: a transport with a fault must not pass it.
 
+mod one_process;
+
 use std::cell::RefCell;
 use std::os::fd::BorrowedFd;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -25,6 +27,7 @@ enum Fault {
     LeavesBroken,
     TrustsCompletions,
     ForgetsWhatItHas,
+    WithdrawsLate,
     SwallowsArrivals,
     ForgetsTheOrder,
 }
@@ -37,6 +40,8 @@ struct Faulty {
     early: Vec<Event>,
     told: Vec<Token>,
     count: u64,
+    /// To be withdrawn, after so many polls.
+    late: Vec<(Token, u32)>,
 }
 
 impl Faulty {
@@ -93,15 +98,24 @@ impl Transport for Faulty {
     }
 
     fn withdraw(&mut self, token: Token) {
-        if self.fault != Fault::IgnoresWithdrawals {
-            self.inner.withdraw(token);
+        match self.fault {
+            Fault::IgnoresWithdrawals => {}
+            Fault::WithdrawsLate => self.late.push((token, 3)),
+            _ => self.inner.withdraw(token),
         }
     }
 
     fn poll(&mut self, events: &mut Vec<Event>) -> bool {
         let before = events.len();
+        for (token, polls) in &mut self.late {
+            if *polls == 1 {
+                self.inner.withdraw(*token);
+            }
+            *polls = polls.saturating_sub(1);
+        }
         let moved = self.inner.poll(events);
         let mut fresh = events.split_off(before);
+        fresh.retain(|event| !self.late.iter().any(|(token, _)| event.ends(*token)));
         fresh.retain(|event| match event {
             Event::Sent(token) | Event::Received(token) => !self.told.contains(token),
             Event::Lost { .. } => self.fault != Fault::SwallowsLosses,
@@ -141,6 +155,11 @@ impl Transport for Faulty {
     }
 }
 
+fn faulty(fault: Fault, inner: Box<dyn Transport>) -> Box<dyn Transport> {
+    let (early, told, late) = (Vec::new(), Vec::new(), Vec::new());
+    Box::new(Faulty { fault, inner, early, told, count: 0, late })
+}
+
 /// The cases that fail with this fault.
 fn failing(fault: Fault) -> Vec<&'static str> {
     let current: RefCell<Option<Network>> = RefCell::new(None);
@@ -154,14 +173,7 @@ fn failing(fault: Fault) -> Vec<&'static str> {
         let network = Network::new(ranks, 3, Options { limits, planted, ..Options::default() });
         let endpoints = network.endpoints();
         *current.borrow_mut() = Some(network);
-        endpoints
-            .into_iter()
-            .map(|inner| {
-                let inner = Box::new(inner);
-                let faulty = Faulty { fault, inner, early: Vec::new(), told: Vec::new(), count: 0 };
-                Box::new(faulty) as Box<dyn Transport>
-            })
-            .collect()
+        endpoints.into_iter().map(|inner| faulty(fault, Box::new(inner))).collect()
     };
     let mut drive = || {
         if let Some(network) = &*current.borrow() {
@@ -202,4 +214,26 @@ fn every_planted_fault_is_caught() {
         println!("{fault:?}: {failed:?}");
         assert!(!failed.is_empty(), "{fault:?} passes the suite");
     }
+}
+
+/// Sends are withdrawn while their receivers copy them from where they lie.
+fn lending_fails(fault: Fault) -> Option<String> {
+    let case =
+        CASES.iter().find(|case| case.name == "a send withdrawn in any state").expect("there is such a case");
+    let run = || {
+        let mut make = |ranks| {
+            let lanes = one_process::lanes(ranks, Limits::default(), true);
+            lanes.into_iter().map(|inner| faulty(fault, inner)).collect()
+        };
+        run_case(case, &mut make, &mut || {});
+    };
+    let panic = catch_unwind(AssertUnwindSafe(run)).err()?;
+    Some(panic.downcast_ref::<String>().cloned().unwrap_or_default())
+}
+
+#[test]
+fn lent_memory_that_is_revoked_too_late_is_caught() {
+    assert_eq!(lending_fails(Fault::None), None);
+    let failed = lending_fails(Fault::WithdrawsLate).expect("it passes the suite");
+    assert!(failed.contains("received wrong bytes"), "{failed}");
 }

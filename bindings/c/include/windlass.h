@@ -153,7 +153,12 @@ typedef struct {
 // The type of the elements: one of `windlass_data_type`.
 typedef int32_t windlass_data_type_t;
 
-// How the elements of several ranks become one: one of `windlass_reduce_op`.
+// An operator: combines every one of the `count` elements at `x` into the one at `acc` in the same place. The
+// elements are private copies. It is called by any thread, several at once, and must neither call windlass with
+// the communicator whose operation it is part of, nor leave by longjmp or by an exception.
+typedef void (*windlass_fold_t)(void *acc, const void *x, size_t count, void *context);
+
+// How the elements of several ranks become one: one of `windlass_reduce_op`, or what `windlass_register_op` gave.
 typedef int32_t windlass_reduce_op_t;
 
 // An operation that was started, and runs while the program does something else; NULL for none.
@@ -240,6 +245,13 @@ windlass_result_t windlass_comm_split(windlass_comm_t comm, int colour, int64_t 
 // A communicator of the same ranks, independent of this one. A collective call.
 windlass_result_t windlass_comm_duplicate(windlass_comm_t comm, windlass_comm_t *duplicate);
 
+// Gives another handle of the same communicator, with a time limit for each call made by it, from the call to its
+// end, in the place of WINDLASS_TIMEOUT. A call that does not end in time ends with `WINDLASS_ERROR_TIMED_OUT`, and the
+// communicator is unusable on all its ranks. The handle is freed apart from the other one.
+windlass_result_t windlass_comm_with_timeout(windlass_comm_t comm,
+                                             uint64_t timeout_ms,
+                                             windlass_comm_t *limited);
+
 // Makes the communicator unusable on all its ranks, from any thread: whatever is under way ends with
 // `WINDLASS_ERROR_ABORTED`, on this rank before this returns, so that its memory may be freed. The handle is
 // still to be freed.
@@ -262,6 +274,27 @@ windlass_result_t windlass_mem_alloc(windlass_comm_t comm, void **memory, size_t
 // Frees registered memory; freeing NULL does nothing. What an operation under way still needs is freed at
 // its end. A second free is refused.
 windlass_result_t windlass_mem_free(void *memory);
+
+// Registers memory of the program's own where it lies, for all communicators of the job. Peers on this host do not
+// reach it, so there `windlass_mem_alloc` is faster; it is for network cards. It stays valid until it is deregistered
+// and no operation uses it. Ranges may not overlap.
+windlass_result_t windlass_mem_register(windlass_comm_t comm,
+                                        void *memory,
+                                        size_t bytes);
+
+// Ends a registration; of NULL, does nothing. What an operation under way needs stays registered until its end. A
+// second time is refused.
+windlass_result_t windlass_mem_deregister(void *memory);
+
+// Registers an operator under a name, for all communicators of this rank's job, and gives the number by which
+// reductions take it. Ranks that reduce with it register it under the same name. Operands are folded from the left
+// in rank order, so it need not be commutative. `fold` and `context` stay valid as long as the job.
+windlass_result_t windlass_register_op(const char *name,
+                                       windlass_data_type_t data_type,
+                                       windlass_fold_t fold,
+                                       void *context,
+                                       windlass_comm_t comm,
+                                       windlass_reduce_op_t *op);
 
 // Reduces every element of `input` over all ranks into every rank's `output`; both have `count`
 // elements, and may be the same memory.
@@ -591,6 +624,41 @@ windlass_result_t windlass_recv_async(void *output,
                                       uint32_t tag,
                                       windlass_comm_t comm,
                                       windlass_op_t *operation);
+
+// Sends and receives any number of messages as one call, which ends with the last of them, or with the first
+// error: each of the `count` requests is a `WINDLASS_SEND` or a `WINDLASS_RECV`. All are posted before any is
+// waited for, so no order of peers stands still. What a rank sends to itself it receives in the same call.
+windlass_result_t windlass_exchange(const windlass_request_t *requests, size_t count, windlass_comm_t comm);
+
+// The same, started: see `windlass_op_t`. The requests are read during the call only.
+windlass_result_t windlass_exchange_async(const windlass_request_t *requests,
+                                          size_t count,
+                                          windlass_comm_t comm,
+                                          windlass_op_t *operation);
+
+// Sends `input` to rank `to` and receives `output` from rank `from`, the same or another, at once: ranks that all
+// send along a ring get through. The two may not overlap.
+windlass_result_t windlass_sendrecv(const void *input,
+                                    size_t input_count,
+                                    int to,
+                                    void *output,
+                                    size_t output_count,
+                                    int from,
+                                    windlass_data_type_t data_type,
+                                    uint32_t tag,
+                                    windlass_comm_t comm);
+
+// The same, started: see `windlass_op_t`.
+windlass_result_t windlass_sendrecv_async(const void *input,
+                                          size_t input_count,
+                                          int to,
+                                          void *output,
+                                          size_t output_count,
+                                          int from,
+                                          windlass_data_type_t data_type,
+                                          uint32_t tag,
+                                          windlass_comm_t comm,
+                                          windlass_op_t *operation);
 
 // Says in `done` whether the operation has ended, and moves it on a little if not; never waits. Returns the
 // operation's result once it has ended, else `WINDLASS_SUCCESS`. The operation is still to be waited for or

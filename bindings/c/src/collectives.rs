@@ -9,10 +9,11 @@ use windlass::{Collective, Communicator, DataType, Extent, RawRequest, ReduceOp}
 use crate::communicator::{find, windlass_comm_t};
 use crate::error::{Failure, guard, windlass_result_t};
 use crate::operation::{start, windlass_op_t};
+use crate::operator::operator;
 
 /// The type of the elements: one of `windlass_data_type`.
 pub type windlass_data_type_t = i32;
-/// How the elements of several ranks become one: one of `windlass_reduce_op`.
+/// How the elements of several ranks become one: one of `windlass_reduce_op`, or what `windlass_register_op` gave.
 pub type windlass_reduce_op_t = i32;
 /// One of `windlass_collective`, for `windlass_post`.
 pub type windlass_collective_t = i32;
@@ -218,7 +219,7 @@ unsafe fn perform(
 
 impl windlass_request_t {
     #[inline]
-    const fn of(collective: Collective) -> Self {
+    pub(crate) const fn of(collective: Collective) -> Self {
         Self {
             bytes: size_of::<Self>(),
             collective: collective as i32,
@@ -237,7 +238,7 @@ impl windlass_request_t {
 
     /// # Safety
     /// The pointer is null, or valid for as many bytes as it says in its first field.
-    unsafe fn read(function: &'static str, request: *const Self) -> Result<Self, Failure> {
+    pub(crate) unsafe fn read(function: &'static str, request: *const Self) -> Result<Self, Failure> {
         if request.is_null() {
             return Err(Failure::Null { function, argument: "request" });
         }
@@ -264,12 +265,10 @@ impl windlass_request_t {
             .ok_or_else(|| wrong("collective", self.collective, "the values of windlass_collective"))?;
         let mut request = RawRequest::new(collective, DataType::U8, self.count);
         if collective.input() != Extent::Nothing || collective.output() != Extent::Nothing {
-            request.data_type = data_type(self.data_type)
-                .ok_or_else(|| wrong("data type", self.data_type, "the values of windlass_data_type"))?;
+            request.data_type = data_type(function, self.data_type)?;
         }
         if collective.reduces() {
-            request.op = code(self.op)
-                .and_then(ReduceOp::from_code)
+            request.op = operator(self.op)
                 .ok_or_else(|| wrong("operator", self.op, "the values of windlass_reduce_op"))?;
         }
         if collective.rooted() {
@@ -322,8 +321,14 @@ fn code(code: i32) -> Option<u8> {
     u8::try_from(code).ok()
 }
 
-fn data_type(data_type: windlass_data_type_t) -> Option<DataType> {
-    code(data_type).and_then(DataType::from_code)
+#[inline]
+pub(crate) fn data_type(
+    function: &'static str,
+    data_type: windlass_data_type_t,
+) -> Result<DataType, Failure> {
+    let known = code(data_type).and_then(DataType::from_code);
+    let (what, value, valid) = ("data type", data_type.into(), "the values of windlass_data_type");
+    known.ok_or(Failure::Code { function, what, value, valid })
 }
 
 /// What an argument of a row becomes of the request.
@@ -332,7 +337,7 @@ macro_rules! arguments {
         impl windlass_request_t {
             $(
                 #[inline]
-                const fn $arg(mut self, $arg: $type) -> Self {
+                pub(crate) const fn $arg(mut self, $arg: $type) -> Self {
                     self.$field = $arg;
                     self
                 }
@@ -367,7 +372,7 @@ impl windlass_request_t {
 /// The bytes of one element of a type; 0 when there is no such type.
 #[unsafe(no_mangle)]
 pub extern "C" fn windlass_type_size(data_type: windlass_data_type_t) -> usize {
-    self::data_type(data_type).map_or(0, DataType::size_bytes)
+    code(data_type).and_then(DataType::from_code).map_or(0, DataType::size_bytes)
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! Joining a job, and its communicators.
 
 use std::ffi::{CStr, c_char, c_int, c_void};
+use std::time::Duration;
 
 use windlass::{Communicator, Config, Identity, JoinError};
 
@@ -220,6 +221,30 @@ pub unsafe extern "C" fn windlass_comm_duplicate(
         let communicator = find(NAME, comm)?;
         *duplicate = std::ptr::null_mut();
         *duplicate = give_out(NAME, communicator.duplicate()?)?;
+        Ok(())
+    })
+}
+
+/// Gives another handle of the same communicator, with a time limit for each call made by it, from the call to its
+/// end, in the place of WINDLASS_TIMEOUT. A call that does not end in time ends with `WINDLASS_ERROR_TIMED_OUT`, and the
+/// communicator is unusable on all its ranks. The handle is freed apart from the other one.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn windlass_comm_with_timeout(
+    comm: windlass_comm_t,
+    timeout_ms: u64,
+    limited: *mut windlass_comm_t,
+) -> windlass_result_t {
+    const NAME: &str = "windlass_comm_with_timeout";
+    guard(NAME, || {
+        // SAFETY: null or valid, by the crate's contract.
+        let limited = unsafe { required(limited, NAME, "limited") }?;
+        let communicator = find(NAME, comm)?;
+        *limited = std::ptr::null_mut();
+        if timeout_ms == 0 {
+            let (argument, range) = ("timeout_ms", "1 or more");
+            return Err(Failure::Range { function: NAME, argument, value: 0, range });
+        }
+        *limited = give_out(NAME, communicator.with_timeout(Duration::from_millis(timeout_ms)))?;
         Ok(())
     })
 }

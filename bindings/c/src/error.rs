@@ -89,6 +89,8 @@ pub(crate) enum Failure {
         "{function}: the {what} handle {handle:#x} stands for nothing: it was freed or waited for, or windlass never made it"
     )]
     Handle { function: &'static str, what: &'static str, handle: u64 },
+    #[error("{function}: the argument `{argument}` is no UTF-8")]
+    NotText { function: &'static str, argument: &'static str },
     #[error("{function}: {value} is no {what}; use one of {valid}")]
     Code { function: &'static str, what: &'static str, value: i64, valid: &'static str },
     #[error("{function}: the {argument} is {value} but must be {range}")]
@@ -98,7 +100,7 @@ pub(crate) enum Failure {
     )]
     UniqueId { function: &'static str },
     #[error(
-        "{function}: {address:#x} was not given out by windlass_mem_alloc, or has been freed already; give back what it gave out, once"
+        "{function}: {address:#x} was not given out by windlass_mem_alloc, or not registered, or has been freed already; give back what is there, once"
     )]
     Memory { function: &'static str, address: usize },
     #[error("{function}: {most} handles are in use; wait for operations, or free them")]
@@ -116,6 +118,7 @@ impl Failure {
             Self::Join(error) => error.code(),
             Self::Null { .. }
             | Self::Code { .. }
+            | Self::NotText { .. }
             | Self::Range { .. }
             | Self::UniqueId { .. }
             | Self::Memory { .. } => WINDLASS_ERROR_INVALID_ARGUMENT as i32,

@@ -6,6 +6,8 @@
 //! | [`error`] | codes, the last error's message, and what no panic crosses |
 //! | [`communicator`] | joining a job, and its communicators |
 //! | [`collectives`] | one row for each collective, from which its two functions are made |
+//! | [`exchange`] | several messages as one call |
+//! | [`operator`] | operators that a program brings along |
 //! | [`operation`] | what has been started and has not been waited for |
 //! | [`memory`] | registered memory |
 //! | [`version`] | which library this is |
@@ -23,14 +25,18 @@
 pub mod collectives;
 pub mod communicator;
 pub mod error;
+pub mod exchange;
 pub mod memory;
 pub mod operation;
+pub mod operator;
 mod table;
 pub mod version;
 
 pub use collectives::*;
 pub use communicator::*;
 pub use error::*;
+pub use exchange::*;
 pub use memory::*;
 pub use operation::*;
+pub use operator::*;
 pub use version::*;

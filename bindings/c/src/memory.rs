@@ -1,10 +1,10 @@
-//! Registered memory: peers on the same host reach it directly, so collectives over it copy nothing.
+//! Registered memory: windlass's, which peers on the same host reach directly, so that collectives over it copy nothing; and the program's own.
 
 use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use windlass::{Buffer, Memory};
+use windlass::{Buffer, Memory, Registration};
 
 use crate::communicator::{find, windlass_comm_t};
 use crate::error::{Failure, guard, required, windlass_result_t};
@@ -14,7 +14,16 @@ static GIVEN_OUT: Mutex<BTreeMap<usize, Registered>> = Mutex::new(BTreeMap::new(
 
 struct Registered {
     bytes: usize,
-    buffer: Arc<Buffer<u8>>,
+    memory: Arc<Kind>,
+}
+
+/// Whose memory it is.
+#[derive(Debug)]
+enum Kind {
+    /// windlass's.
+    Given { _buffer: Buffer<u8> },
+    /// The program's.
+    Adopted { _registration: Registration },
 }
 
 fn given_out() -> MutexGuard<'static, BTreeMap<usize, Registered>> {
@@ -25,18 +34,27 @@ fn given_out() -> MutexGuard<'static, BTreeMap<usize, Registered>> {
 /// operation's end.
 #[derive(Debug)]
 pub(crate) struct Held {
-    _buffers: [Option<Arc<Buffer<u8>>>; 2],
+    /// Of an operand and a result, which nothing is allocated for.
+    _pair: [Option<Arc<Kind>>; 2],
+    _more: Vec<Arc<Kind>>,
 }
 
 impl Held {
     pub(crate) fn at(addresses: [*const u8; 2]) -> Self {
         let given_out = given_out();
-        let around = |address: *const u8| {
-            let (base, registered) = given_out.range(..=address.addr()).next_back()?;
-            (address.addr() - base < registered.bytes).then(|| Arc::clone(&registered.buffer))
-        };
-        Self { _buffers: addresses.map(around) }
+        Self { _pair: addresses.map(|address| find_in(&given_out, address)), _more: Vec::new() }
     }
+
+    pub(crate) fn around(addresses: impl Iterator<Item = *const u8>) -> Self {
+        let given_out = given_out();
+        let _more = addresses.filter_map(|address| find_in(&given_out, address)).collect();
+        Self { _pair: [None, None], _more }
+    }
+}
+
+fn find_in(given_out: &BTreeMap<usize, Registered>, address: *const u8) -> Option<Arc<Kind>> {
+    let (base, registered) = given_out.range(..=address.addr()).next_back()?;
+    (address.addr() - base < registered.bytes).then(|| Arc::clone(&registered.memory))
 }
 
 /// Allocates registered memory, zeroed and aligned to a page: peers on this host reach it directly, which is
@@ -56,7 +74,8 @@ pub unsafe extern "C" fn windlass_mem_alloc(
         let mut buffer = find(NAME, comm)?.alloc::<u8>(bytes)?;
         let address = buffer.span().address();
         *memory = address.cast();
-        given_out().insert(address.addr(), Registered { bytes, buffer: Arc::new(buffer) });
+        let memory = Arc::new(Kind::Given { _buffer: buffer });
+        given_out().insert(address.addr(), Registered { bytes, memory });
         Ok(())
     })
 }
@@ -71,7 +90,54 @@ pub extern "C" fn windlass_mem_free(memory: *mut c_void) -> windlass_result_t {
         if address == 0 {
             return Ok(());
         }
-        let registered = given_out().remove(&address);
-        registered.map(drop).ok_or(Failure::Memory { function: NAME, address })
+        take(NAME, address, |kind| matches!(kind, Kind::Given { .. })).map(drop)
     })
+}
+
+/// Registers memory of the program's own where it lies, for all communicators of the job. Peers on this host do not
+/// reach it, so there `windlass_mem_alloc` is faster; it is for network cards. It stays valid until it is deregistered
+/// and no operation uses it. Ranges may not overlap.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn windlass_mem_register(
+    comm: windlass_comm_t,
+    memory: *mut c_void,
+    bytes: usize,
+) -> windlass_result_t {
+    const NAME: &str = "windlass_mem_register";
+    guard(NAME, || {
+        let communicator = find(NAME, comm)?;
+        // SAFETY: the memory stays as it is until it is deregistered, by the crate's contract; operations hold the registration.
+        let registration = unsafe { communicator.register(memory.cast(), bytes) }?;
+        let registered = Arc::new(Kind::Adopted { _registration: registration });
+        given_out().insert(memory.addr(), Registered { bytes, memory: registered });
+        Ok(())
+    })
+}
+
+/// Ends a registration; of NULL, does nothing. What an operation under way needs stays registered until its end. A
+/// second time is refused.
+#[unsafe(no_mangle)]
+pub extern "C" fn windlass_mem_deregister(memory: *mut c_void) -> windlass_result_t {
+    const NAME: &str = "windlass_mem_deregister";
+    guard(NAME, || {
+        let address = memory.addr();
+        if address == 0 {
+            return Ok(());
+        }
+        take(NAME, address, |kind| matches!(kind, Kind::Adopted { .. })).map(drop)
+    })
+}
+
+/// Takes what begins at an address, if it is of the right kind.
+fn take(
+    function: &'static str,
+    address: usize,
+    is_right: impl Fn(&Kind) -> bool,
+) -> Result<Registered, Failure> {
+    let mut given_out = given_out();
+    match given_out.get(&address) {
+        Some(registered) if is_right(&registered.memory) => given_out.remove(&address),
+        _ => None,
+    }
+    .ok_or(Failure::Memory { function, address })
 }

@@ -84,12 +84,21 @@ pub(crate) unsafe fn start(
     *operation = std::ptr::null_mut();
     let communicator = find(function, comm)?;
     let request = request?.checked(function, &communicator)?;
+    let held = Held::at([request.input, request.output]);
+    // SAFETY: the memory is valid until the operation has ended, by the crate's contract, and C hears of the end from the operation alone.
+    give_out(function, operation, || unsafe { communicator.post(&request, held) })
+}
+
+/// Starts an operation, and gives out a handle of it.
+pub(crate) fn give_out(
+    function: &'static str,
+    operation: &mut windlass_op_t,
+    post: impl FnOnce() -> Operation<Held>,
+) -> Result<(), Failure> {
     // The handle comes first: once it runs, an operation without one could only be waited for.
     let full = Failure::Full { function, most: PLACES };
     let handle = OPERATIONS.insert(Started::Ended(Ok(()))).ok_or(full)?;
-    let held = Held::at([request.input, request.output]);
-    // SAFETY: the memory is valid until the operation has ended, by the crate's contract, and C hears of the end from the operation alone.
-    let mut started = Started::Running(unsafe { communicator.post(&request, held) });
+    let mut started = Started::Running(post());
     // What is refused has no handle. Only what has ended is asked: asking moves it on, which the caller does not want to wait for.
     if started.has_ended()
         && let Some(Err(error)) = started.poll()

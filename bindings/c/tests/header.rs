@@ -13,8 +13,17 @@ use windlass::{Collective, DataType, ReduceOp};
 use windlass_c::DECLARATIONS;
 
 /// In the order in which a reader wants the functions. Not lib.rs: cbindgen would follow it to its modules, and find them twice.
-const SOURCES: [&str; 7] =
-    ["version", "error", "communicator", "memory", GENERATED, "operation", "collectives"];
+const SOURCES: [&str; 9] = [
+    "version",
+    "error",
+    "communicator",
+    "memory",
+    "operator",
+    GENERATED,
+    "exchange",
+    "operation",
+    "collectives",
+];
 const GENERATED: &str = "";
 
 fn enumeration(name: &str, what: &str, rows: impl Iterator<Item = (&'static str, u8)>) -> String {

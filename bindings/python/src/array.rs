@@ -13,6 +13,7 @@ use crate::dlpack::{self, Plain, Tensor, Versioned};
 use crate::dtype;
 use crate::error::{Wrong, invalid};
 use crate::keep::{Held, View};
+use crate::registration;
 
 /// Contiguous elements of one type.
 pub(crate) struct Array {
@@ -187,6 +188,7 @@ impl Array {
 
     /// Hands the memory's lender over to whoever keeps it during the operation.
     pub(crate) fn hand_to(self, held: &mut Held) {
+        registration::keep(self.address, held);
         match self.lender {
             Lender::Buffer(buffer) => held.objects.push(buffer.into_any()),
             Lender::View(view) => held.views.push(view),

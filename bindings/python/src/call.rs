@@ -12,6 +12,7 @@ use crate::error::{Wrong, invalid, raise};
 use crate::faces::Arguments;
 use crate::keep::Held;
 use crate::list::{Piece, Side};
+use crate::operator::Operator;
 
 /// A call's plain arguments.
 pub(crate) struct Call<'c, 'py> {
@@ -351,6 +352,9 @@ fn fold(py: Python<'_>, arguments: &Arguments, operation: &'static str) -> PyRes
 
 fn operator(object: &Bound<'_, PyAny>, operation: &'static str) -> PyResult<ReduceOp> {
     let py = object.py();
+    if let Ok(own) = object.cast_exact::<Operator>() {
+        return Ok(own.get().op);
+    }
     let Ok(name) = object.extract::<&str>() else {
         let given = object.repr()?.to_string();
         return Err(invalid(py, operation, "the operator", &Wrong::Operator { given }));

@@ -1,6 +1,7 @@
 //! A communicator as a Python object: what there is besides the collectives.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use pyo3::prelude::*;
 use pyo3::types::PyTuple;
@@ -15,15 +16,17 @@ use crate::exit::{self, Open};
 #[pyclass(frozen, module = "windlass", weakref)]
 pub(crate) struct Communicator {
     pub(crate) open: Arc<Open>,
+    /// The same with a time limit, if this object has one.
+    limited: Option<windlass::Communicator>,
 }
 
 impl Communicator {
     fn new(communicator: windlass::Communicator) -> Self {
-        Self { open: Open::new(communicator) }
+        Self { open: Open::new(communicator), limited: None }
     }
 
     pub(crate) fn runtime(&self) -> &windlass::Communicator {
-        &self.open.communicator
+        self.limited.as_ref().unwrap_or(&self.open.communicator)
     }
 }
 
@@ -103,6 +106,18 @@ impl Communicator {
     /// A communicator of the same ranks, independent of this one. A collective call.
     fn duplicate(&self, py: Python<'_>) -> PyResult<Self> {
         py.detach(|| self.runtime().duplicate()).map(Self::new).map_err(|e| raise(py, &e))
+    }
+
+    /// The same communicator, with a time limit of so many seconds for each call made by this object, from the call to its end. A call that does not end
+    /// in time raises `TimedOutError`, and the communicator is unusable on all its ranks.
+    fn with_timeout(&self, seconds: &Bound<'_, PyAny>) -> PyResult<Self> {
+        let time = seconds.extract::<f64>().ok().filter(|seconds| *seconds > 0.0);
+        let Some(time) = time.and_then(|seconds| Duration::try_from_secs_f64(seconds).ok()) else {
+            let given = seconds.repr()?.to_string();
+            return Err(invalid(seconds.py(), "with_timeout", "the time", &Wrong::Timeout { given }));
+        };
+        let limited = Some(self.runtime().with_timeout(time));
+        Ok(Self { open: Arc::clone(&self.open), limited })
     }
 
     /// Makes the communicator unusable on all its ranks: whatever is under way ends with `AbortedError`.

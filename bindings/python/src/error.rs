@@ -27,6 +27,14 @@ pub(crate) enum Wrong {
     RowsDiffer { input: usize, output: usize },
     /// Something that is no list of counts.
     Counts { given: String },
+    /// Something that cannot be called.
+    NotCallable { given: String },
+    /// What an operator has made: not what it was to make.
+    OtherResult { given: &'static str, length: usize, expected: &'static str, count: usize },
+    /// Something that is no time.
+    Timeout { given: String },
+    /// Something that is no message, or no list of them.
+    Message { given: String },
     /// Something that nothing can be multiplied by.
     Scalar { given: String },
     /// A factor, and an operator that has none.
@@ -80,6 +88,14 @@ impl fmt::Display for Wrong {
                 )
             }
             Self::Counts { given } => write!(f, "is {given}; give one number from 0 for each rank"),
+            Self::NotCallable { given } => write!(f, "is {given}, which cannot be called"),
+            Self::OtherResult { given, length, expected, count } => {
+                write!(f, "has {length} elements of type {given}, not {count} of type {expected}")
+            }
+            Self::Timeout { given } => write!(f, "is {given}; give a number of seconds above 0"),
+            Self::Message { given } => {
+                write!(f, "has {given}; give messages as (array, rank) or (array, rank, tag)")
+            }
             Self::Scalar { given } => write!(f, "is {given}, which is no number"),
             Self::NotScaled { op } => {
                 write!(f, "goes with scaled_sum, not with {op}; leave the operator out")

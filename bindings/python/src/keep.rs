@@ -12,6 +12,7 @@ use pyo3::ffi;
 use pyo3::prelude::*;
 
 use crate::list::{Piece, copy};
+use crate::registration::Registered;
 use crate::stack::Stack;
 
 /// An exported buffer. Its exporter may have taken the address of the structure.
@@ -45,6 +46,7 @@ pub(crate) struct Held {
     pub(crate) views: Vec<View>,
     pub(crate) objects: Vec<Py<PyAny>>,
     pub(crate) value: Option<Py<PyAny>>,
+    pub(crate) registered: Vec<Arc<Registered>>,
     /// What is to be copied at the end: from the memory that the operation has written to a list's arrays.
     pub(crate) pieces: Vec<Piece>,
 }

@@ -1,7 +1,8 @@
 //! The extension module of the Python package `windlass`: the runtime's public API, with Python's memory.
 //!
 //! Operations read and write the memory of whatever object lends it ([`mod@array`]), and keep it exported until they end ([`keep`]). Nothing is copied but
-//! what stands in a list ([`list`]). Nothing here is called by a thread of the runtime while it holds one of its locks, and no such thread waits for the interpreter.
+//! what stands in a list ([`list`]). Nothing here is called by a thread of the runtime while it holds one of its locks, and no such
+//! thread waits for the interpreter, but to call an [`operator`] that is written in Python.
 
 mod array;
 mod buffer;
@@ -10,11 +11,14 @@ mod communicator;
 mod dlpack;
 mod dtype;
 mod error;
+mod exchange;
 mod exit;
 mod faces;
 mod keep;
 mod list;
 mod operation;
+mod operator;
+mod registration;
 mod stack;
 
 use pyo3::prelude::*;
@@ -32,6 +36,10 @@ mod _native {
     use crate::exit::at_exit;
     #[pymodule_export]
     use crate::operation::{Bell, Operation};
+    #[pymodule_export]
+    use crate::operator::Operator;
+    #[pymodule_export]
+    use crate::registration::Registration;
 
     /// The names of the runtime's tables, for what is made of them in Python.
     #[pymodule_init]

@@ -42,7 +42,7 @@ def test_wrong_arguments_are_told_and_start_nothing(job, ranks):
 
 
 @pytest.mark.parametrize(
-    "life", ["freed_in_flight", "asynchronous", "threads", "fork", "interrupt", "exit_with_pending", "exit_at_once"]
+    "life", ["freed_in_flight", "asynchronous", "threads", "fork", "interrupt", "broken_operators", "limited", "registered", "exit_with_pending", "exit_at_once"]
 )
 def test_lives(job, life):
     assert job(2, "programs/life.py", life).count("is through") == 2
@@ -135,7 +135,7 @@ def test_each_collective_has_its_faces():
     assert missing_faces(["barrier"], methods, {"barrier": []}) == ["barrier_async"]
 
 
-@pytest.mark.parametrize("name", ["Communicator", "Operation", "Buffer", "Bell"])
+@pytest.mark.parametrize("name", ["Communicator", "Operation", "Buffer", "Bell", "Registration"])
 def test_stubs_and_methods_agree(name):
     kind, stubs = getattr(_native, name), stub()[name]
     for method, parameters in stubs.items():

@@ -9,6 +9,8 @@ pub(crate) fn run(name: &str) {
     let program: fn(Communicator) = match name {
         "sum" => sum,
         "loop" => endless,
+        "messages" => messages,
+        "lends" => lends,
         "idle" => idle,
         "blocked" => blocked,
         "stopped" => stopped,
@@ -77,6 +79,64 @@ fn endless(comm: Communicator) {
         }
         if !std::mem::replace(&mut said, true) {
             println!("pid {} {}", comm.rank(), pid());
+        }
+    }
+}
+
+/// Large messages in a ring, from registered and from heap memory in turn, until something goes wrong.
+fn messages(comm: Communicator) {
+    const COUNT: usize = 3 << 20;
+    let (next, previous) = ((comm.rank() + 1) % comm.size(), (comm.rank() + comm.size() - 1) % comm.size());
+    let (mut registered, mut heap) = (comm.alloc::<u8>(COUNT).unwrap(), vec![0u8; COUNT]);
+    let mut said = false;
+    for round in 0u32.. {
+        let value = (round % 251) as u8;
+        let (ours, theirs): (&mut [u8], &mut [u8]) =
+            if round % 2 == 0 { (&mut registered, &mut heap) } else { (&mut heap, &mut registered) };
+        ours.fill(value);
+        let received = comm.scope(|scope| {
+            let sent = scope.send(&*ours, next, 0);
+            scope.recv(&mut *theirs, previous, 0).wait().and(sent.wait())
+        });
+        match received {
+            Ok(()) => assert!(theirs.iter().all(|&byte| byte == value), "round {round}"),
+            Err(Error::PeerFailed { rank, .. }) => return println!("peer-failed {rank}"),
+            Err(error) => return println!("other-error {error}"),
+        }
+        if !std::mem::replace(&mut said, true) {
+            println!("pid {} {}", comm.rank(), pid());
+        }
+    }
+}
+
+/// Rank 0 sends registered memory to rank 1, which stops in the middle; takes it back in time, and writes it anew.
+fn lends(comm: Communicator) {
+    const COUNT: usize = 16 << 20;
+    const SENT: i32 = 0x1234_5678;
+    let mut memory = comm.alloc::<i32>(COUNT).unwrap();
+    memory.fill(if comm.rank() == 0 { SENT } else { 0 });
+    comm.blocking().barrier().unwrap();
+    println!("pid {} {}", comm.rank(), pid());
+    loop {
+        if comm.rank() == 0 {
+            if let Err(error) = comm.blocking().send(&memory, 1, 0) {
+                memory.fill(0x5a5a_5a5a);
+                match error {
+                    Error::TimedOut { waiting_on, .. } => println!("took-back {waiting_on:?}"),
+                    error => println!("other-error {error}"),
+                }
+                std::thread::sleep(Duration::from_millis(700));
+                return;
+            }
+        } else {
+            memory.fill(0);
+            let received = comm.blocking().recv(&mut memory, 0, 0);
+            let wrong = memory.iter().filter(|&&v| v != SENT).count();
+            match received {
+                Ok(()) if wrong > 0 => return println!("wrong {wrong}"),
+                Ok(()) => {}
+                Err(_) => return println!("failed with {wrong} missing"),
+            }
         }
     }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use windlass_collectives::{Action, Algorithm, Collective, Fingerprint, Peers, Phase};
 use windlass_memory::{Location, Mapping};
-use windlass_transports::shm::Lend;
+use windlass_transports::shm::{Board, Lend};
 
 use crate::device::address;
 use crate::error::Error;
@@ -304,6 +304,15 @@ impl Stream {
             }
         }
         doorbell.ring(group.members.iter().map(|&m| m as usize));
+    }
+}
+
+/// The next operation begins with stores to a line that peers have read, and to a slot.
+pub(super) fn prepare_next(group: &Group, board: &Board, active: &Active) {
+    let (me, next, input) = (group.rank as usize, active.sequence + 1, active.plan.checked.input);
+    board.arrival(me, next).prepare(if active.plan.inline { input } else { 0 });
+    if active.plan.gives_only {
+        board.prepare_slot(me, next, input);
     }
 }
 

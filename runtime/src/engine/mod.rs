@@ -533,12 +533,7 @@ impl Stream {
         }
         if let Some(board) = &group.board {
             board.ended(group.rank as usize).store(active.sequence + 1);
-            // The next operation begins with stores to a line that peers have read.
-            let bytes = if active.plan.inline { active.plan.checked.input } else { 0 };
-            board.arrival(group.rank as usize, active.sequence + 1).prepare(bytes);
-            if active.plan.gives_only {
-                board.prepare_slot(group.rank as usize, active.sequence + 1, active.plan.checked.input);
-            }
+            flags::prepare_next(group, board, &active);
         }
         self.recorder.record(&active.plan.series, active.started);
         group.ended.store(active.sequence + 1, Ordering::Release);

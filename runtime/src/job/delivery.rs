@@ -16,7 +16,11 @@ impl Job {
             return Ok(false);
         }
         let mut mine = std::mem::take(&mut stream.events);
-        mine.append(&mut lock(&group.inbox));
+        if group.has_mail.load(Ordering::Acquire) {
+            let mut inbox = lock(&group.inbox);
+            group.has_mail.store(false, Ordering::Relaxed);
+            mine.append(&mut inbox);
+        }
         let moved = self.poll_messages(Some(group), &mut mine);
         let mut delivered: Result<bool, Error> = Ok(false);
         for event in mine.drain(..) {
@@ -33,6 +37,14 @@ impl Job {
         let Ok(mut messages) = messages.try_lock() else { return false };
         let before = mine.len();
         let mut moved = messages.poll(mine);
+        // The answer is often under way: leaving and coming back would take longer than it does.
+        for _ in 0..self.glances {
+            if moved {
+                break;
+            }
+            std::hint::spin_loop();
+            moved = messages.poll(mine);
+        }
         // Under the transport's lock, so that breaks are heard of in their order.
         let heard = self.tend(&mut **messages, &mine[before..]);
         moved |= self.mend(&mut **messages);
@@ -69,7 +81,9 @@ impl Job {
                     };
                     // A communicator that is gone had withdrawn its messages.
                     if let Some(other) = self.group_at(Group::slot_of(*t)) {
-                        lock(&other.inbox).push(event);
+                        let mut inbox = lock(&other.inbox);
+                        inbox.push(event);
+                        other.has_mail.store(true, Ordering::Release);
                         others = true;
                     }
                 }
@@ -89,6 +103,9 @@ impl Job {
     }
 }
 
+/// How often a transport that asks the system for nothing is polled before anything else is done.
+pub(super) const GLANCES: u32 = 16;
+
 /// Why a peer failed whose stream ended so.
 pub(super) fn peer_cause(cause: &LostCause) -> PeerCause {
     match cause {
@@ -105,7 +122,7 @@ fn hand_over(group: &Group, stream: &mut Stream, event: Event) -> Result<bool, E
             let ended = lock(&group.transfers).delivered(group, token);
             if let Some(ended) = ended {
                 group.job.acknowledge();
-                stream.recorder.record_elapsed(&ended.call, ended.elapsed.as_nanos() as u64, group.ranks);
+                stream.recorder.record(&ended.series, ended.started);
                 stream.settle_later(ended.waker, ended.memory);
             }
             Ok(true)

@@ -232,7 +232,8 @@ impl Job {
 
     /// What a rank that stops polling still owes its peers.
     pub(crate) fn acknowledge(&self) {
-        if let Some(messages) = &self.messages
+        if self.acknowledges
+            && let Some(messages) = &self.messages
             && !lock(messages).acknowledge()
         {
             self.wake_tender();

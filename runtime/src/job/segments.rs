@@ -4,7 +4,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use windlass_memory::{Location, Mapping, Pool};
 use windlass_transports::Rank;
-use windlass_transports::shm::{Found, Reach};
+use windlass_transports::reach::{Found, Reach};
 
 /// By rank and by the owner's number. What is mapped stays mapped.
 type Mapped = Vec<Vec<Option<Arc<Mapping>>>>;

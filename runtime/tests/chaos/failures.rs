@@ -210,3 +210,45 @@ fn a_message_received_into_memory_that_was_given_back_does_not_exist() {
         }
     }
 }
+
+#[test]
+fn a_message_sent_from_memory_that_was_given_back_arrives_right_or_not_at_all() {
+    let _watchdog = watch(100);
+    // A failure strikes while the receiver copies the message from where it lies; its sender then writes that memory anew.
+    const COUNT: usize = 1 << 20;
+    let (mut arrived, mut failed) = (0, 0);
+    for config in TRANSPORTS.map(|t| config(t, None)) {
+        for round in 0..40 {
+            let ends = windlass::threads_with(2, &config, |comm| {
+                let healthy = comm.duplicate().unwrap();
+                let broken = comm.duplicate().unwrap();
+                let mut memory = comm.alloc::<i64>(COUNT).unwrap();
+                memory.fill(1 + i64::from(comm.rank()));
+                healthy.blocking().barrier().unwrap();
+                let mut result = None;
+                if comm.rank() == 0 {
+                    std::thread::scope(|scope| {
+                        scope.spawn(|| {
+                            std::thread::sleep(Duration::from_micros(100 + round * 53));
+                            broken.abort();
+                        });
+                        let _ = broken.blocking().send(&memory, 1, 0);
+                        memory.fill(7);
+                    });
+                } else {
+                    let received = broken.blocking().recv(&mut memory, 0, 0);
+                    let right = memory.iter().all(|&v| v == 1);
+                    assert!(received.is_err() || right, "round {round} over {}", config.transport);
+                    result = Some(received.is_ok());
+                }
+                healthy.blocking().barrier().unwrap();
+                result
+            });
+            for arrival in ends.unwrap().into_iter().flatten() {
+                *if arrival { &mut arrived } else { &mut failed } += 1;
+            }
+        }
+    }
+    println!("{arrived} messages arrived, {failed} did not");
+    assert!(failed > 0, "no failure struck in time");
+}

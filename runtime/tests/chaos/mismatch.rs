@@ -141,6 +141,54 @@ fn roots_of_broadcasts_from_mapped_memory() {
     }
 }
 
+/// Two ranks that differ on the length of a block that only they know.
+#[test]
+fn lengths_of_blocks_that_ranks_do_not_share() {
+    let _watchdog = watch(60);
+    type Call = fn(&Communicator, usize) -> Result<(), Error>;
+    // Rank 1 has `sent` elements for rank 0, which expects 5.
+    let all_to_all: Call = |comm, sent| {
+        let (input, output) = match comm.rank() {
+            0 => ([0, 1, 1], [0, 5, 1]),
+            1 => ([sent, 0, 1], [1, 0, 1]),
+            _ => ([1, 1, 0], [1, 1, 0]),
+        };
+        let (from, mut to) = (vec![1f32; input.iter().sum()], vec![0f32; output.iter().sum()]);
+        comm.blocking().all_to_all_v_into(&from, &mut to, &input, &output)
+    };
+    let gather: Call = |comm, sent| match comm.rank() {
+        0 => comm.blocking().gather_v_into(&[1f32], &mut [0f32; 7], &[1, 5, 1], 0),
+        1 => comm.blocking().gather_v_into(&vec![1f32; sent], &mut [], &[], 0),
+        _ => comm.blocking().gather_v_into(&[1f32], &mut [], &[], 0),
+    };
+    let scatter: Call = |comm, sent| match comm.rank() {
+        1 => comm.blocking().scatter_v_into(&vec![1f32; sent + 2], &mut [0f32], &[sent, 1, 1], 1),
+        rank => comm.blocking().scatter_v_into(&[], &mut vec![0f32; [5, 0, 1][rank as usize]], &[], 1),
+    };
+    for config in TRANSPORTS.map(|transport| config(transport, None)) {
+        for (name, call) in [("all_to_all_v", all_to_all), ("gather_v", gather), ("scatter_v", scatter)] {
+            for sent in [5, 0, 4, 6, 100_000] {
+                let results = windlass::threads_with(3, &config, |comm| {
+                    call(&comm, sent).and_then(|()| comm.blocking().barrier())
+                });
+                let results = results.unwrap();
+                let context = format!("{name} of {sent} over {}: {results:?}", config.transport);
+                if sent == 5 {
+                    assert!(results.iter().all(Result::is_ok), "{context}");
+                    continue;
+                }
+                assert!(results.iter().all(|r| matches!(r, Err(Error::Mismatch { .. }))), "{context}");
+                if config.transport == TransportChoice::Shm {
+                    let Err(Error::Mismatch { ours, theirs, rank, .. }) = &results[0] else {
+                        panic!("{context}")
+                    };
+                    assert_eq!((ours.count, theirs.count, *rank), (5, sent as u64, 1), "{context}");
+                }
+            }
+        }
+    }
+}
+
 #[test]
 fn messages_of_different_lengths_and_types() {
     let _watchdog = watch(60);

@@ -3,9 +3,9 @@
 use super::cases::message;
 use super::cluster::Cluster;
 
-/// Sizes that travel differently: small, at the limit, large, large enough to be met on its way.
-fn kinds(cluster: &Cluster<'_>) -> [usize; 4] {
-    [40, cluster.eager(), cluster.eager() + 1, 24 << 20]
+/// Sizes that travel differently: small, at the limit, large, large enough to be met on its way in its only piece and between pieces.
+fn kinds(cluster: &Cluster<'_>) -> [usize; 5] {
+    [40, cluster.eager(), cluster.eager() + 1, 900_000, 24 << 20]
 }
 
 pub(super) fn withdrawn_receive(cluster: &mut Cluster<'_>) {

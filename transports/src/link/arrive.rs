@@ -124,6 +124,13 @@ impl Cursor {
         if self.is_amid_payload() { (HEADER_BYTES + self.whole - self.left) as u64 } else { 0 }
     }
 
+    pub(super) fn message_bytes(&self) -> usize {
+        match &self.purpose {
+            Purpose::Transfer(transfer) => transfer.message.bytes,
+            _ => 0,
+        }
+    }
+
     fn transfer(&mut self) -> Option<&mut Transfer> {
         match &mut self.purpose {
             Purpose::Transfer(transfer) => Some(transfer),

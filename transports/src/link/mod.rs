@@ -215,6 +215,12 @@ impl Link {
             return replay.wrote(bytes);
         }
         while bytes > 0 {
+            if self.replay.is_none()
+                && let Some(token) = self.outbound.wrote_whole(&mut bytes)
+            {
+                events.extend(token.map(Event::Sent));
+                continue;
+            }
             let Some(mut frame) = self.outbound.wrote(&mut bytes) else { return };
             if let Some(next) = frame.next_piece() {
                 self.outbound.push_piece(next);
@@ -263,6 +269,11 @@ impl Link {
     /// Where the next inbound bytes belong.
     pub fn wants(&self) -> Wants {
         self.cursor.wants()
+    }
+
+    /// The bytes of the message whose payload comes next, if it goes straight to its memory.
+    pub fn arriving(&self) -> usize {
+        self.cursor.message_bytes()
     }
 
     /// Takes inbound bytes, as many as there are.

@@ -318,6 +318,20 @@ impl Outbound {
         Some(frame)
     }
 
+    /// As [`wrote`](Self::wrote) for a small frame that has left at once, which is given as its token alone: mostly it is all that there was.
+    #[inline]
+    pub(super) fn wrote_whole(&mut self, bytes: &mut usize) -> Option<Option<Token>> {
+        let front = self.small.front().filter(|front| front.len() <= *bytes && front.copy.is_empty())?;
+        if self.current.is_some() || self.ack.is_some() || !self.pieces.is_empty() {
+            return None;
+        }
+        let token = front.token;
+        *bytes -= front.len();
+        self.overtaken += 1;
+        self.small.pop_front();
+        Some(token)
+    }
+
     fn next(&mut self) -> Option<Frame> {
         if let Some(ack) = self.ack.take() {
             return Some(ack);

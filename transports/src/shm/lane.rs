@@ -67,7 +67,7 @@ impl Cell {
     #[inline]
     pub fn shown(&self, number: u64) -> Option<Content> {
         let word = self.word.load(Ordering::Acquire);
-        (word >> 8 == number).then(|| match word & 0xff {
+        (word >> 8 == number).then_some(match word & 0xff {
             bytes @ 1..=120 => Content::Bytes(bytes as usize),
             BOUNCED => Content::Bounced,
             LENT => Content::Lent,

@@ -19,17 +19,24 @@ use windlass_memory::Location;
 
 use super::board::{BOUNCE_BYTES, Board};
 use super::bounce::{BUFFER_BYTES, Bounce, Buffer};
+use super::copy::copy;
 use super::lane::{CELL_BYTES, CELLS, Cell, Content, Positions};
 use super::line::prepare;
-use super::reach::{Found, Reach};
 use crate::link::{Garbled, Limits, Link, Wants, Withdrawal};
+use crate::reach::{Found, Reach};
 use crate::{Capabilities, Event, LostCause, Message, MessageId, Rank, Token, Transport};
 
 /// Bytes moved to or from one peer in a poll: others get their turn.
 const BURST: usize = 256 << 10;
 
 /// Runs of at least this many bytes go through a bounce buffer: copied at once instead of cell by cell.
-const BOUNCED_BYTES: usize = 2 << 10;
+const BOUNCED_BYTES: usize = 512;
+
+/// Bytes that a cell lends: the sender sees how far its peer is, and knows that it is not asleep.
+const LENT_BYTES: usize = 128 << 10;
+
+/// Messages this large, of which a chunk is asked for at a time, would not stay in the caches anyway.
+const STREAMING_BYTES: usize = 4 << 20;
 
 /// So many cells read are worth a look for sleepers: the writer sleeps for want of cells only when all are full.
 const CELLS_WORTH_RINGING: u64 = CELLS / 4;
@@ -41,7 +48,7 @@ struct Writer {
     shown: u64,
     /// The last cell known to have been read.
     read: u64,
-    /// What the peer is to read where it lies: by which cell, and how many bytes.
+    /// What the peer is to read where it lies: up to which cell, and how many bytes it has not taken.
     lent: Option<(u64, usize)>,
     /// Lent bytes that the peer has taken.
     taken: u64,
@@ -54,8 +61,6 @@ struct Reader {
     read: u64,
     /// The last one when the writer was last rung for.
     rung: u64,
-    /// Bytes taken of what the next cell lends.
-    fetched: usize,
     /// Lent bytes taken in all.
     taken: u64,
 }
@@ -158,18 +163,17 @@ impl Lanes {
         let to = peer as usize;
         let (positions, cells) = self.board.lane(self.rank as usize, to);
         let (Some(link), writer) = (&mut self.links[to], &mut self.writers[to]) else { return Ok(0) };
-        if let Some((cell, bytes)) = writer.lent {
-            writer.read = positions.read();
-            if writer.read < cell {
-                return Ok(0);
-            }
-            let taken = usize::try_from(positions.taken().wrapping_sub(writer.taken)).unwrap_or(usize::MAX);
-            if taken > bytes {
+        if let Some((last, bytes)) = writer.lent {
+            writer.read = positions.read().clamp(writer.read, writer.shown);
+            let taken = positions.taken();
+            let fresh = usize::try_from(taken.wrapping_sub(writer.taken)).unwrap_or(usize::MAX);
+            if fresh > bytes {
                 return Err(Garbled("more bytes taken than it was lent"));
             }
-            (writer.lent, writer.taken) = (None, positions.taken());
-            link.wrote(taken, events);
-            return Ok(taken.max(1));
+            writer.taken = taken;
+            writer.lent = (writer.read < last).then_some((last, bytes - fresh));
+            link.wrote(fresh, events);
+            return Ok(if writer.lent.is_some() { fresh } else { fresh.max(1) });
         }
         if !link.has_output() || !writer.has_room(positions) {
             return Ok(0);
@@ -177,10 +181,7 @@ impl Lanes {
         if let Some(piece) = link.lendable()
             && let Some(at) = self.reach.as_ref().and_then(|reach| reach.lend(piece))
         {
-            let bytes = piece.len();
-            let segment = u64::from(at.segment) | u64::from(at.generation) << 32;
-            writer.name(cells, Content::Lent, &[segment, at.offset, bytes as u64]);
-            writer.lent = Some((writer.shown, bytes));
+            writer.lend(positions, cells, at, piece.len());
             return Ok(BURST);
         }
         let mut slices = [IoSlice::new(&[]); 8];
@@ -230,29 +231,27 @@ impl Lanes {
                 Content::Bytes(bytes) => {
                     // SAFETY: the cell is shown, and the writer stores to it again only after it is read; it holds no more bytes than a cell has.
                     let bytes = unsafe { std::slice::from_raw_parts(cell.bytes(), bytes) };
-                    link.feed(bytes, events).map(|()| (bytes.len(), true))
+                    link.feed(bytes, events).map(|()| Some(bytes.len()))
                 }
                 Content::Bounced => bounced(&self.board, from, cell).and_then(|bytes| {
                     rings = true;
-                    link.feed(bytes, events).map(|()| (bytes.len(), true))
+                    link.feed(bytes, events).map(|()| Some(bytes.len()))
                 }),
                 Content::Lent => {
                     rings = true;
-                    fetch(link, reader, self.reach.as_deref(), peer, (positions, cell), events)
+                    let found = find(self.reach.as_deref(), peer, cell);
+                    found.and_then(|found| fetch(link, reader, found, positions, events))
                 }
                 Content::Unknown => Err(Garbled("a cell of an unknown kind")),
             };
             match fed {
-                Ok((bytes, is_read)) => {
-                    moved += bytes;
-                    if is_read {
-                        reader.read = number;
-                        positions.set_read(number);
-                    }
-                    if bytes == 0 && !is_read {
-                        break;
-                    }
+                Ok(Some(bytes)) => {
+                    // A cell that has been revoked holds nothing; it has been read all the same.
+                    moved += bytes.max(1);
+                    reader.read = number;
+                    positions.set_read(number);
                 }
+                Ok(None) => break,
                 Err(Garbled(what)) => {
                     self.lose(peer, LostCause::Garbled(what));
                     return true;
@@ -296,6 +295,24 @@ impl Writer {
         let cell = &cells[(self.shown % CELLS) as usize];
         cell.store(words);
         cell.show(self.shown, content);
+    }
+
+    /// Shows cells that lend memory which peers find at `location`, as much as there are cells for.
+    fn lend(
+        &mut self,
+        positions: &Positions,
+        cells: &[Cell; CELLS as usize],
+        location: Location,
+        bytes: usize,
+    ) {
+        let segment = u64::from(location.segment) | u64::from(location.generation) << 32;
+        let mut named = 0;
+        while named < bytes && self.has_room(positions) {
+            let run = (bytes - named).min(LENT_BYTES);
+            self.name(cells, Content::Lent, &[segment, location.offset + named as u64, run as u64]);
+            named += run;
+        }
+        self.lent = Some((self.shown, named));
     }
 
     /// Stores the first of `slices` in cells, one after the other, and as many others as are small. Says how many bytes it stored.
@@ -371,47 +388,45 @@ fn bounced<'b>(board: &'b Board, writer: usize, cell: &Cell) -> Result<&'b [u8],
     Ok(unsafe { std::slice::from_raw_parts(board.bounce(writer).as_ptr().add(at), bytes) })
 }
 
-/// Copies what a cell lends to where it belongs, a burst at most. Says how many bytes, and whether that is the end of it.
+/// Where what a cell lends lies, and how many bytes; `None` while that is not known.
+fn find(reach: Option<&dyn Reach>, writer: Rank, cell: &Cell) -> Result<Option<(*const u8, usize)>, Garbled> {
+    let [segment, offset, bytes] = cell.load();
+    let location = Location { segment: segment as u32, generation: (segment >> 32) as u32, offset };
+    let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+    match reach.map_or(Found::Outside, |reach| reach.find(writer, location, bytes)) {
+        Found::At(source) => Ok(Some((source, bytes))),
+        Found::NotYet => Ok(None),
+        Found::Outside => Err(Garbled("the name of memory that it does not lend")),
+    }
+}
+
+/// Copies what the next cell lends to where it belongs. Says how many bytes that were, or that it cannot yet.
 fn fetch(
     link: &mut Link,
     reader: &mut Reader,
-    reach: Option<&dyn Reach>,
-    peer: Rank,
-    (positions, cell): (&Positions, &Cell),
+    found: Option<(*const u8, usize)>,
+    positions: &Positions,
     events: &mut Vec<Event>,
-) -> Result<(usize, bool), Garbled> {
-    let [segment, offset, bytes] = cell.load();
-    let location = Location { segment: segment as u32, generation: (segment >> 32) as u32, offset };
-    let (number, bytes) = (reader.read + 1, usize::try_from(bytes).unwrap_or(usize::MAX));
-    let source = match reach.map_or(Found::Outside, |reach| reach.find(peer, location, bytes)) {
-        Found::At(source) => source,
-        Found::NotYet => return Ok((0, false)),
-        Found::Outside => return Err(Garbled("the name of memory that it does not lend")),
-    };
-    let left = (bytes - reader.fetched).min(BURST);
-    let moved = match link.wants() {
-        Wants::Payload(target, wanted) => {
-            let run = left.min(wanted);
-            // SAFETY: `source` is valid for `bytes` bytes (`Reach`), of which these are some. Another process may write them once it has
-            // revoked them; whatever is copied then is not taken. `target` is what the receive's poster keeps valid for `wanted` bytes.
-            unsafe { std::ptr::copy_nonoverlapping(source.add(reader.fetched), target, run) };
-            run
+) -> Result<Option<usize>, Garbled> {
+    let Some((source, bytes)) = found else { return Ok(None) };
+    match link.wants() {
+        Wants::Payload(target, wanted) if bytes <= wanted => {
+            let streaming = link.arriving() >= STREAMING_BYTES;
+            // SAFETY: `source` is valid for `bytes` bytes (`Reach`). Another process may write them once it has revoked them; whatever
+            // is copied then is not taken. `target` is what the receive's poster keeps valid for `wanted` bytes.
+            unsafe { copy(source, target, bytes, streaming) };
         }
         // Nobody waits for them any more: they are not read.
-        Wants::Discard(wanted) => left.min(wanted),
-        Wants::Header(_) => return Err(Garbled("lent memory where a header belongs")),
-    };
-    let is_lent = positions.is_lent(number);
-    if is_lent {
-        link.placed(moved, events);
-        reader.fetched += moved;
+        Wants::Discard(wanted) if bytes <= wanted => {}
+        _ => return Err(Garbled("lent memory where less or something else belongs")),
     }
-    let is_read = !is_lent || reader.fetched == bytes;
-    if is_read {
-        reader.taken += std::mem::take(&mut reader.fetched) as u64;
-        positions.set_taken(reader.taken);
+    if !positions.is_lent(reader.read + 1) {
+        return Ok(Some(0));
     }
-    Ok((moved, is_read))
+    link.placed(bytes, events);
+    reader.taken += bytes as u64;
+    positions.set_taken(reader.taken);
+    Ok(Some(bytes))
 }
 
 impl Drop for Lanes {

@@ -6,7 +6,6 @@
 //! | [`mod@line`] | the cache lines by which a rank tells its peers how far it is |
 //! | [`lane`], [`lanes`] | a ring of cells between two ranks, and messages over it |
 //! | [`bounce`] | what is too large for cells and not lent is copied through |
-//! | [`reach`] | memory that peers read where it lies |
 //! | [`doorbell`] | sleeping until a peer has something to say |
 
 // A board is mapped memory, and loom's atomics do not lie in mapped memory.
@@ -14,13 +13,13 @@
 pub mod board;
 #[cfg(not(loom))]
 pub mod bounce;
+#[cfg(not(loom))]
+mod copy;
 pub mod doorbell;
 pub mod lane;
 #[cfg(not(loom))]
 pub mod lanes;
 pub mod line;
-#[cfg(not(loom))]
-pub mod reach;
 mod sync;
 
 #[cfg(not(loom))]
@@ -29,5 +28,3 @@ pub use doorbell::{Doorbell, Parked};
 #[cfg(not(loom))]
 pub use lanes::Lanes;
 pub use line::{ArrivalLine, INLINE_BYTES, Lend, Watermark};
-#[cfg(not(loom))]
-pub use reach::{Found, Reach};

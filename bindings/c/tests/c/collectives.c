@@ -174,7 +174,8 @@ static void raw(int collective, int root, int start)
         received[r] = collective == WINDLASS_ALL_TO_ALL_V ? length(collective, r, rank) : sent[r];
     }
     windlass_request_t request = {
-        sizeof request, collective, WINDLASS_I64, WINDLASS_SUM, root, 7, length(collective, rank, 0), input, output, sent, received, 0,
+        .bytes = sizeof request, .collective = collective, .data_type = WINDLASS_I64, .op = WINDLASS_SUM, .root = root, .tag = 7,
+        .count = length(collective, rank, 0), .input = input, .output = output, .input_counts = sent, .output_counts = received,
     };
     windlass_op_t op = NULL, other = NULL;
     if (collective == WINDLASS_SEND)
@@ -195,13 +196,77 @@ static void raw(int collective, int root, int start)
     OK(windlass_wait(&other));
 }
 
+/* Messages as one call: along a ring, and everybody with everybody, itself included. */
+static void exchanges(void)
+{
+    const int next = (rank + 1) % size, previous = (rank + size - 1) % size;
+    windlass_request_t messages[2 * MOST_RANKS] = {{0}};
+    windlass_op_t op = NULL;
+    for (int start = 0; start < 2; start++) {
+        prepare(WINDLASS_RECV, 0);
+        if (start)
+            OK(windlass_sendrecv_async(input, COUNT, next, output, COUNT, previous, WINDLASS_I64, 8, comm, &op));
+        else
+            OK(windlass_sendrecv(input, COUNT, next, output, COUNT, previous, WINDLASS_I64, 8, comm));
+        OK(windlass_wait(&op));
+        verify(WINDLASS_RECV, 0, "sendrecv");
+        prepare(WINDLASS_ALL_TO_ALL, 0);
+        for (int i = 0; i < 2 * size; i++) {
+            int peer = i < size ? i : 2 * size - 1 - i;
+            messages[i].bytes = sizeof *messages;
+            messages[i].collective = i < size ? WINDLASS_SEND : WINDLASS_RECV;
+            messages[i].data_type = WINDLASS_I64;
+            messages[i].root = peer;
+            messages[i].count = COUNT;
+            messages[i].input = input + COUNT * peer;
+            messages[i].output = output + COUNT * peer;
+        }
+        if (start)
+            OK(windlass_exchange_async(messages, 2 * (size_t)size, comm, &op));
+        else
+            OK(windlass_exchange(messages, 2 * (size_t)size, comm));
+        /* They are read during the call only. */
+        memset(messages, 0, sizeof messages);
+        OK(windlass_wait(&op));
+        verify(WINDLASS_ALL_TO_ALL, 0, "exchange");
+    }
+}
+
+/* Writes the ranks' digits one after another: neither commutative nor associative, so it tells the order. */
+static void digits(void *acc, const void *x, size_t count, void *context)
+{
+    int64_t *into = acc;
+    const int64_t *from = x;
+    CHECK(context == (void *)&rank);
+    for (size_t i = 0; i < count; i++)
+        into[i] = into[i] * 10 + from[i];
+}
+
+static void own_operator(void)
+{
+    windlass_reduce_op_t op = 0;
+    int64_t all = 0, before = 0;
+    OK(windlass_register_op("digits of ranks", WINDLASS_I64, digits, &rank, comm, &op));
+    for (int r = 0; r < size; r++) {
+        before = r == rank ? all : before;
+        all = all * 10 + r + 1;
+    }
+    for (int i = 0; i < COUNT; i++)
+        input[i] = rank + 1;
+    OK(windlass_all_reduce(input, output, COUNT, WINDLASS_I64, op, comm));
+    CHECK(output[0] == all && output[COUNT - 1] == all);
+    OK(windlass_exscan(input, output, COUNT, WINDLASS_I64, op, comm));
+    CHECK(rank == 0 || (output[0] == before && output[COUNT - 1] == before));
+}
+
 /* The sum in which each rank has a factor: by its own doors, and as data. */
 static void scaled(void)
 {
     double values[COUNT], sums[COUNT];
     windlass_op_t op = NULL;
     windlass_request_t request = {
-        sizeof request, WINDLASS_ALL_REDUCE, WINDLASS_F64, WINDLASS_SCALED_SUM, 0, 0, COUNT, values, sums, NULL, NULL, rank - 0.5,
+        .bytes = sizeof request, .collective = WINDLASS_ALL_REDUCE, .data_type = WINDLASS_F64, .op = WINDLASS_SCALED_SUM,
+        .count = COUNT, .input = values, .output = sums, .scalar = rank - 0.5,
     };
     for (int door = 0; door < 3; door++) {
         for (int i = 0; i < COUNT; i++)
@@ -258,6 +323,9 @@ int main(void)
                 }
             }
         }
+        exchanges();
+        if (registered)
+            own_operator();
         for (int i = 0; i < 2; i++) {
             if (registered)
                 OK(windlass_mem_free(memory[i]));

@@ -25,7 +25,7 @@ from ._errors import (
     SystemError,
     TimedOutError,
 )
-from ._native import Buffer, Communicator, Operation, __version__, init
+from ._native import Buffer, Communicator, Operation, Operator, Registration, __version__, init
 
 #: How elements of several ranks become one. A member is its name: ``ReduceOp.SUM == "sum"``.
 ReduceOp = _enum.StrEnum("ReduceOp", {name.upper(): name for name in _native.OPERATORS}, module=__name__)
@@ -44,9 +44,11 @@ __all__ = [
     "JoinError",
     "MismatchError",
     "Operation",
+    "Operator",
     "PeerFailedError",
     "ReduceOp",
     "RegionRevokedError",
+    "Registration",
     "SystemError",
     "TimedOutError",
     "__version__",

@@ -100,6 +100,62 @@ refused("read-only", "all_reduce", [ones, frozen])
 refused("not contiguous", "all_reduce", (ones, ones[::2]))
 refused("of class NoneType", "all_to_all", [None] * SIZE)
 refused("of class list", "all_reduce", [[ones]])
+# Messages.
+for wrong, text in [
+    (7, "(array, rank)"),
+    ([ones], "(array, rank)"),
+    ([(ones,)], "(array, rank)"),
+    ([(ones, 0, 0, 0)], "(array, rank)"),
+    ([(ones, SIZE)], "must be below"),
+    ([(ones, "next")], "no number from 0"),
+    ([(ones, 0, -1)], "no number from 0"),
+    ([(3.5, 0)], "of class float"),
+]:
+    for call in (comm.exchange, comm.exchange_async):
+        for arguments in ((wrong, []), ([], wrong)):
+            try:
+                call(*arguments)
+                raise AssertionError((arguments, "was accepted"))
+            except windlass.InvalidArgumentError as error:
+                assert text in str(error), error
+for sends, receives, text in [
+    ([(ones, RANK)], [], "this rank itself"),
+    ([(ones, RANK)], [(numpy.ones(5, "float32"), RANK)], "the message to this rank itself"),
+    ([(ones, (RANK + 1) % SIZE)], [(ones[2:], (RANK + 1) % SIZE)], "overlaps"),
+]:
+    try:
+        comm.exchange(sends, receives)
+        raise AssertionError(text)
+    except windlass.InvalidArgumentError as error:
+        assert text in str(error), error
+# Operators, and times.
+for arguments, text in [
+    (("a", 3, "float32"), "cannot be called"),
+    (("a", max, "float"), "the dtype"),
+    (("", max, "float32"), "the operator's name"),
+]:
+    try:
+        comm.register_op(*arguments)
+        raise AssertionError(arguments)
+    except windlass.InvalidArgumentError as error:
+        assert text in str(error), error
+first = comm.register_op("first", lambda a, b: a, "float32")
+assert "first" in repr(first)
+for call, text in [
+    (lambda: comm.register_op("first", max, "float32"), "registered before"),
+    (lambda: comm.all_reduce(numpy.ones(3), first), "is of f32"),
+    (lambda: comm.with_timeout(0), "above 0"),
+    (lambda: comm.with_timeout(-1.5), "above 0"),
+    (lambda: comm.with_timeout(float("nan")), "above 0"),
+    (lambda: comm.with_timeout(1e300), "above 0"),
+    (lambda: comm.with_timeout("soon"), "above 0"),
+]:
+    try:
+        call()
+        raise AssertionError(text)
+    except windlass.InvalidArgumentError as error:
+        assert text in str(error), error
+assert (comm.with_timeout(1e9).all_reduce(numpy.full(3, RANK, "float32"), first) == 0).all()
 # Factors.
 refused("no number", "all_reduce", ones, scalar="half")
 refused("scaled_sum, not with max", "all_reduce", ones, "max", scalar=2)

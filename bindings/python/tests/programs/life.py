@@ -150,6 +150,9 @@ def fork():
             lambda: comm.barrier_async().wait(),
             lambda: comm.all_reduce(numpy.ones(3)),
             lambda: comm.all_reduce(buffer),
+            lambda: comm.all_reduce([x, x.copy()]),
+            lambda: comm.sendrecv(x, RANK, x.copy(), RANK),
+            lambda: comm.exchange_async([(x, RANK)], [(x.copy(), RANK)]).wait(),
             lambda: memoryview(buffer),
             lambda: buffer.__dlpack__(),
             lambda: comm.alloc(3),
@@ -244,6 +247,94 @@ def errors():
         raise AssertionError("a death passed")
     except windlass.PeerFailedError as error:
         assert error.rank == 1 and error.operation == "barrier" and error.cause and error.code == 3
+
+
+def broken_operators():
+    """An operator that fails, or makes something else, aborts the communicator on all ranks, and its exception is shown."""
+
+    def fails(a, b):
+        raise KeyError("broken on purpose")
+
+    for name, fold in [
+        ("fails", fails),
+        ("short", lambda a, b: a[:1]),
+        ("other", lambda a, b: numpy.zeros(len(a), "int32")),
+        ("nothing", lambda a, b: None),
+    ]:
+        op = comm.register_op(name, fold, "float64")
+        other = comm.duplicate()
+        try:
+            other.all_reduce(numpy.ones(100), op)
+            raise AssertionError("a broken operator passed")
+        except windlass.AbortedError as error:
+            assert "operator" in error.reason, error
+    # What it keeps of its arguments is its own.
+    kept = []
+    comm.all_reduce(numpy.ones(100), comm.register_op("keeps", lambda a, b: kept.append(a) or b, "float64"))
+    assert all(view[0] == 1.0 for view in kept)
+    comm.barrier()
+
+
+def limited():
+    """A time limit for a call; a second object of the same communicator."""
+    short = comm.duplicate().with_timeout(0.2)
+    comm.barrier()
+    if RANK == 1:
+        time.sleep(1)
+    try:
+        short.barrier()
+        raise AssertionError("nothing ran out")
+    except (windlass.TimedOutError, windlass.AbortedError) as error:
+        assert RANK == 1 or error.waiting_on == [1]
+    assert short.rank == RANK
+    comm.with_timeout(60).barrier()
+    comm.finalize()
+
+
+def registered():
+    """Memory of Python's own: exported while it is registered, and registered while an operation uses it."""
+    x = bytearray(1 << 20)
+    with comm.register(x) as registration:
+        for call, text in [
+            (lambda: comm.register(x), "cannot be registered"),
+            (lambda: comm.register(memoryview(x)[64:128]), "cannot be registered"),
+            (lambda: comm.register(comm.alloc(4)), "needs no more"),
+            (lambda: comm.register(3), "of class int"),
+            (lambda: comm.register(numpy.ones(8)[::2]), "not contiguous"),
+        ]:
+            try:
+                call()
+                raise AssertionError(text)
+            except windlass.InvalidArgumentError as error:
+                assert text in str(error), error
+        try:
+            x.append(1)
+            raise AssertionError("registered memory was resized")
+        except BufferError:
+            pass
+        y = numpy.frombuffer(x, "uint8")
+        y[:] = 1
+        if RANK == 1:
+            time.sleep(0.1)
+        operation = comm.all_reduce_async(y)
+    # Released, but in use: registered until that ends.
+    registration.release()
+    assert (operation.wait() == SIZE).all()
+    del operation, y, call
+    begin = time.monotonic()
+    while True:
+        try:
+            x.append(1)
+            break
+        except BufferError:
+            assert time.monotonic() - begin < 5, "it is exported for ever"
+            gc.collect()
+    again = comm.register(x)
+    assert again.region != registration.region
+    del again
+    comm.register(x)  # dropped at once
+    comm.register(x).release()
+    comm.finalize()
 
 
 def exit_with_pending():

@@ -141,6 +141,40 @@ def several(dtype):
         [equal("send and recv, lists", *both) for both in zip(got, mine((RANK - 1) % SIZE))]
 
 
+def exchanges(dtype):
+    right, left = (RANK + 1) % SIZE, (RANK - 1) % SIZE
+    of = lambda r, q: array(r, q, shape=(3 * q + scale,), dtype=dtype)
+    for call in doors("sendrecv"):
+        out = numpy.zeros(3 * RANK + scale, dtype)
+        assert call(of(RANK, right), right, out, left, tag=3) is out
+        equal("sendrecv", out, of(left, RANK))
+    for call in doors("exchange"):
+        outs = [numpy.zeros(3 * RANK + scale, dtype) for _ in range(SIZE)]
+        receives = [(outs[r], r) if r % 2 else (outs[r], r, 9) for r in reversed(range(SIZE))]
+        sends = [(of(RANK, q), q) if RANK % 2 else (of(RANK, q), q, 9) for q in range(SIZE)]
+        got = call(sends, receives)
+        assert all(a is b for a, b in zip(got, reversed(outs)))
+        [equal("exchange", outs[r], of(r, RANK)) for r in range(SIZE)]
+        halves = [numpy.zeros(scale, dtype), numpy.zeros(3 * RANK, dtype)]
+        call([([of(RANK, q)[:1], of(RANK, q)[1:]], q) for q in range(SIZE)], [(outs[r], r) for r in range(1, SIZE)] + [(halves, 0)])
+        equal("exchange, lists", numpy.concatenate(halves), of(0, RANK))
+        assert call([], []) == []
+
+
+def operators(dtype):
+    """Operands are folded in rank order: this one tells the order, and has to see both kinds of operands."""
+    if dtype.itemsize < 4:
+        return
+    # A memory view has no name for half precision.
+    fold = lambda a, b: numpy.asarray(a) * 10 + numpy.asarray(b)
+    op = comm.register_op(f"digits of {dtype} and {scale}", fold, dtype)
+    digits = [numpy.full(scale + 3, r + 1, dtype) for r in range(SIZE)]
+    for call in doors("all_reduce"):
+        equal("operator", call(digits[RANK].copy(), op), numpy.full(scale + 3, int("123456789"[:SIZE]), dtype))
+    for call in doors("scan"):
+        equal("operator, scan", call(digits[RANK].copy(), op), numpy.full(scale + 3, int("123456789"[: RANK + 1]), dtype))
+
+
 def factors(dtype):
     x, factor = array(7, shape=(scale, 2), dtype=dtype), RANK - 0.5
     expected = x * dtype.type(sum(r - 0.5 for r in range(SIZE)))
@@ -163,6 +197,8 @@ for scale in (1, 7, 2000):
             vectors(dtype, rest)
             even_lists(dtype, rest)
         several(dtype)
+        exchanges(dtype)
+        operators(dtype)
         if dtype.kind == "f":
             factors(dtype)
 
