@@ -6,6 +6,7 @@
 //! The tables are touched under the group's `transfers` lock, which is taken after the stream's, never before it.
 
 mod any;
+mod late;
 
 use std::any::Any;
 use std::collections::{BTreeMap, VecDeque};
@@ -20,7 +21,7 @@ use windlass_transports::{Message, MessageId, Token};
 use crate::engine::Status;
 use crate::engine::wait::Waiter;
 use crate::error::{Error, Problem};
-use crate::group::{Group, LOOK_AGAIN, STALL_AFTER, lock, to_the_end};
+use crate::group::{Group, LOOK_AGAIN, lock, to_the_end};
 use crate::metrics::{self, Series};
 use crate::progress::Kick;
 use crate::request::{Checked, Key, RawRequest};
@@ -348,54 +349,6 @@ impl Transfers {
             }
         }
         (wakers, memory)
-    }
-
-    /// A message that is under way, for errors: send or recv, and its number.
-    pub(crate) fn doing(&self) -> Option<(&'static str, u64)> {
-        let transfer = self.table.iter().flatten().find(|transfer| !transfer.done)?;
-        Some((transfer.request.call.collective.name(), transfer.sequence))
-    }
-
-    /// The message that is late, in words and numbers, if one is; else after how long at most this is to be asked again.
-    fn late(&mut self, group: &Group) -> Result<Duration, Error> {
-        let config = &group.job.config;
-        let now = group.job.now();
-        let mut again = LOOK_AGAIN;
-        for transfer in self.table.iter().flatten().filter(|t| !t.done) {
-            let Some(Some(exchange)) = self.exchanges.get_mut(transfer.exchange as usize) else { continue };
-            let after = now.duration_since(*exchange.since.get_or_insert(now));
-            let report_after = Some(config.report_after).filter(|time| !time.is_zero());
-            let timeout = transfer.request.timeout.unwrap_or(config.timeout);
-            again = again.min(timeout.saturating_sub(after));
-            if after < STALL_AFTER.min(timeout).min(report_after.unwrap_or(STALL_AFTER)) {
-                continue;
-            }
-            let waiting_on = transfer.awaited(group);
-            let (operation, sequence) = (transfer.request.call.collective.name(), transfer.sequence);
-            if after >= STALL_AFTER
-                && let Some((rank, cause)) = group.job.culprit(&waiting_on, &group.members)
-                && !transfer.may_yet_come(group, &waiting_on, &cause)
-            {
-                return Err(Error::PeerFailed { rank, cause, operation, sequence, communicator: group.id });
-            }
-            if after >= timeout {
-                return Err(Error::TimedOut {
-                    operation,
-                    sequence,
-                    communicator: group.id,
-                    waiting_on,
-                    after,
-                });
-            }
-            if report_after.is_some_and(|time| after >= time) && !exchange.reported {
-                exchange.reported = true;
-                crate::error::report(format_args!(
-                    "rank {} has waited {after:.1?} in {operation} #{sequence} (tag {}) of communicator {} for rank(s) {waiting_on:?}",
-                    group.job.rank, transfer.request.tag, group.id
-                ));
-            }
-        }
-        Ok(again)
     }
 }
 

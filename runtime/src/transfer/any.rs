@@ -1,4 +1,4 @@
-//! Receives from any source: whose message is taken, and what it means that a peer has ended.
+//! Receives from any source: whose message is taken.
 //!
 //! Messages of one peer and tag are numbered, so a receive from any source gets its number when it is known whose message it takes: the next one of the peer
 //! whose next one came first. That is fair: a message is passed over only by those that came before it. Until then every later receive of its tag
@@ -8,8 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use windlass_transports::MessageId;
 
-use super::{ANY_SOURCE, Request, Transfer, Transfers};
-use crate::error::PeerCause;
+use super::{ANY_SOURCE, Request, Transfers};
 use crate::group::Group;
 
 impl Transfers {
@@ -61,22 +60,5 @@ impl Transfers {
             unsafe { (*transfer.request.source.cast::<AtomicU32>()).store(peer, Ordering::Relaxed) };
         }
         self.number(group, index);
-    }
-}
-
-impl Transfer {
-    /// The ranks of the job that it waits for.
-    pub(super) fn awaited(&self, group: &Group) -> Vec<u32> {
-        match self.request.peer {
-            ANY_SOURCE => group.members.iter().copied().filter(|member| *member != group.job.rank).collect(),
-            peer => vec![group.members[peer as usize]],
-        }
-    }
-
-    /// Whether somebody is left who may send what it waits for. A peer that crashed may have been the one; one that left had nothing more to say.
-    pub(super) fn may_yet_come(&self, group: &Group, awaited: &[u32], cause: &PeerCause) -> bool {
-        self.request.peer == ANY_SOURCE
-            && *cause == PeerCause::Left
-            && awaited.iter().any(|peer| group.job.dead_among(&[*peer]).is_none())
     }
 }
