@@ -192,6 +192,11 @@ impl Table {
         self.recent = 0;
     }
 
+    /// Whether another one is of the same pieces.
+    pub(crate) fn holds_same(&self, other: &Self) -> bool {
+        self.ends == other.ends && self.bases == other.bases
+    }
+
     pub(crate) fn push(&mut self, base: *mut u8, bytes: u64) {
         if bytes > 0 {
             self.ends.push(self.bytes() + bytes);

@@ -5,7 +5,8 @@
 //! and results lie in one piece each.
 //!
 //! What a rank lends of a list is its table, in registered memory of its own: where each piece lies, and how long it is. A table is written before the
-//! arrival that tells of it, and not again before every peer has ended that operation, since there are as many as arrival lines.
+//! arrival that tells of it, and not again before every peer has ended the last operation that lent it. A list that is lent again finds its table as it
+//! was: then no cache line travels for it.
 //!
 //! Schedules of messages, and device memory, need the vector in one piece: then host memory stands in (`shadow`).
 
@@ -57,9 +58,23 @@ pub(super) struct Lists {
     pub(super) spare: Vec<Table>,
     /// Where this rank's tables lie for its peers, and the bytes of one; outgrown ones are kept, for peers that may still read them.
     lent: Vec<(Allocation, usize)>,
+    /// What the last of those holds.
+    written: Vec<Written>,
     sources: Vec<*mut u8>,
     targets: Vec<*mut u8>,
 }
+
+/// A table that peers can read.
+#[derive(Debug, Default)]
+struct Written {
+    /// One more than the operation that lent it last; 0 if none has.
+    lent: u64,
+    first: usize,
+    table: Table,
+}
+
+/// An operation lends two tables at most, and peers may read those of as many operations as there are arrival lines.
+const TABLES: usize = 2 * WAYS as usize;
 
 impl Lists {
     /// Takes over the tables of the operation that begins; says by which addresses its operand and its result go.
@@ -168,26 +183,42 @@ impl Lists {
         let bytes = (HEAD_WORDS + PIECE_WORDS * count) * size_of::<u64>();
         if self.lent.last().is_none_or(|(_, room)| *room < bytes) {
             let room = bytes.next_power_of_two();
-            self.lent.push((group.job.pool.allocate(2 * WAYS as usize * room).ok()?, room));
+            self.lent.push((group.job.pool.allocate(TABLES * room).ok()?, room));
+            self.written.clear();
+            self.written.resize_with(TABLES, Written::default);
         }
         let (allocation, room) = self.lent.last()?;
-        let way = 2 * (sequence % WAYS) as usize + slot % 2;
-        let place: *mut u64 = allocation.base().as_ptr().wrapping_add(way * room).cast();
+        let place = |nth: usize| allocation.base().as_ptr().wrapping_add(nth * room).cast::<u64>();
+        let table = &self.tables[slot];
+        let same =
+            self.written.iter().position(|w| w.lent > 0 && w.first == first && w.table.holds_same(table));
+        // Where the pieces lie cannot have changed, unless they were taken back from the peers.
+        if let Some(nth) = same
+            && table.pieces().all(|(base, bytes)| locate(base, bytes as usize).is_some())
+        {
+            self.written[nth].lent = sequence + 1;
+            return Some(group.job.pool.locate(place(nth).cast(), bytes)?.1);
+        }
+        // The one lent longest ago: no peer reads that any more.
+        let nth = (0..TABLES).min_by_key(|&nth| self.written[nth].lent)?;
+        self.written[nth].lent = 0;
         let mut at = 0;
         let mut write = |word: u64| {
-            // SAFETY: as many words were reserved for this operation's table, on a page that no peer reads before the arrival, and none writes.
-            unsafe { place.add(at).write(word) };
+            // SAFETY: the place has room for this table's words; every peer has ended the operation that last lent what was there, and none
+            // reads it before the arrival.
+            unsafe { place(nth).add(at).write(word) };
             at += 1;
         };
         write(count as u64);
         write(first as u64);
-        for (base, bytes) in self.tables[slot].pieces() {
+        for (base, bytes) in table.pieces() {
             let location = locate(base, bytes as usize)?;
             write(u64::from(location.segment) | u64::from(location.generation) << 32);
             write(location.offset);
             write(bytes);
         }
-        Some(group.job.pool.locate(place.cast_const().cast(), bytes)?.1)
+        self.written[nth] = Written { lent: sequence + 1, first, table: table.clone() };
+        Some(group.job.pool.locate(place(nth).cast(), bytes)?.1)
     }
 
     /// Reads a peer's table. What is lent by it; `None` while a segment is not mapped here yet.
