@@ -410,7 +410,6 @@ impl Families {
 
 #[cfg(test)]
 mod tests {
-    use windlass_kernels::{DataType, ReduceOp};
     use windlass_transports::shm::Shape;
 
     use super::*;
@@ -440,14 +439,7 @@ mod tests {
         })
         .unwrap();
         let board = Board::open(segment.descriptor()).unwrap();
-        let call = Call {
-            collective: Collective::AllReduce,
-            data_type: DataType::F32,
-            op: ReduceOp::Sum,
-            count: 256,
-            root: 0,
-        };
-        let series = Series::of(call.collective, call.size_bytes(2));
+        let series = Series::of(Collective::AllReduce, 1024);
         for (rank, index, times) in [(0, 0, 3), (0, 9, 1), (1, 1, 2)] {
             let recorder = Recorder::new(Some(&board), rank, index);
             (0..times).for_each(|i| recorder.record(&series, recorder.begin(i, &series)));
