@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use windlass::accelerator::simulated::{Options, SimulatedAccelerator};
 use windlass::{
-    Algorithm, Buffer, Collective, Communicator, Config, DataType, Error, Failed, List, Memory, MemoryMut,
-    Piece, Problem, RawRequest, ReduceOp, Simulation, SimulationOptions, TransportChoice,
+    Algorithm, Buffer, Collective, Communicator, Config, DataType, Error, List, Memory, MemoryMut, Piece,
+    Problem, RawRequest, ReduceOp, Simulation, SimulationOptions, TransportChoice,
 };
 
 use watchdog::watch;
@@ -225,16 +225,13 @@ fn lists_that_are_cut_differently_are_a_mismatch() {
             let errors = windlass::threads_with(2, &config, |comm| {
                 let lengths = if comm.rank() == 0 { [3 * scale, scale] } else { [2 * scale, 2 * scale] };
                 let list = List::new(lengths.map(|length| vec![1u32; length]).to_vec());
-                let failed = comm.all_reduce(list, ReduceOp::Sum).wait().and_then(|list| {
+                let (memory, error) = match comm.all_reduce(list, ReduceOp::Sum).wait() {
+                    Err(failed) => (failed.memory, failed.error),
                     // Who was content hears of it in the next call.
-                    comm.barrier().wait().map(|()| list).map_err(|failed| Failed {
-                        error: failed.error,
-                        memory: List::new(lengths.map(|length| vec![0; length]).to_vec()),
-                    })
-                });
-                let failed = failed.unwrap_err();
-                assert_eq!(failed.memory.members().iter().map(Vec::len).collect::<Vec<_>>(), lengths);
-                failed.error
+                    Ok(list) => (list, comm.barrier().wait().unwrap_err().error),
+                };
+                assert_eq!(memory.members().iter().map(Vec::len).collect::<Vec<_>>(), lengths);
+                error
             })
             .unwrap();
             for error in errors {

@@ -32,7 +32,7 @@ enum Bytes {
     /// With a copy on the host, which is filled and looked at in its place.
     Device(DeviceBuffer<u8>, Vec<u8>),
     /// The members of a list.
-    List(Vec<Bytes>),
+    List(Vec<Self>),
 }
 
 impl Bytes {
@@ -108,8 +108,8 @@ impl Bytes {
         match self {
             Self::Registered(buffer) => vec![buffer],
             Self::Device(_, host) => vec![host],
-            // SAFETY: the words hold at least `length` bytes, and every byte of a word is one.
             Self::Heap(words, length) => {
+                // SAFETY: the words hold at least `length` bytes, and every byte of a word is one.
                 vec![unsafe { std::slice::from_raw_parts(words.as_ptr().cast(), *length) }]
             }
             Self::List(members) => members.iter().flat_map(Self::get).collect(),
@@ -120,8 +120,8 @@ impl Bytes {
         match self {
             Self::Registered(buffer) => vec![buffer],
             Self::Device(_, host) => vec![host],
-            // SAFETY: as above, borrowed mutably; every pattern of bits is a word.
             Self::Heap(words, length) => {
+                // SAFETY: as above, borrowed mutably; every pattern of bits is a word.
                 vec![unsafe { std::slice::from_raw_parts_mut(words.as_mut_ptr().cast(), *length) }]
             }
             Self::List(members) => members.iter_mut().flat_map(Self::get_mut).collect(),
