@@ -102,7 +102,7 @@ impl Communicator {
     ///         }
     ///     };
     ///     let op = comm.register_op("largest magnitude", by_magnitude).unwrap();
-    ///     let mut values = if comm.rank() == 0 { [-3.0, 1.0] } else { [2.0, -5.0] };
+    ///     let mut values = if comm.rank() == 0 { [-3.0f32, 1.0] } else { [2.0, -5.0] };
     ///     comm.blocking().all_reduce(&mut values, op).unwrap();
     ///     values
     /// });

@@ -23,6 +23,9 @@
 // The colour of a rank that takes part in a split, but in no new communicator.
 #define WINDLASS_NO_COLOUR -1
 
+// In the place of a recv's peer: whoever sends first.
+#define WINDLASS_ANY_SOURCE -1
+
 // What a function returns. The numbers never change.
 typedef enum {
     // All is well.
@@ -181,7 +184,7 @@ typedef struct {
     windlass_data_type_t data_type;
     // The operator.
     windlass_reduce_op_t op;
-    // The root, or the peer of a send or recv.
+    // The root, or the peer of a send or recv, or of a recv `WINDLASS_ANY_SOURCE`.
     int root;
     // The tag of a send or recv.
     uint32_t tag;
@@ -197,6 +200,8 @@ typedef struct {
     const size_t *output_counts;
     // What `WINDLASS_SCALED_SUM` multiplies this rank's input by.
     double scalar;
+    // Where a recv says who has sent; NULL: nowhere.
+    int *source;
 } windlass_request_t;
 
 #ifdef __cplusplus
@@ -607,6 +612,24 @@ windlass_result_t windlass_send_async(const void *input,
                                       windlass_comm_t comm,
                                       windlass_op_t *operation);
 
+// Receives `count` elements from whichever rank sends a message of this tag first, and says in `source`
+// which it was, at the operation's end; NULL if that does not matter.
+windlass_result_t windlass_recv_any(void *output,
+                                    size_t count,
+                                    windlass_data_type_t data_type,
+                                    int *source,
+                                    uint32_t tag,
+                                    windlass_comm_t comm);
+
+// The same, started: see `windlass_op_t`.
+windlass_result_t windlass_recv_any_async(void *output,
+                                          size_t count,
+                                          windlass_data_type_t data_type,
+                                          int *source,
+                                          uint32_t tag,
+                                          windlass_comm_t comm,
+                                          windlass_op_t *operation);
+
 // Receives `count` elements from rank `peer`: a message of exactly that length and type, and with the
 // same tag.
 windlass_result_t windlass_recv(void *output,
@@ -636,8 +659,8 @@ windlass_result_t windlass_exchange_async(const windlass_request_t *requests,
                                           windlass_comm_t comm,
                                           windlass_op_t *operation);
 
-// Sends `input` to rank `to` and receives `output` from rank `from`, the same or another, at once: ranks that all
-// send along a ring get through. The two may not overlap.
+// Sends `input` to rank `to` and receives `output` from rank `from`, the same or another or `WINDLASS_ANY_SOURCE`,
+// at once: ranks that all send along a ring get through. The two may not overlap.
 windlass_result_t windlass_sendrecv(const void *input,
                                     size_t input_count,
                                     int to,

@@ -143,11 +143,18 @@ functions! {
     /// two ranks and within a tag, and apart from the collectives.
     Send: windlass_send, windlass_send_async(
         input: *const c_void, count: usize, data_type: windlass_data_type_t, peer: c_int, tag: u32);
+    /// Receives `count` elements from whichever rank sends a message of this tag first, and says in `source`
+    /// which it was, at the operation's end; NULL if that does not matter.
+    Recv: windlass_recv_any, windlass_recv_any_async(
+        output: *mut c_void, count: usize, data_type: windlass_data_type_t, source: *mut c_int, tag: u32);
     /// Receives `count` elements from rank `peer`: a message of exactly that length and type, and with the
     /// same tag.
     Recv: windlass_recv, windlass_recv_async(
         output: *mut c_void, count: usize, data_type: windlass_data_type_t, peer: c_int, tag: u32);
 }
+
+/// In the place of a recv's peer: whoever sends first.
+pub const WINDLASS_ANY_SOURCE: c_int = -1;
 
 /// A call as C gives it: what a collective has no use for is not looked at.
 #[repr(C)]
@@ -161,7 +168,7 @@ pub struct windlass_request_t {
     pub data_type: windlass_data_type_t,
     /// The operator.
     pub op: windlass_reduce_op_t,
-    /// The root, or the peer of a send or recv.
+    /// The root, or the peer of a send or recv, or of a recv `WINDLASS_ANY_SOURCE`.
     pub root: c_int,
     /// The tag of a send or recv.
     pub tag: u32,
@@ -177,6 +184,8 @@ pub struct windlass_request_t {
     pub output_counts: *const usize,
     /// What `WINDLASS_SCALED_SUM` multiplies this rank's input by.
     pub scalar: f64,
+    /// Where a recv says who has sent; NULL: nowhere.
+    pub source: *mut c_int,
 }
 
 /// Runs a request to its end: the collectives as data, for bindings and tables.
@@ -233,6 +242,7 @@ impl windlass_request_t {
             input_counts: std::ptr::null(),
             output_counts: std::ptr::null(),
             scalar: 1.0,
+            source: std::ptr::null_mut(),
         }
     }
 
@@ -275,10 +285,16 @@ impl windlass_request_t {
             let argument = if collective.is_point_to_point() { "peer" } else { "root" };
             let range = "0 or more, and below the communicator's size";
             let negative = |_| Failure::Range { function, argument, value: self.root.into(), range };
-            request.root = u32::try_from(self.root).map_err(negative)?;
+            let from_any = collective == Collective::Recv && self.root == WINDLASS_ANY_SOURCE;
+            let known = u32::try_from(self.root).map_err(negative);
+            request.root = if from_any { RawRequest::ANY_SOURCE } else { known? };
         }
         request.tag = self.tag;
         request.scalar = self.scalar;
+        if collective == Collective::Recv {
+            // A rank is a number of 20 bits.
+            request.source = self.source.cast();
+        }
         if collective.is_uneven() {
             self.give_counts(function, communicator, &mut request)?;
         }
@@ -361,6 +377,13 @@ arguments! {
 }
 
 impl windlass_request_t {
+    /// Whoever asks for the source does not know it.
+    #[inline]
+    const fn source(mut self, source: *mut c_int) -> Self {
+        (self.source, self.root) = (source, WINDLASS_ANY_SOURCE);
+        self
+    }
+
     /// Whoever gives a factor means the sum that has one.
     #[inline]
     const fn scalar(mut self, scalar: f64) -> Self {
@@ -390,7 +413,7 @@ mod tests {
         for (_, name, started) in FUNCTIONS {
             assert_eq!(*started, format!("{name}_async"));
         }
-        // The sum with a factor is no collective of its own.
-        assert_eq!(FUNCTIONS.len(), Collective::ALL.len() + 1);
+        // The sum with a factor and the message from anybody are no collectives of their own.
+        assert_eq!(FUNCTIONS.len(), Collective::ALL.len() + 2);
     }
 }

@@ -37,8 +37,8 @@ pub unsafe extern "C" fn windlass_exchange_async(
     guard(NAME, || unsafe { start(NAME, comm, operation, || read(NAME, requests, count)) })
 }
 
-/// Sends `input` to rank `to` and receives `output` from rank `from`, the same or another, at once: ranks that all
-/// send along a ring get through. The two may not overlap.
+/// Sends `input` to rank `to` and receives `output` from rank `from`, the same or another or `WINDLASS_ANY_SOURCE`,
+/// at once: ranks that all send along a ring get through. The two may not overlap.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn windlass_sendrecv(
     input: *const c_void,

@@ -3,7 +3,7 @@
 //! Which arguments are needed, what is read and written, and how long it is, the runtime's table of collectives says.
 
 use pyo3::prelude::*;
-use windlass::{Collective, DataType, Error, Extent, Problem, RawRequest, ReduceOp};
+use windlass::{Collective, DataType, Error, Extent, Piece, Problem, RawRequest, ReduceOp};
 
 use crate::array::{Array, Purpose};
 use crate::buffer::Buffer;
@@ -11,7 +11,7 @@ use crate::communicator::{Communicator, number};
 use crate::error::{Wrong, invalid, raise};
 use crate::faces::Arguments;
 use crate::keep::Held;
-use crate::list::{Piece, Side};
+use crate::list::Side;
 use crate::operator::Operator;
 
 /// A call's plain arguments.
@@ -34,8 +34,8 @@ pub(crate) struct Resolved {
     pub(crate) request: RawRequest,
     /// The elements of the operand's blocks and of the result's, where they differ and this rank has all of them.
     pub(crate) lengths: [Vec<usize>; 2],
-    /// What is to be copied before it starts.
-    pub(crate) pieces: Vec<Piece>,
+    /// The lists that the request points to.
+    pub(crate) pieces: Vec<Vec<Piece>>,
 }
 
 impl From<RawRequest> for Resolved {
@@ -93,16 +93,14 @@ impl<'c, 'py> Call<'c, 'py> {
     pub(crate) fn in_place(&self, arguments: &Arguments, held: &mut Held) -> PyResult<Resolved> {
         let x = given(self.py, &arguments.x);
         let Some(x) = x else { return Err(self.missing("the buffer")) };
-        let side = Side::of(x, self.purpose("the buffer", self.writes > 0), self.communicator.runtime())?;
-        let array = &side.whole;
-        let mut request = RawRequest::new(self.collective, array.data_type, array.count);
-        (request.input, request.output) = (array.address, array.address);
+        let side = Side::of(x, self.purpose("the buffer", self.writes > 0))?;
+        let mut request = RawRequest::new(self.collective, side.data_type(), side.count());
+        (request.input, request.output) = (side.address(), side.address());
         let mut resolved = Resolved::from(request);
-        if self.reads > 0 {
-            resolved.pieces.extend(side.gathered());
-        }
-        if self.writes > 0 {
-            held.pieces.extend(side.scattered());
+        if let Some(pieces) = side.pieces() {
+            resolved.request.input_pieces = &raw const pieces[..];
+            resolved.request.output_pieces = resolved.request.input_pieces;
+            resolved.pieces.push(pieces);
         }
         side.hand_to(held);
         held.value = Some(x.clone().unbind());
@@ -113,7 +111,7 @@ impl<'c, 'py> Call<'c, 'py> {
     pub(crate) fn between(&self, arguments: &Arguments, held: &mut Held) -> PyResult<Resolved> {
         let side = |object: &Option<Py<PyAny>>, needed: bool, purpose: Purpose| {
             let object = if needed { given(self.py, object) } else { None };
-            object.map(|object| Side::of(object, purpose, self.communicator.runtime())).transpose()
+            object.map(|object| Side::of(object, purpose)).transpose()
         };
         let input = side(&arguments.x, self.reads > 0, self.purpose("the input", false))?;
         let output = side(&arguments.out, self.writes > 0, self.purpose("the output", true))?;
@@ -130,35 +128,40 @@ impl<'c, 'py> Call<'c, 'py> {
         held.value = arguments.out.as_ref().map(|out| out.clone_ref(self.py));
         let output = match (output, &input) {
             (None, Some(input)) if self.writes > 0 => {
-                let shape = result_shape(&input.whole, elements);
+                let shape = result_shape(input, elements);
                 let runtime = self.communicator.runtime();
-                let buffer = Buffer::allocate(self.py, runtime, input.whole.data_type, &shape)?;
+                let buffer = Buffer::allocate(self.py, runtime, input.data_type(), &shape)?;
                 let buffer = Bound::new(self.py, buffer)?;
                 let array = Array::of_buffer(&buffer);
                 held.value = Some(buffer.into_any().unbind());
-                Some(array.into())
+                Some(Side::One(array))
             }
             (output, _) => output,
         };
         let data_type = self.data_type(input.as_ref(), output.as_ref())?;
         let mut request = RawRequest::new(self.collective, data_type, count);
-        request.input = input.as_ref().map_or(std::ptr::null(), |side| side.whole.address.cast_const());
-        request.output = output.as_ref().map_or(std::ptr::null_mut(), |side| side.whole.address);
-        let pieces = input.iter().flat_map(Side::gathered).collect();
-        held.pieces.extend(output.iter().flat_map(Side::scattered));
+        request.input = input.as_ref().map_or(std::ptr::null(), |side| side.address().cast_const());
+        request.output = output.as_ref().map_or(std::ptr::null_mut(), Side::address);
+        let mut pieces = Vec::new();
+        for (side, to) in [(&input, &mut request.input_pieces), (&output, &mut request.output_pieces)] {
+            if let Some(list) = side.as_ref().and_then(Side::pieces) {
+                *to = &raw const list[..];
+                pieces.push(list);
+            }
+        }
         input.into_iter().chain(output).for_each(|side| side.hand_to(held));
         Ok(Resolved { request, lengths, pieces })
     }
 
     fn data_type(&self, input: Option<&Side>, output: Option<&Side>) -> PyResult<DataType> {
         if let (Some(input), Some(output)) = (input, output)
-            && input.whole.data_type != output.whole.data_type
+            && input.data_type() != output.data_type()
         {
-            let (input, output) = (input.whole.data_type.name(), output.whole.data_type.name());
+            let (input, output) = (input.data_type().name(), output.data_type().name());
             let wrong = Wrong::TypesDiffer { input, output };
             return Err(invalid(self.py, self.collective.name(), "the output", &wrong));
         }
-        Ok(input.or(output).map_or(DataType::U8, |side| side.whole.data_type))
+        Ok(input.or(output).map_or(DataType::U8, Side::data_type))
     }
 
     /// The count that the lengths stand for, if they agree.
@@ -170,7 +173,7 @@ impl<'c, 'py> Call<'c, 'py> {
         let Some(&(argument, side, units)) = exact.or_else(|| sides.iter().flatten().next()) else {
             return Err(self.missing("the output"));
         };
-        let length = side.whole.count;
+        let length = side.count();
         if !length.is_multiple_of(units) {
             let problem = Problem::NotDivisible { length: length as u64, by: units as u64 };
             return Err(self.wrong(argument, problem));
@@ -181,7 +184,7 @@ impl<'c, 'py> Call<'c, 'py> {
             sides.into_iter().zip(extents).filter_map(|(side, extent)| side.map(|side| (side, extent)))
         {
             // A product that overflows is the length of no buffer.
-            self.expect(argument, side.whole.count, count.saturating_mul(units))?;
+            self.expect(argument, side.count(), count.saturating_mul(units))?;
             if let (Some(lengths), Some(list)) = (side.lengths(), list_of(extent, argument)) {
                 self.expect(list, lengths.len(), units)?;
                 for length in lengths {
@@ -214,7 +217,7 @@ impl<'c, 'py> Call<'c, 'py> {
         for (i, side) in [input, output].into_iter().enumerate() {
             elements[i] = match extents[i] {
                 Extent::Block => {
-                    let Some(own) = listed.or(side.map(|side| side.whole.count)) else {
+                    let Some(own) = listed.or(side.map(|side| side.count())) else {
                         return Err(self.missing("the output"));
                     };
                     count = own;
@@ -224,7 +227,7 @@ impl<'c, 'py> Call<'c, 'py> {
                 _ => lengths[i].iter().fold(0, |sum, length| sum.saturating_add(*length)),
             };
             if let Some(side) = side {
-                self.expect(["the input", "the output"][i], side.whole.count, elements[i])?;
+                self.expect(["the input", "the output"][i], side.count(), elements[i])?;
             }
         }
         Ok((count, elements[1], lengths))
@@ -286,7 +289,7 @@ impl<'c, 'py> Call<'c, 'py> {
 
     /// The elements of a row: of what lies at one place of the first dimension.
     fn row(&self, input: Option<&Side>, output: Option<&Side>) -> PyResult<usize> {
-        let of = |side: &Side| side.whole.shape().iter().skip(1).product::<usize>();
+        let of = |side: &Side| side.shape().iter().skip(1).product::<usize>();
         match (input.map(of), output.map(of)) {
             (Some(input), Some(output)) if input != output => {
                 let wrong = Wrong::RowsDiffer { input, output };
@@ -324,7 +327,7 @@ fn list_of(extent: Extent, argument: &'static str) -> Option<&'static str> {
 }
 
 /// The operand's shape, with so many rows that it has the result's elements.
-fn result_shape(input: &Array, elements: usize) -> Vec<usize> {
+fn result_shape(input: &Side, elements: usize) -> Vec<usize> {
     let mut shape = input.shape();
     let row: usize = shape.iter().skip(1).product();
     match shape.first_mut() {

@@ -5,11 +5,10 @@ use std::sync::Arc;
 use pyo3::prelude::*;
 use windlass::{Collective, RawRequest};
 
-use crate::array::Purpose;
+use crate::array::{Array, Purpose};
 use crate::communicator::{Communicator, number};
 use crate::error::{Wrong, invalid};
 use crate::keep::{Held, Keep, release_buried};
-use crate::list::{Piece, Side, copy};
 use crate::operation::{Operation, Pending};
 
 const NAME: &str = "exchange";
@@ -18,8 +17,6 @@ const NAME: &str = "exchange";
 #[derive(Default)]
 struct Messages {
     requests: Vec<RawRequest>,
-    /// What is to be copied before they start.
-    pieces: Vec<Piece>,
     held: Held,
 }
 
@@ -76,9 +73,44 @@ impl Communicator {
     ) -> PyResult<Operation> {
         Ok(Operation::new(self.start(py, self.pair((x, to), (out, from_), tag)?)))
     }
+
+    /// Receives `x` from whichever rank sends a message of this tag first. Returns `x` and that rank.
+    #[pyo3(signature = (x, tag=None))]
+    fn recv_any(
+        &self,
+        py: Python<'_>,
+        x: &Bound<'_, PyAny>,
+        tag: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Py<PyAny>> {
+        let pending = self.start(py, self.anybodys(x, tag)?);
+        pending.wait(py, None).map(|value| value.unwrap_or_else(|| py.None()))
+    }
+
+    /// The same, while the program does something else: returns an `Operation`.
+    #[pyo3(signature = (x, tag=None))]
+    fn recv_any_async(
+        &self,
+        py: Python<'_>,
+        x: &Bound<'_, PyAny>,
+        tag: Option<&Bound<'_, PyAny>>,
+    ) -> PyResult<Operation> {
+        Ok(Operation::new(self.start(py, self.anybodys(x, tag)?)))
+    }
 }
 
 impl Communicator {
+    fn anybodys(&self, x: &Bound<'_, PyAny>, tag: Option<&Bound<'_, PyAny>>) -> PyResult<Messages> {
+        let mut messages = Messages::default();
+        self.add(&mut messages, Collective::Recv, x, None, tag)?;
+        let mut source = Box::new(RawRequest::ANY_SOURCE);
+        for request in &mut messages.requests {
+            request.source = &raw mut *source;
+        }
+        messages.held.source = Some(source);
+        messages.held.value = Some(x.clone().unbind());
+        Ok(messages)
+    }
+
     fn messages(&self, sends: &Bound<'_, PyAny>, receives: &Bound<'_, PyAny>) -> PyResult<Messages> {
         let py = sends.py();
         let mut messages = Messages::default();
@@ -98,7 +130,7 @@ impl Communicator {
                     [object, peer, tag] => (object, peer, Some(tag)),
                     _ => return Err(wrong(&message)?),
                 };
-                self.add(&mut messages, collective, object, (peer, tag))?;
+                self.add(&mut messages, collective, object, Some(peer), tag)?;
                 if collective == Collective::Recv {
                     received.push(object.clone());
                 }
@@ -115,8 +147,8 @@ impl Communicator {
         tag: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Messages> {
         let mut messages = Messages::default();
-        self.add(&mut messages, Collective::Send, x, (to, tag))?;
-        self.add(&mut messages, Collective::Recv, out, (from, tag))?;
+        self.add(&mut messages, Collective::Send, x, Some(to), tag)?;
+        self.add(&mut messages, Collective::Recv, out, Some(from), tag)?;
         messages.held.value = Some(out.clone().unbind());
         Ok(messages)
     }
@@ -126,29 +158,28 @@ impl Communicator {
         messages: &mut Messages,
         collective: Collective,
         object: &Bound<'_, PyAny>,
-        (peer, tag): (&Bound<'_, PyAny>, Option<&Bound<'_, PyAny>>),
+        peer: Option<&Bound<'_, PyAny>>,
+        tag: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<()> {
         let (operation, write) = (collective.name(), collective == Collective::Recv);
-        let side = Side::of(object, Purpose { operation, argument: "the buffer", write }, self.runtime())?;
-        let mut request = RawRequest::new(collective, side.whole.data_type, side.whole.count);
-        request.root = number(peer, operation, "the peer", u64::from(self.runtime().size()))?;
+        let array = Array::of(object, Purpose { operation, argument: "the buffer", write })?;
+        let mut request = RawRequest::new(collective, array.data_type, array.count);
+        request.root = match peer {
+            Some(peer) => number(peer, operation, "the peer", u64::from(self.runtime().size()))?,
+            None => RawRequest::ANY_SOURCE,
+        };
         if let Some(tag) = tag.filter(|tag| !tag.is_none()) {
             request.tag = number(tag, operation, "the tag", u64::from(u32::MAX))?;
         }
-        (request.input, request.output) = (side.whole.address, side.whole.address);
+        (request.input, request.output) = (array.address, array.address);
         messages.requests.push(request);
-        if write {
-            messages.held.pieces.extend(side.scattered());
-        } else {
-            messages.pieces.extend(side.gathered());
-        }
-        side.hand_to(&mut messages.held);
+        array.hand_to(&mut messages.held);
         Ok(())
     }
 
     fn start(&self, py: Python<'_>, messages: Messages) -> Arc<Pending> {
         release_buried(py);
-        let posted = Posted { requests: messages.requests, pieces: messages.pieces };
+        let posted = Posted(messages.requests);
         let keep = Keep::new(messages.held, &self.open.under_way);
         let operation = py.detach(|| posted.post(self.runtime(), keep));
         let pending = Arc::new(Pending::new(NAME, operation));
@@ -158,20 +189,15 @@ impl Communicator {
 }
 
 /// Messages whose memory somebody keeps.
-struct Posted {
-    requests: Vec<RawRequest>,
-    pieces: Vec<Piece>,
-}
+struct Posted(Vec<RawRequest>);
 
 // SAFETY: the requests' pointers are to memory that is kept, whichever thread has them.
 unsafe impl Send for Posted {}
 
 impl Posted {
-    fn post(mut self, communicator: &windlass::Communicator, keep: Keep) -> windlass::Operation<Keep> {
-        // SAFETY: `keep` keeps what the pieces name.
-        unsafe { copy(&mut self.pieces) };
+    fn post(self, communicator: &windlass::Communicator, keep: Keep) -> windlass::Operation<Keep> {
         // SAFETY: `keep` has the exporters' word that the memory stays, writable where it is written, until it is released. That nobody else uses
         // it meanwhile is asked of Python's code.
-        unsafe { communicator.post_exchange(&self.requests, keep) }
+        unsafe { communicator.post_exchange(&self.0, keep) }
     }
 }

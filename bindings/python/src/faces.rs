@@ -5,13 +5,12 @@
 use std::sync::Arc;
 
 use pyo3::prelude::*;
-use windlass::{Collective, DataType, Failed, RawRequest};
+use windlass::{Collective, DataType, Failed, Piece, RawRequest};
 
 use crate::call::{Call, Resolved};
 use crate::communicator::Communicator;
 use crate::error::raise;
 use crate::keep::{Held, Keep, release_buried};
-use crate::list::{Piece, copy};
 use crate::operation::{Operation, Pending, SLICE};
 
 /// What a call may be given.
@@ -108,8 +107,7 @@ struct Prepared {
     request: RawRequest,
     /// What the request points to.
     _lengths: [Vec<usize>; 2],
-    /// What is to be copied before it starts.
-    pieces: Vec<Piece>,
+    _pieces: Vec<Vec<Piece>>,
     keep: Keep,
 }
 
@@ -120,20 +118,13 @@ type Posted = windlass::Operation<Keep>;
 
 impl Prepared {
     /// Runs it for a slice of time; what has not ended then goes on, and comes back.
-    fn perform(
-        mut self,
-        communicator: &windlass::Communicator,
-    ) -> Result<Result<Keep, Failed<Keep>>, Posted> {
-        // SAFETY: `keep` keeps it.
-        unsafe { copy(&mut self.pieces) };
+    fn perform(self, communicator: &windlass::Communicator) -> Result<Result<Keep, Failed<Keep>>, Posted> {
         // SAFETY: `keep` has the exporters' word that the memory stays, writable where it is written, until it is released. That nobody else uses
         // it meanwhile is asked of Python's code.
         unsafe { communicator.perform_for(&self.request, self.keep, SLICE) }
     }
 
-    fn post(mut self, communicator: &windlass::Communicator) -> Posted {
-        // SAFETY: as above.
-        unsafe { copy(&mut self.pieces) };
+    fn post(self, communicator: &windlass::Communicator) -> Posted {
         // SAFETY: as above.
         unsafe { communicator.post(&self.request, self.keep) }
     }
@@ -145,9 +136,9 @@ impl Communicator {
         let prepared = self.prepare(py, collective, arguments)?;
         let performed = py.detach(|| prepared.perform(self.runtime()));
         match performed {
-            Ok(Ok(keep)) => Ok(keep.release(py, true).unwrap_or_else(|| py.None())),
+            Ok(Ok(keep)) => Ok(keep.release(py).unwrap_or_else(|| py.None())),
             Ok(Err(failed)) => {
-                failed.memory.release(py, false);
+                failed.memory.release(py);
                 Err(raise(py, &failed.error))
             }
             Err(operation) => {
@@ -181,6 +172,11 @@ impl Communicator {
         call.complete(&mut request);
         (request.input_lengths, request.output_lengths) =
             (&raw const lengths[0][..], &raw const lengths[1][..]);
-        Ok(Prepared { request, _lengths: lengths, pieces, keep: Keep::new(held, &self.open.under_way) })
+        Ok(Prepared {
+            request,
+            _lengths: lengths,
+            _pieces: pieces,
+            keep: Keep::new(held, &self.open.under_way),
+        })
     }
 }

@@ -11,7 +11,6 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use pyo3::ffi;
 use pyo3::prelude::*;
 
-use crate::list::{Piece, copy};
 use crate::registration::Registered;
 use crate::stack::Stack;
 
@@ -47,8 +46,8 @@ pub(crate) struct Held {
     pub(crate) objects: Vec<Py<PyAny>>,
     pub(crate) value: Option<Py<PyAny>>,
     pub(crate) registered: Vec<Arc<Registered>>,
-    /// What is to be copied at the end: from the memory that the operation has written to a list's arrays.
-    pub(crate) pieces: Vec<Piece>,
+    /// Who has sent what was received from anybody, once that is known.
+    pub(crate) source: Option<Box<u32>>,
 }
 
 // SAFETY: in `Keep` and in `BURIED` it is only moved, and it is dropped by a thread that holds the interpreter.
@@ -71,24 +70,19 @@ impl Keep {
         Self { held: Some(Box::new(held)), under_way: Arc::clone(under_way) }
     }
 
-    /// Releases what was kept. Returns the result; only a good one has been written.
-    pub(crate) fn release(mut self, py: Python<'_>, is_good: bool) -> Option<Py<PyAny>> {
-        let mut held = self.held.take()?;
-        if is_good && !held.pieces.is_empty() {
-            let pieces = &mut held.pieces;
-            // SAFETY: `held` has what they name.
-            py.detach(|| unsafe { copy(pieces) });
-        }
-        held.value
+    /// Releases what was kept. Returns the result.
+    pub(crate) fn release(mut self, py: Python<'_>) -> Option<Py<PyAny>> {
+        let held = self.held.take()?;
+        let (value, Some(source)) = (held.value.as_ref()?, &held.source) else { return held.value };
+        // Without memory the tuple is missed, not the message.
+        (value, **source).into_pyobject(py).ok().map(|pair| pair.into_any().unbind())
     }
 }
 
 impl Drop for Keep {
     fn drop(&mut self) {
         self.under_way.fetch_sub(1, Ordering::AcqRel);
-        if let Some(mut held) = self.held.take() {
-            // SAFETY: `held` has what they name.
-            unsafe { copy(&mut held.pieces) };
+        if let Some(held) = self.held.take() {
             bury_boxed(held);
         }
     }

@@ -1,7 +1,6 @@
 //! The extension module of the Python package `windlass`: the runtime's public API, with Python's memory.
 //!
-//! Operations read and write the memory of whatever object lends it ([`mod@array`]), and keep it exported until they end ([`keep`]). Nothing is copied but
-//! what stands in a list ([`list`]). Nothing here is called by a thread of the runtime while it holds one of its locks, and no such
+//! Operations read and write the memory of whatever object lends it ([`mod@array`]), and keep it exported until they end ([`keep`]). Nothing is copied. Nothing here is called by a thread of the runtime while it holds one of its locks, and no such
 //! thread waits for the interpreter, but to call an [`operator`] that is written in Python.
 
 mod array;

@@ -119,7 +119,7 @@ impl Pending {
         let Some(mut state) = self.look() else { return };
         *state = match std::mem::replace(&mut *state, State::Moving) {
             State::Ended(result, keep) => {
-                let value = keep.release(py, result.is_ok());
+                let value = keep.release(py);
                 State::Settled(result.map(|()| value))
             }
             other => other,

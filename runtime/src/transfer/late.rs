@@ -2,9 +2,9 @@
 
 use std::time::Duration;
 
-use super::{ANY_SOURCE, LOOK_AGAIN, Transfer, Transfers};
+use super::{ANY_SOURCE, Transfer, Transfers};
 use crate::error::{Error, PeerCause};
-use crate::group::{Group, STALL_AFTER};
+use crate::group::{Group, LOOK_AGAIN, STALL_AFTER};
 
 impl Transfers {
     /// A message that is under way, for errors: send or recv, and its number.

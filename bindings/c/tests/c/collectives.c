@@ -259,6 +259,38 @@ static void own_operator(void)
     CHECK(rank == 0 || (output[0] == before && output[COUNT - 1] == before));
 }
 
+/* Everybody sends to everybody, and who sent what is told; then a ring of exchanges with receives from anybody. */
+static void from_anybody(void)
+{
+    int32_t mine = rank * 100, got[2 * MOST_RANKS] = {0};
+    int sources[2 * MOST_RANKS], seen[MOST_RANKS] = {0}, messages = 2 * (size - 1);
+    windlass_op_t sent[2 * MOST_RANKS] = {NULL}, received[2 * MOST_RANKS] = {NULL};
+    for (int i = 0; i < messages; i++) {
+        OK(windlass_send_async(&mine, 1, WINDLASS_I32, (rank + 1 + i % (size - 1)) % size, 11, comm, &sent[i]));
+        sources[i] = -7;
+        if (i % 2)
+            OK(windlass_recv_any_async(&got[i], 1, WINDLASS_I32, &sources[i], 11, comm, &received[i]));
+    }
+    for (int i = 0; i < messages; i += 2)
+        OK(windlass_recv_any(&got[i], 1, WINDLASS_I32, i % 4 ? &sources[i] : NULL, 11, comm));
+    OK(windlass_wait_all(sent, (size_t)messages));
+    OK(windlass_wait_all(received, (size_t)messages));
+    for (int i = 0; i < messages; i++) {
+        CHECK(got[i] % 100 == 0 && got[i] / 100 < size && got[i] / 100 != rank);
+        CHECK(sources[i] == (i % 4 ? got[i] / 100 : -7));
+        seen[got[i] / 100]++;
+    }
+    for (int r = 0; r < size; r++)
+        CHECK(seen[r] == (r == rank ? 0 : 2));
+    windlass_request_t pair[2] = {
+        {.bytes = sizeof *pair, .collective = WINDLASS_SEND, .data_type = WINDLASS_I32, .root = (rank + 1) % size, .tag = 12, .count = 1, .input = &mine},
+        {.bytes = sizeof *pair, .collective = WINDLASS_RECV, .data_type = WINDLASS_I32, .root = WINDLASS_ANY_SOURCE, .tag = 12, .count = 1, .output = got,
+         .source = sources},
+    };
+    OK(windlass_exchange(pair, 2, comm));
+    CHECK(sources[0] == (rank + size - 1) % size && got[0] == sources[0] * 100);
+}
+
 /* The sum in which each rank has a factor: by its own doors, and as data. */
 static void scaled(void)
 {
@@ -334,6 +366,7 @@ int main(void)
         }
     }
     scaled();
+    from_anybody();
     free(right);
     OK(windlass_comm_finalize(comm));
     OK(windlass_comm_free(&comm));

@@ -35,6 +35,8 @@ static void wrong_arguments(void)
     REFUSED(bad_argument, "the root is 2 but", windlass_reduce(a, b, 4, WINDLASS_F64, WINDLASS_SUM, size, comm));
     REFUSED(bad_argument, "the peer is this rank", windlass_send(a, 4, WINDLASS_F64, rank, 0, comm));
     REFUSED(bad_argument, "the peer is 1000", windlass_recv(a, 4, WINDLASS_F64, 1000, 0, comm));
+    REFUSED(bad_argument, "the peer is -1", windlass_send(a, 4, WINDLASS_F64, WINDLASS_ANY_SOURCE, 0, comm));
+    REFUSED(bad_argument, "the input is null", windlass_recv_any(NULL, 4, WINDLASS_F64, NULL, 0, comm));
     REFUSED(bad_argument, "the tag", windlass_send(a, 4, WINDLASS_F64, 1 - rank, UINT32_MAX, comm));
     REFUSED(bad_argument, "no multiple of", windlass_all_reduce((char *)a + 1, b, 2, WINDLASS_F64, WINDLASS_SUM, comm));
     REFUSED(bad_argument, "overlaps", windlass_all_reduce(a, a + 1, 2, WINDLASS_F64, WINDLASS_SUM, comm));
@@ -175,7 +177,7 @@ static void wrong_messages(void)
     messages[1].count = 3;
     REFUSED(bad_argument, "the message to this rank itself", windlass_exchange(messages, 2, comm));
     REFUSED(bad_argument, "the peer is 2", windlass_sendrecv(a, 4, size, b, 4, peer, type, 0, comm));
-    REFUSED(bad_argument, "the peer is -1", windlass_sendrecv_async(a, 4, peer, b, 4, -1, type, 0, comm, &op));
+    REFUSED(bad_argument, "the peer is -2", windlass_sendrecv_async(a, 4, peer, b, 4, -2, type, 0, comm, &op));
     REFUSED(bad_argument, "no data type", windlass_sendrecv(a, 4, peer, b, 4, peer, -1, 0, comm));
     CHECK(op == NULL);
     OK(windlass_exchange(NULL, 0, comm));

@@ -183,6 +183,11 @@ for call in (
     lambda: comm.send_async(ones, RANK).wait(),
     lambda: comm.scan(ones, "avg"),
     lambda: comm.all_reduce(numpy.ones(3, "int32"), scalar=2),
+    # A list's arrays are written apart, and messages take none.
+    lambda: comm.all_reduce([ones, ones]),
+    lambda: comm.all_reduce([ones, ones], out=[ones[:6], ones.copy()]),
+    lambda: comm.send([ones, ones], (RANK + 1) % SIZE),
+    lambda: comm.recv_async([ones, ones.copy()], (RANK + 1) % SIZE).wait(),
     lambda: comm.reduce_scatter(numpy.ones(SIZE, "float32"), "scaled_sum"),
     # What a rank has for itself is as long on either side.
     lambda: comm.all_to_all_v(ones, [6 * (r == RANK) for r in range(SIZE)], [1] * SIZE),
