@@ -38,7 +38,7 @@ impl Communicator {
     /// let left = windlass::threads(3, |comm| {
     ///     let (rank, ranks) = (comm.rank(), comm.size());
     ///     let (next, previous) = ((rank + 1) % ranks, (rank + ranks - 1) % ranks);
-    ///     let (_, got) = comm.sendrecv(vec![rank; 4], next, vec![0; 4], previous, 0).wait().unwrap();
+    ///     let (_, got) = comm.sendrecv(vec![rank; 4], next, vec![0u32; 4], previous, 0).wait().unwrap();
     ///     got
     /// });
     /// assert_eq!(left.unwrap(), [[2; 4], [0; 4], [1; 4]]);
