@@ -105,6 +105,7 @@ fn every_collective_is_right_on_every_transport_from_every_memory() {
 
 #[test]
 fn lists_take_turns_with_one_buffer() {
+    let mut timed = 0;
     for (collective, memory, transport) in [
         ("all_reduce", "registered", "shm"),
         ("all_reduce", "heap", "shm"),
@@ -116,9 +117,13 @@ fn lists_take_turns_with_one_buffer() {
         let of = [collective, "--memory", memory, "--transport", transport];
         for row in rows(&format!("tensors-{collective}-{memory}"), &[&of[..], &arguments].concat()) {
             assert_eq!(row["tensors"], 7);
-            assert!(row["tensors_us"].as_f64().unwrap() > 0.0);
+            // A time is of one label alone, and the few rounds of a test may have none of both.
+            let time = row["tensors_us"].as_f64();
+            assert!(time.is_none_or(|time| time > 0.0), "{row}");
+            timed += usize::from(time.is_some());
         }
     }
+    assert!(timed > 0);
 }
 
 #[test]
