@@ -480,7 +480,7 @@ mod canaries {
 
     #[test]
     fn another_caller_of_operators() {
-        let bad = "unsafe { operator.fold_into(acc, x, count)? };";
+        let bad = "operator.fold_into(acc, x, count)?;";
         finds(
             operator_callers,
             "runtime/src/engine/bind.rs",
