@@ -496,6 +496,10 @@ impl Drop for Job {
         }
         lock(&self.progress.state).closing = true;
         self.progress.changed.notify_all();
+        // What a send that has ended well gave away is to arrive, though this rank does not wait for the others.
+        if let Some(messages) = &self.messages {
+            lock(messages).linger(self.config.reconnect);
+        }
         self.leave();
         if let Some(control) = &self.control {
             control.close();

@@ -26,6 +26,7 @@ pub use message::{Message, MessageId};
 
 use std::fmt;
 use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
 /// A rank's number in the job.
 pub type Rank = u32;
@@ -144,7 +145,7 @@ impl Event {
 
 /// Carries messages between the ranks of a job.
 ///
-/// Every call returns at once. Completions come from [`poll`](Transport::poll), in any order.
+/// Every call but [`linger`](Transport::linger) returns at once. Completions come from [`poll`](Transport::poll), in any order.
 pub trait Transport: Send + fmt::Debug {
     /// What it can do.
     fn capabilities(&self) -> Capabilities;
@@ -205,6 +206,10 @@ pub trait Transport: Send + fmt::Debug {
     fn is_disturbed(&self) -> bool {
         false
     }
+
+    /// Waits until what has left this rank is where its peers find it also when this rank is gone, but no longer than `time`. Called before a transport
+    /// is dropped; the only call that waits.
+    fn linger(&mut self, _time: Duration) {}
 
     /// A descriptor that is readable when a peer calls, and otherwise not.
     fn guard(&self) -> Option<BorrowedFd<'_>> {

@@ -359,3 +359,31 @@ fn an_exchange_out_of_time_names_who_is_late() {
         assert!(errors.iter().any(named) && errors.iter().all(told), "{errors:?}");
     }
 }
+
+/// Nobody finalizes: the sender is gone long before its messages are read.
+#[test]
+fn what_a_rank_has_sent_arrives_although_it_leaves() {
+    let _watchdog = watch(60);
+    for config in configs() {
+        for (count, each) in [(10usize, 500u32), (16 << 10, 55), (400_000, 2)] {
+            windlass::threads_with(2, &config, |comm| {
+                let content =
+                    |number: u32| (0..count).map(move |at| mix((at as u64) << 32 | u64::from(number)) as u8);
+                if comm.rank() == 0 {
+                    let send = |number| {
+                        let message: Vec<u8> = content(number).collect();
+                        comm.blocking().send(&message, 1, 0).unwrap();
+                    };
+                    return (0..each).for_each(send);
+                }
+                std::thread::sleep(Duration::from_millis(400));
+                let mut message = vec![0u8; count];
+                for number in 0..each {
+                    comm.blocking().recv(&mut message, 0, 0).unwrap();
+                    assert!(message.iter().copied().eq(content(number)), "message {number} of {count} bytes");
+                }
+            })
+            .unwrap();
+        }
+    }
+}

@@ -15,11 +15,12 @@
 //! generation, one more than the last that was tried; a call under an older one is sent away. Both greetings say what has been received, and
 //! the [link](crate::link) sends again what has not.
 //!
-//! Dropping a [`Tcp`] closes its connections. The kernel may then throw away what it has not delivered, so the ranks of a job part by a
-//! barrier.
+//! Dropping a [`Tcp`] closes its connections. The kernel may then throw away what it has not delivered: who leaves before the others
+//! [lingers](Transport::linger).
 
 mod door;
 pub mod greeting;
+mod linger;
 mod peer;
 mod streams;
 
@@ -27,6 +28,7 @@ use std::fmt;
 use std::mem::MaybeUninit;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::time::Duration;
 
 use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
@@ -515,6 +517,10 @@ impl Transport for Tcp {
                 || peer.socket.is_some() && (peer.link.writes_again() || peer.link.owes())
         };
         self.peers.iter().enumerate().any(|(rank, peer)| rank != self.rank as usize && disturbed(peer))
+    }
+
+    fn linger(&mut self, time: Duration) {
+        linger::linger(self.peers.iter().filter_map(|peer| peer.socket.as_ref()).map(AsFd::as_fd), time);
     }
 
     fn guard(&self) -> Option<BorrowedFd<'_>> {
