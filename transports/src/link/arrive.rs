@@ -1,6 +1,7 @@
 //! The receiving half: matching, and where the bytes go.
 
 use super::credit::{Amount, ClassKey};
+use super::place::{PLACE_BYTES, Place};
 use super::replay::COPIED;
 use super::wire::{Detail, HEADER_BYTES, Header, Kind};
 use super::{Garbled, Link, Posted, Wants};
@@ -57,6 +58,8 @@ enum Purpose {
     Buffer(MessageId),
     /// One that was refused.
     Refused,
+    /// Where the message of a clearance belongs.
+    Place(Message, Vec<u8>),
 }
 
 /// Where the inbound stream is.
@@ -131,6 +134,19 @@ impl Cursor {
         }
     }
 
+    /// Where the peer may write what comes next.
+    pub(super) fn place(&self) -> Option<Place> {
+        match &self.purpose {
+            Purpose::Transfer(transfer) => transfer.posted.as_ref()?.place,
+            _ => None,
+        }
+    }
+
+    /// Whether so many bytes are awaited.
+    pub(super) const fn has_room(&self, bytes: usize) -> bool {
+        bytes <= self.left
+    }
+
     fn transfer(&mut self) -> Option<&mut Transfer> {
         match &mut self.purpose {
             Purpose::Transfer(transfer) => Some(transfer),
@@ -151,7 +167,24 @@ impl Link {
         token: Token,
         events: &mut Vec<Event>,
     ) {
-        let posted = Posted { message: *message, memory, token };
+        // SAFETY: the caller's contract.
+        unsafe { self.post_recv_at(message, memory, None, token, events) };
+    }
+
+    /// The same, into memory that the peer may reach by an address and a key of this rank's device.
+    ///
+    /// # Safety
+    /// As [`post_recv`](Self::post_recv).
+    pub unsafe fn post_recv_at(
+        &mut self,
+        message: &Message,
+        memory: *mut u8,
+        reach: Option<(u64, u32)>,
+        token: Token,
+        events: &mut Vec<Event>,
+    ) {
+        let place = reach.map(|(address, key)| Place { address, key, ..Place::default() });
+        let posted = Posted { message: *message, memory, token, place };
         if let Some(transfer) = self.cursor.transfer()
             && transfer.message.id == message.id
         {
@@ -168,10 +201,7 @@ impl Link {
                 if !self.sought.is_empty() {
                     self.sought.remove(&message.id);
                 }
-                if cleared {
-                    self.notify(Kind::Clear, message);
-                }
-                self.incoming.insert(message.id, Incoming::Posted { posted, cleared });
+                self.wait(posted, cleared);
             }
             Some(&mut Incoming::Announced { message: theirs, counted, .. }) => {
                 self.incoming.remove(&message.id);
@@ -191,10 +221,24 @@ impl Link {
         }
     }
 
+    /// A receive waits for its message; the peer is told, if it is `cleared`.
+    fn wait(&mut self, mut posted: Posted, cleared: bool) {
+        if cleared {
+            self.clear_posted(&mut posted);
+        }
+        self.incoming.insert(posted.message.id, Incoming::Posted { posted, cleared });
+    }
+
+    fn clear_posted(&mut self, posted: &mut Posted) {
+        if let Some(place) = &mut posted.place {
+            place.generation = self.generation;
+        }
+        self.tell_clear(&posted.message, posted.place);
+    }
+
     fn meet_announcement(&mut self, posted: Posted, theirs: Message, events: &mut Vec<Event>) {
         if posted.message == theirs {
-            self.notify(Kind::Clear, &theirs);
-            self.incoming.insert(theirs.id, Incoming::Posted { posted, cleared: true });
+            self.wait(posted, true);
         } else {
             self.notify(Kind::RefuseAnnounce, &posted.message);
             events.push(self.mismatch(posted.token, theirs));
@@ -254,7 +298,12 @@ impl Link {
             Kind::Found => return Err(Garbled("an announcement that was not sought")),
             Kind::Seek => self.seek_arrived(&message.id)?,
             Kind::Forget => self.forget_arrived(&message.id),
-            Kind::Clear => self.clear_arrived(message, events)?,
+            Kind::Clear if self.places => {
+                let mut place = self.buffers.take(PLACE_BYTES);
+                let memory = place.as_mut_ptr();
+                self.cursor.begin(Purpose::Place(message, place), memory, PLACE_BYTES);
+            }
+            Kind::Clear => self.clear_arrived(message, None, events)?,
             Kind::Credit => {}
             Kind::Retract => self.retract_arrived(&message),
             Kind::Rescind => self.rescind_arrived(&message),
@@ -270,7 +319,7 @@ impl Link {
         if !self.cursor.is_amid_payload() {
             self.frame_arrived(0, false);
         } else if self.cursor.left == 0 {
-            self.payload_ended(events);
+            self.payload_ended(events)?;
         }
         Ok(())
     }
@@ -395,10 +444,7 @@ impl Link {
             Some(Incoming::Arriving(transfer)) => {
                 if let Some(posted) = transfer.posted {
                     let cleared = !self.rescinding.contains(&message.id);
-                    if cleared {
-                        self.notify(Kind::Clear, &posted.message);
-                    }
-                    self.incoming.insert(message.id, Incoming::Posted { posted, cleared });
+                    self.wait(posted, cleared);
                 }
                 Ok(())
             }
@@ -435,8 +481,11 @@ impl Link {
             && (stalled || posted.message.bytes > self.limits.eager_bytes as usize)
         {
             *cleared = true;
-            let ours = posted.message;
-            self.notify(Kind::Clear, &ours);
+            if let Some(place) = &mut posted.place {
+                place.generation = self.generation;
+            }
+            let (ours, place) = (posted.message, posted.place);
+            self.tell_clear(&ours, place);
         }
         Ok(())
     }
@@ -466,8 +515,9 @@ impl Link {
                 cleared_now.push(posted.message);
             }
         }
+        // Such receives are small, and have no place.
         for message in &cleared_now {
-            self.notify(Kind::Clear, message);
+            self.tell_clear(message, None);
         }
         // In the order of their numbers, so that a run is the same each time.
         let mut sought: Vec<_> = self.sought.iter().filter(|id| ClassKey::of(id) == key).copied().collect();
@@ -486,7 +536,10 @@ impl Link {
     }
 
     /// `bytes` bytes lie where [`wants`](Link::wants) said, or were thrown away as it said.
-    pub fn placed(&mut self, bytes: usize, events: &mut Vec<Event>) {
+    ///
+    /// # Errors
+    /// What is complete with them breaks the protocol; the link is unusable then.
+    pub fn placed(&mut self, bytes: usize, events: &mut Vec<Event>) -> Result<(), Garbled> {
         let bytes = bytes.min(self.cursor.left);
         self.cursor.left -= bytes;
         if !self.cursor.memory.is_null() {
@@ -496,11 +549,12 @@ impl Link {
             transfer.arrived += bytes;
         }
         if self.cursor.left == 0 && self.cursor.is_amid_payload() {
-            self.payload_ended(events);
+            self.payload_ended(events)?;
         }
+        Ok(())
     }
 
-    fn payload_ended(&mut self, events: &mut Vec<Event>) {
+    fn payload_ended(&mut self, events: &mut Vec<Event>) -> Result<(), Garbled> {
         self.cursor.memory = std::ptr::null_mut();
         let whole = self.cursor.whole;
         // The sender of a message that it has not copied waits to hear that it is here.
@@ -513,6 +567,11 @@ impl Link {
         self.frame_arrived(whole, promptly);
         match std::mem::take(&mut self.cursor.purpose) {
             Purpose::Header | Purpose::Refused => {}
+            Purpose::Place(message, bytes) => {
+                let place = bytes.first_chunk().map(Place::decode);
+                self.buffers.put(bytes);
+                self.clear_arrived(message, place, events)?;
+            }
             Purpose::Transfer(transfer) if transfer.arrived < transfer.message.bytes => {
                 self.incoming.insert(transfer.message.id, Incoming::Arriving(transfer));
             }
@@ -523,7 +582,7 @@ impl Link {
                 let Some(Incoming::Buffered { message, buffer, complete, posted, .. }) =
                     self.incoming.get_mut(&id)
                 else {
-                    return;
+                    return Ok(());
                 };
                 *complete = true;
                 if let Some(posted) = posted.take() {
@@ -535,6 +594,25 @@ impl Link {
                 }
             }
         }
+        Ok(())
+    }
+
+    /// Whether the peer was told where the memory of this receive is.
+    pub(super) fn exposes_recv(&self, token: Token) -> bool {
+        let generation = self.generation;
+        let told = |posted: &Posted| {
+            posted.token == token && posted.place.is_some_and(|place| place.generation == generation)
+        };
+        let under_way = match &self.cursor.purpose {
+            Purpose::Transfer(transfer) => transfer.posted.as_ref(),
+            _ => None,
+        };
+        under_way.is_some_and(told)
+            || self.incoming.values().any(|incoming| match incoming {
+                Incoming::Posted { posted, .. } => told(posted),
+                Incoming::Arriving(transfer) => transfer.posted.as_ref().is_some_and(told),
+                _ => false,
+            })
     }
 
     pub(super) fn withdraw_recv(&mut self, token: Token) -> bool {

@@ -2,7 +2,8 @@
 
 use super::credit::Amount;
 use super::outbound::{Frame, Withdrawn};
-use super::wire::{Detail, Kind};
+use super::place::Place;
+use super::wire::{Detail, Header, Kind};
 use super::{Garbled, Link, Withdrawal};
 use crate::message::{Message, MessageId};
 use crate::{Event, Token};
@@ -22,13 +23,21 @@ pub(super) struct Sending {
 #[derive(Debug)]
 pub(super) enum Departing {
     /// The receive is posted and fits this message; the send is not posted.
-    Cleared(Message),
+    Cleared(Message, Option<Place>),
     /// The peer seeks the message; the send is not posted.
     Sought,
     /// The peer knows of the message. Counted among the announcements of its class, unless it was sought.
     Announced { sending: Sending, counted: bool },
     /// It does not: too many are announced.
     Waiting(Sending),
+}
+
+impl Departing {
+    pub(super) const fn forget_place(&mut self) {
+        if let Self::Cleared(_, place) = self {
+            *place = None;
+        }
+    }
 }
 
 impl Sending {
@@ -52,9 +61,9 @@ impl Link {
         let mut sought = false;
         if !self.departing.is_empty() {
             match self.departing.get(&message.id) {
-                Some(&Departing::Cleared(theirs)) => {
+                Some(&Departing::Cleared(theirs, place)) => {
                     self.departing.remove(&message.id);
-                    self.send_cleared(Sending { message: *message, memory, token }, theirs, events);
+                    self.send_cleared(Sending { message: *message, memory, token }, theirs, place, events);
                     return;
                 }
                 Some(Departing::Announced { sending: other, .. } | Departing::Waiting(other)) => {
@@ -107,12 +116,19 @@ impl Link {
     }
 
     /// A message and its clearance have met.
-    fn send_cleared(&mut self, sending: Sending, theirs: Message, events: &mut Vec<Event>) {
-        if sending.message == theirs {
-            self.outbound.push_piece(Frame::first_piece(&sending.message, sending.memory, sending.token));
+    fn send_cleared(
+        &mut self,
+        sending: Sending,
+        theirs: Message,
+        place: Option<Place>,
+        events: &mut Vec<Event>,
+    ) {
+        let Sending { message, memory, token } = sending;
+        if message == theirs {
+            self.outbound.push_piece(Frame::first_piece(&message, memory, token, place));
         } else {
-            self.notify(Kind::RefuseClear, &sending.message);
-            events.push(self.mismatch(sending.token, theirs));
+            self.notify(Kind::RefuseClear, &message);
+            events.push(self.mismatch(token, theirs));
         }
     }
 
@@ -161,20 +177,27 @@ impl Link {
         }
     }
 
-    /// The receive is posted.
-    pub(super) fn clear_arrived(&mut self, theirs: Message, events: &mut Vec<Event>) -> Result<(), Garbled> {
+    /// The receive is posted, and its message belongs at `place`.
+    pub(super) fn clear_arrived(
+        &mut self,
+        theirs: Message,
+        place: Option<Place>,
+        events: &mut Vec<Event>,
+    ) -> Result<(), Garbled> {
+        // One that was told before a break goes for nothing.
+        let place = place.filter(|place| place.generation == self.generation && place.generation.0 > 0);
         match self.departing.remove(&theirs.id) {
             Some(Departing::Announced { sending, counted }) => {
-                self.send_cleared(sending, theirs, events);
+                self.send_cleared(sending, theirs, place, events);
                 self.announcement_ended(&theirs.id, counted);
             }
             Some(Departing::Waiting(sending)) => {
                 let message = sending.message;
-                self.send_cleared(sending, theirs, events);
+                self.send_cleared(sending, theirs, place, events);
                 self.stop_waiting(&message);
             }
-            Some(Departing::Cleared(_)) => return Err(Garbled("two clearances for one message")),
-            Some(Departing::Sought) | None => self.expect(theirs.id, Departing::Cleared(theirs))?,
+            Some(Departing::Cleared(..)) => return Err(Garbled("two clearances for one message")),
+            Some(Departing::Sought) | None => self.expect(theirs.id, Departing::Cleared(theirs, place))?,
         }
         Ok(())
     }
@@ -190,7 +213,7 @@ impl Link {
 
     /// The receive was withdrawn. What has not begun to leave stays here.
     pub(super) fn rescind_arrived(&mut self, message: &Message) {
-        if let Some(Departing::Cleared(_)) = self.departing.get(&message.id) {
+        if let Some(Departing::Cleared(..)) = self.departing.get(&message.id) {
             self.departing.remove(&message.id);
         }
         let unbegun = self.outbound.take_unbegun(message);
@@ -237,7 +260,7 @@ impl Link {
             Withdrawn::Begun(header) => self.notify(Kind::Abandon, &header.message),
             Withdrawn::Whole(frame) => {
                 if let Some(header) = frame.header() {
-                    self.take_back(header.kind, header.message, header.detail);
+                    self.take_back(&header, frame.place());
                 }
             }
         }
@@ -245,15 +268,16 @@ impl Link {
     }
 
     /// Undoes what queueing a frame has done.
-    fn take_back(&mut self, kind: Kind, message: Message, detail: Detail) {
-        match detail {
+    fn take_back(&mut self, header: &Header, place: Option<Place>) {
+        let message = header.message;
+        match header.detail {
             Detail::Piece(_) => {
-                self.departing.insert(message.id, Departing::Cleared(message));
+                self.departing.insert(message.id, Departing::Cleared(message, place));
             }
             Detail::Credits { bytes, messages } => {
                 let class = self.classes.of(&message.id, &self.limits);
                 class.keep(Amount { bytes, messages });
-                if kind == Kind::Eager {
+                if header.kind == Kind::Eager {
                     class.refill(Amount { bytes: message.bytes as u32, messages: 1 }, &self.limits);
                 }
             }

@@ -31,6 +31,8 @@
 //! **Breaks.** Where the pipe can break ([`Link::replaying`]), every frame is kept until the peer has acknowledged it, and what the peer has
 //! not got is sent again over the next pipe (`replay.rs`).
 //!
+//! **Places.** Where the pipe can write into the peer's memory ([`Link::placing`]), a clearance says where its message belongs ([`place`]).
+//!
 //! Identities are unique among the live operations of a direction. Posting a second receive with the identity of a live one ends it
 //! with [`Event::Mismatch`]; a peer that sends the same message twice is [`Garbled`].
 //!
@@ -42,6 +44,7 @@ mod buffers;
 mod credit;
 mod depart;
 mod outbound;
+pub mod place;
 mod replay;
 mod seek;
 mod table;
@@ -55,6 +58,7 @@ pub use replay::{Position, Resumed};
 use std::fmt;
 use std::io::IoSlice;
 
+use crate::ledger::Generation;
 use crate::message::Message;
 use crate::{Event, Rank, Token};
 use arrive::{Cursor, Incoming};
@@ -62,6 +66,7 @@ use buffers::Buffers;
 use credit::{Amount, Classes};
 use depart::Departing;
 use outbound::{Frame, Outbound};
+use place::Place;
 use replay::Replay;
 use table::{ById, Ids};
 use wire::{Detail, HEADER_BYTES, Header, Kind};
@@ -77,6 +82,8 @@ struct Posted {
     message: Message,
     memory: *mut u8,
     token: Token,
+    /// How the peer reaches the memory, if it can.
+    place: Option<Place>,
 }
 
 /// Where the next inbound bytes belong.
@@ -121,6 +128,10 @@ pub struct Link {
     buffers: Buffers,
     /// None where the pipe cannot break.
     replay: Option<Replay>,
+    /// Clearances say where their message belongs.
+    places: bool,
+    /// Of the connection, where there are places.
+    generation: Generation,
 }
 
 // SAFETY: the raw pointers are those of posted operations, whose posters keep the memory valid, for any thread, until the operation
@@ -155,6 +166,8 @@ impl Link {
             cursor: Cursor::default(),
             buffers: Buffers::default(),
             replay: None,
+            places: false,
+            generation: Generation::default(),
         }
     }
 
@@ -247,6 +260,9 @@ impl Link {
         }
         replay.broke(current, &mut self.buffers, events);
         self.cursor.forget_header();
+        if self.places {
+            self.forget_places();
+        }
     }
 
     /// Where the peer is to go on, once the pipe is [broken](Self::broke).
@@ -302,12 +318,12 @@ impl Link {
                     // SAFETY: `memory` is what the poster of the receive, or the link's own buffer, keeps valid for `wanted`
                     // bytes; `bytes` is foreign memory, so they do not overlap.
                     unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), memory, taken) };
-                    self.placed(taken, events);
+                    self.placed(taken, events)?;
                     taken
                 }
                 Wants::Discard(wanted) => {
                     let taken = wanted.min(bytes.len());
-                    self.placed(taken, events);
+                    self.placed(taken, events)?;
                     taken
                 }
             };
@@ -351,6 +367,16 @@ impl Link {
     fn notify(&mut self, kind: Kind, message: &Message) {
         let header = self.header(kind, message);
         self.outbound.push_small(Frame::notice(&header));
+    }
+
+    /// Clears a receive.
+    fn tell_clear(&mut self, message: &Message, place: Option<Place>) {
+        if !self.places {
+            return self.notify(Kind::Clear, message);
+        }
+        let header = self.header(Kind::Clear, message);
+        let frame = Frame::clearance(&header, &place.unwrap_or_default(), &mut self.buffers);
+        self.outbound.push_small(frame);
     }
 
     fn header(&mut self, kind: Kind, message: &Message) -> Header {

@@ -7,6 +7,7 @@ use std::collections::VecDeque;
 use std::io::IoSlice;
 
 use super::buffers::Buffers;
+use super::place::{Destined, PLACE_BYTES, Place};
 use super::wire::{ACK_AT, Detail, HEADER_BYTES, Header, Kind};
 use crate::Token;
 use crate::message::Message;
@@ -30,6 +31,8 @@ pub(super) struct Frame {
     token: Option<Token>,
     /// The payload, if it is no more the poster's.
     copy: Vec<u8>,
+    /// Where the payload belongs, if the receiver has said it.
+    place: Option<Place>,
     order: u64,
 }
 
@@ -39,21 +42,34 @@ impl Frame {
         Self::payload(header, std::ptr::null(), 0, None)
     }
 
+    /// A clearance that says where the message belongs.
+    pub(super) fn clearance(header: &Header, place: &Place, buffers: &mut Buffers) -> Self {
+        let mut copy = buffers.take(PLACE_BYTES);
+        copy[..PLACE_BYTES].copy_from_slice(&place.encode());
+        Self { payload: copy.as_ptr(), bytes: PLACE_BYTES, copy, ..Self::notice(header) }
+    }
+
     /// A whole message.
     pub(super) fn eager(header: &Header, memory: *const u8, token: Token) -> Self {
         Self::payload(header, memory, header.message.bytes, Some(token))
     }
 
     /// The first piece of a message.
-    pub(super) fn first_piece(message: &Message, memory: *const u8, token: Token) -> Self {
+    pub(super) fn first_piece(
+        message: &Message,
+        memory: *const u8,
+        token: Token,
+        place: Option<Place>,
+    ) -> Self {
         let piece = message.bytes.min(PIECE);
         let header = Header { kind: Kind::Data, ack: 0, message: *message, detail: Detail::Piece(piece) };
-        Self { rest: message.bytes - piece, ..Self::payload(&header, memory, piece, Some(token)) }
+        Self { rest: message.bytes - piece, place, ..Self::payload(&header, memory, piece, Some(token)) }
     }
 
     fn payload(header: &Header, payload: *const u8, bytes: usize, token: Option<Token>) -> Self {
         let header = header.encode();
-        Self { header, payload, bytes, rest: 0, begun: false, token, copy: Vec::new(), order: 0 }
+        let (rest, begun, copy) = (0, false, Vec::new());
+        Self { header, payload, bytes, rest, begun, token, copy, place: None, order: 0 }
     }
 
     /// The piece after this one, if there is one.
@@ -70,6 +86,7 @@ impl Frame {
             begun: true,
             token: self.token,
             copy: Vec::new(),
+            place: self.place.map(|place| place.after(self.bytes)),
             order: 0,
         })
     }
@@ -82,6 +99,21 @@ impl Frame {
     /// The send that it is a part of, unless that has ended or is withdrawn.
     pub(super) fn token(&self) -> Option<Token> {
         self.token
+    }
+
+    /// Where its payload belongs, if the receiver has said it.
+    pub(super) const fn place(&self) -> Option<Place> {
+        self.place
+    }
+
+    /// It goes through the pipe.
+    pub(super) const fn forget_place(&mut self) {
+        self.place = None;
+    }
+
+    /// Whether a device may read its memory for this send.
+    pub(super) fn exposes(&self, token: Token) -> bool {
+        self.place.is_some() && self.token == Some(token)
     }
 
     /// Its memory.
@@ -173,7 +205,7 @@ impl Frame {
     }
 
     /// Its bytes from `skip` on: the rest of the header and the rest of the payload.
-    fn parts(&self, skip: usize) -> [&[u8]; 2] {
+    pub(super) fn parts(&self, skip: usize) -> [&[u8]; 2] {
         let header = &self.header[skip.min(HEADER_BYTES)..];
         let skip = skip.saturating_sub(HEADER_BYTES);
         let payload: &[u8] = if skip < self.bytes {
@@ -246,6 +278,21 @@ impl Outbound {
         (is_piece && header.is_empty() && !payload.is_empty()).then_some(payload)
     }
 
+    /// The rest of a frame whose header has left and whose payload has a place.
+    pub(super) fn destined(&self) -> Option<Destined<'_>> {
+        let (frame, done) = self.current.as_ref()?;
+        frame.destined(*done)
+    }
+
+    /// Whether a device may read memory for this send.
+    pub(super) fn exposes(&self, token: Token) -> bool {
+        self.current.as_ref().is_some_and(|(frame, _)| frame.exposes(token))
+    }
+
+    pub(super) fn forget_places(&mut self) {
+        self.pieces.iter_mut().for_each(Frame::forget_place);
+    }
+
     /// Which lane's frame leaves next.
     fn choose(small: Option<&Frame>, piece: Option<&Frame>, overtaken: u32) -> Option<Lane> {
         match (small, piece) {
@@ -276,7 +323,8 @@ impl Outbound {
         usize::from(self.current.as_ref().is_some_and(|(frame, _)| !frame.is_ack()))
     }
 
-    /// Fills `slices` with what leaves next, up to about `limit` bytes and at most `room` new frames; says how many slices it filled.
+    /// Fills `slices` with what leaves next, up to about `limit` bytes and at most `room` new frames; says how many slices it filled. It ends before a
+    /// payload that has a place.
     pub(super) fn gather<'a>(&'a self, slices: &mut [IoSlice<'a>], limit: usize, room: usize) -> usize {
         let (mut filled, mut bytes, mut smalls, mut pieces, mut overtaken) = (0, 0, 0, 0, self.overtaken);
         let mut current = self.current.as_ref().map(|(frame, done)| (frame, *done));
@@ -299,6 +347,11 @@ impl Outbound {
                     None => break,
                 },
             };
+            if frame.place.is_some() {
+                let limit = limit.min(bytes + HEADER_BYTES.saturating_sub(skip));
+                frame.lend(skip, slices, &mut filled, &mut bytes, limit);
+                break;
+            }
             frame.lend(skip, slices, &mut filled, &mut bytes, limit);
         }
         filled

@@ -178,6 +178,15 @@ impl Replay {
         found
     }
 
+    /// Whether a device may read memory for this send.
+    pub(super) fn exposes(&self, token: Token) -> bool {
+        self.kept.iter().any(|frame| frame.exposes(token))
+    }
+
+    pub(super) fn forget_places(&mut self) {
+        self.kept.iter_mut().for_each(Frame::forget_place);
+    }
+
     // ---- the receiver's half -------------------------------------------------------------------------------------------
 
     /// A frame of so many bytes is here, whole. `promptly`: its sender waits for the acknowledgement.

@@ -423,7 +423,7 @@ fn fetch(
     if !positions.is_lent(reader.read + 1) {
         return Ok(Some(0));
     }
-    link.placed(bytes, events);
+    link.placed(bytes, events)?;
     reader.taken += bytes as u64;
     positions.set_taken(reader.taken);
     Ok(Some(bytes))

@@ -149,11 +149,11 @@ impl Peer {
                 Err(errno) => return Err(system("recv", errno)),
             };
             total += bytes;
+            let garbled = |Garbled(what)| LostCause::Garbled(what);
             if direct > 0 {
-                self.link.placed(bytes.min(direct), events);
+                self.link.placed(bytes.min(direct), events).map_err(garbled)?;
             }
             if bytes > direct {
-                let garbled = |Garbled(what)| LostCause::Garbled(what);
                 self.link.feed(&staging[..bytes - direct], events).map_err(garbled)?;
             }
             if bytes < direct + staging.len() {
