@@ -14,7 +14,11 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("windlass-collectives", &["windlass-kernels"]),
     ("windlass-memory", &["windlass-kernels"]),
     ("windlass-transports", &["windlass-memory"]),
-    ("windlass", &["windlass-kernels", "windlass-collectives", "windlass-memory", "windlass-transports"]),
+    ("windlass-rdma", &["windlass-memory", "windlass-transports"]),
+    (
+        "windlass",
+        &["windlass-kernels", "windlass-collectives", "windlass-memory", "windlass-transports", "windlass-rdma"],
+    ),
     ("windlass-launcher", &["windlass", "windlass-benches"]),
     ("windlass-python", &["windlass"]),
     ("windlass-examples", &["windlass"]),

@@ -1,0 +1,12 @@
+//! RDMA: the verbs, resolved at run time, and the choice of the NICs that a host uses.
+//!
+//! | module | one idea |
+//! |---|---|
+//! | [`verbs`] | libibverbs, typed: devices, queue pairs, completions, regions; it decides nothing |
+//! | [`choice`] | which device, port and GID this host should use, and why not the others |
+//!
+//! The only crate that sees rdma-sys, of which it takes types and inline calls. No program is linked with libibverbs: a machine without it runs
+//! everything else, and is told what is missing when it asks for RDMA.
+
+pub mod choice;
+pub mod verbs;
