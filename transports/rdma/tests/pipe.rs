@@ -1,0 +1,431 @@
+//! Random posts, withdrawals and breaks between two ranks over a simulated device that keeps no order: its writes are applied piece by piece, in any
+//! order among each other and within themselves, and complete in any order. The device checks what no program could: that it never touches memory
+//! whose operation has ended, and that every write finds a receive.
+
+use std::collections::HashMap;
+
+use windlass_rdma::pipe::{Kind, Landed, Pipe, Planted, Shape, Source, Target, Write};
+use windlass_transports::ledger::Generation;
+use windlass_transports::link::{Limits, Link, Wants, Withdrawal};
+use windlass_transports::{Event, Message, MessageId, Token};
+
+const SHAPE: Shape = Shape { slots: 4, slot_bytes: 500, placed_bytes: 20_000 };
+const LIMITS: Limits = Limits { eager_bytes: 64, credit_bytes: 200, credit_messages: 3, announcements: 2 };
+const BYTES: [usize; 8] = [0, 8, 64, 65, 2500, 70_000, 100_000, (1 << 20) + 66_000];
+const IDENTITIES: u64 = 30;
+/// What the device moves at once.
+const PACKET: usize = 4096;
+
+/// What is wrong on purpose.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Fault {
+    None,
+    Pipe(Planted),
+    /// A withdrawal does not wait until the device is silent.
+    NoFence,
+    /// Both ends take a new connection for the old one.
+    SameGeneration,
+    /// What has left is taken for delivered.
+    TrustCompletion,
+}
+
+/// A write that the device is at.
+struct Flight {
+    write: Write,
+    /// Packets that are not applied.
+    left: Vec<usize>,
+}
+
+struct End {
+    link: Link,
+    pipe: Pipe,
+    staging: Vec<u8>,
+    ring: Vec<u8>,
+    /// Writes of this end.
+    flights: Vec<Flight>,
+    /// What has come and was not polled.
+    completions: Vec<(u32, u32)>,
+    /// Credits of this end that are complete.
+    credits: u32,
+    receives: u32,
+    open: bool,
+}
+
+struct Operation {
+    rank: usize,
+    identity: u64,
+    is_send: bool,
+    registered: bool,
+    memory: Vec<u8>,
+}
+
+struct Walk {
+    chance: u64,
+    fault: Fault,
+    ends: [End; 2],
+    generation: u32,
+    live: HashMap<u64, Operation>,
+    ended: HashMap<(usize, u64, bool), u32>,
+    spoilt: Vec<u64>,
+    tokens: u64,
+    mended: u32,
+    placed: u64,
+}
+
+fn message(identity: u64) -> Message {
+    let id = MessageId { communicator: identity as u32 % 2, tag: 0, sequence: identity, label: 0, chunk: 0 };
+    Message { id, fingerprint: [identity, 0], bytes: BYTES[identity as usize % BYTES.len()] }
+}
+
+fn fill(identity: u64, at: usize) -> u8 {
+    (identity as usize ^ at ^ (at >> 8) ^ (at >> 16)) as u8
+}
+
+impl End {
+    fn new(peer: u32, fault: Fault) -> Self {
+        let ring = vec![0; SHAPE.ring_bytes()];
+        let pipe = Self::pipe(fault);
+        let mut link = Link::placing(peer, LIMITS);
+        link.enter(Generation(1));
+        let (flights, completions) = (Vec::new(), Vec::new());
+        let receives = SHAPE.receives();
+        Self { link, pipe, staging: ring.clone(), ring, flights, completions, credits: 0, receives, open: true }
+    }
+
+    fn pipe(fault: Fault) -> Pipe {
+        match fault {
+            Fault::Pipe(planted) => Pipe::planted(SHAPE, Some(planted)),
+            _ => Pipe::new(SHAPE),
+        }
+    }
+
+    fn post(&mut self, write: Write) {
+        let packets = write.bytes.div_ceil(PACKET).max(1);
+        self.flights.push(Flight { write, left: (0..packets).collect() });
+    }
+}
+
+impl Walk {
+    fn new(seed: u64, fault: Fault) -> Self {
+        Self {
+            chance: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15),
+            fault,
+            ends: [End::new(1, fault), End::new(0, fault)],
+            generation: 1,
+            live: HashMap::new(),
+            ended: HashMap::new(),
+            spoilt: Vec::new(),
+            tokens: 0,
+            mended: 0,
+            placed: 0,
+        }
+    }
+
+    fn chance(&mut self, of: u64) -> u64 {
+        self.chance =
+            self.chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        (self.chance >> 33) % of
+    }
+
+    /// Posts one side of message `identity`, which goes from rank `identity / 7 % 2` to the other.
+    fn post(&mut self, identity: u64, is_send: bool) {
+        let from = (identity / 7 % 2) as usize;
+        let rank = if is_send { from } else { 1 - from };
+        let is_live = |of: &Operation| (of.rank, of.identity, of.is_send) == (rank, identity, is_send);
+        if self.ended.contains_key(&(rank, identity, is_send)) || self.live.values().any(is_live) {
+            return;
+        }
+        let message = message(identity);
+        let mut memory: Vec<u8> =
+            (0..message.bytes).map(|at| if is_send { fill(identity, at) } else { 0 }).collect();
+        self.tokens += 1;
+        let (key, token) = (self.tokens as u32, Token(self.tokens));
+        let registered = self.chance(4) > 0;
+        let mut events = Vec::new();
+        let address = memory.as_mut_ptr();
+        let reach = (registered && message.bytes > 64).then_some((address.expose_provenance() as u64, key));
+        let link = &mut self.ends[rank].link;
+        // SAFETY: the memory lives in `live` until the operation has ended or is withdrawn.
+        unsafe {
+            match is_send {
+                true => link.post_send(&message, address, token, &mut events),
+                false => link.post_recv_at(&message, address, reach, token, &mut events),
+            }
+        }
+        self.live.insert(self.tokens, Operation { rank, identity, is_send, registered, memory });
+        self.note(rank, events);
+    }
+
+    fn note(&mut self, rank: usize, events: Vec<Event>) {
+        for event in events {
+            let token = match event {
+                Event::Sent(token) | Event::Received(token) => token.0,
+                // The message of a withdrawn receive was being thrown away when a new receive was posted.
+                Event::Mismatch { token, theirs, .. } if self.spoilt.contains(&theirs.id.sequence) => {
+                    self.live.remove(&token.0);
+                    continue;
+                }
+                other => panic!("{other:?}"),
+            };
+            let operation = self.live.remove(&token).expect("events name live operations");
+            let Operation { identity, is_send, memory, .. } = operation;
+            assert_eq!((operation.rank, is_send), (rank, matches!(event, Event::Sent(_))));
+            let right = memory.iter().enumerate().all(|(at, &byte)| byte == fill(identity, at));
+            assert!(right, "wrong bytes of {identity}");
+            *self.ended.entry((rank, identity, is_send)).or_default() += 1;
+        }
+    }
+
+    /// A rank takes what has come, says what it has to say, and gives credit.
+    fn poll(&mut self, rank: usize) {
+        let mut events = Vec::new();
+        let most = self.chance(6) as usize;
+        let end = &mut self.ends[rank];
+        if end.open {
+            for _ in 0..std::mem::take(&mut end.credits) {
+                end.pipe.credit_completed();
+            }
+            for (word, bytes) in end.completions.drain(..most.min(end.completions.len())) {
+                end.receives += 1;
+                let immediate = windlass_rdma::pipe::Immediate::decode(word).expect("a kind");
+                end.pipe.arrived(immediate, bytes).expect("a write that can have been sent");
+            }
+            while let Some(landed) = end.pipe.poll() {
+                match landed {
+                    Landed::Ring { slot, bytes } => {
+                        let begin = SHAPE.offset(slot);
+                        end.link.feed(&end.ring[begin..begin + bytes], &mut events).expect("frames");
+                    }
+                    Landed::Placed { bytes } => {
+                        assert!(matches!(end.link.wants(), Wants::Payload(..)));
+                        end.link.landed(bytes, &mut events).expect("it was lent");
+                        self.placed += bytes as u64;
+                    }
+                }
+            }
+            if let Some(immediate) = end.pipe.credit() {
+                end.post(Write { immediate, source: Source::Slot(0), target: Target::Slot(0), bytes: 0 });
+            }
+            let live = &self.live;
+            let registered = |memory: &[u8]| {
+                let of = |operation: &Operation| operation.memory.as_ptr_range().contains(&memory.as_ptr());
+                live.iter().find(|(_, operation)| of(operation) && operation.registered).map(|(key, _)| *key as u32)
+            };
+            while let Some(write) = end.pipe.depart(&mut end.link, &mut end.staging, registered, &mut events) {
+                end.post(write);
+            }
+        }
+        self.note(rank, events);
+    }
+
+    /// The device moves a packet of a write of `rank`'s.
+    fn carry(&mut self, rank: usize) {
+        if !self.ends[1 - rank].open {
+            // It goes to a queue pair that is no more.
+            self.ends[rank].flights.clear();
+        }
+        if self.ends[rank].flights.is_empty() {
+            return;
+        }
+        let at = self.chance(self.ends[rank].flights.len() as u64) as usize;
+        let packet = self.chance(self.ends[rank].flights[at].left.len() as u64) as usize;
+        let [one, other] = &mut self.ends;
+        let (from, to) = if rank == 0 { (one, other) } else { (other, one) };
+        let Write { source, target, bytes, .. } = from.flights[at].write;
+        let skip = from.flights[at].left.swap_remove(packet) * PACKET;
+        let step = PACKET.min(bytes - skip);
+        let packet: Vec<u8> = match source {
+            Source::Slot(slot) => from.staging[SHAPE.offset(slot) + skip..][..step].to_vec(),
+            Source::Memory { address, key } => {
+                let operation = self.live.get(&u64::from(key)).expect("memory is read after its send has ended");
+                let begin = address.addr() - operation.memory.as_ptr().addr() + skip;
+                operation.memory[begin..begin + step].to_vec()
+            }
+        };
+        match target {
+            Target::Slot(slot) => to.ring[SHAPE.offset(slot) + skip..][..step].copy_from_slice(&packet),
+            Target::Place { address, key } => {
+                let operation =
+                    self.live.get_mut(&u64::from(key)).expect("memory is written after its receive has ended");
+                let begin = address as usize - operation.memory.as_ptr().addr() + skip;
+                operation.memory[begin..begin + step].copy_from_slice(&packet);
+            }
+        }
+        if from.flights[at].left.is_empty() {
+            let flight = from.flights.swap_remove(at);
+            assert!(to.receives > 0, "a write finds no receive");
+            to.receives -= 1;
+            to.completions.push((flight.write.immediate.encode(), bytes as u32));
+            from.credits += u32::from(flight.write.immediate.kind == Kind::Credit);
+        }
+    }
+
+    /// The device is silent, and `rank`'s end of the connection is over.
+    fn break_at(&mut self, rank: usize) {
+        let mut events = Vec::new();
+        self.ends.iter_mut().for_each(|end| end.flights.clear());
+        let end = &mut self.ends[rank];
+        end.completions.clear();
+        (end.open, end.credits) = (false, 0);
+        end.link.broke(&mut events);
+        self.note(rank, events);
+    }
+
+    /// Both ends agree on a new connection.
+    fn mend(&mut self) {
+        if self.ends.iter().all(|end| end.open) {
+            return;
+        }
+        for rank in 0..2 {
+            if self.ends[rank].open {
+                self.break_at(rank);
+            }
+            self.ends[rank].flights.clear();
+        }
+        self.generation += u32::from(self.fault != Fault::SameGeneration);
+        let positions = [0, 1].map(|rank: usize| self.ends[rank].link.position());
+        for rank in 0..2 {
+            let mut events = Vec::new();
+            let end = &mut self.ends[rank];
+            end.link.enter(Generation(self.generation));
+            let resumed = end.link.resume(positions[1 - rank], &mut events);
+            resumed.expect("a position that can be");
+            (end.pipe, end.receives, end.open) = (End::pipe(self.fault), SHAPE.receives(), true);
+            self.note(rank, events);
+        }
+        self.mended += 1;
+    }
+
+    fn withdraw(&mut self) {
+        let mut tokens: Vec<u64> = self.live.keys().copied().collect();
+        tokens.sort_unstable();
+        if tokens.is_empty() {
+            return;
+        }
+        let token = tokens[self.chance(tokens.len() as u64) as usize];
+        let rank = self.live[&token].rank;
+        if self.ends[rank].open && self.ends[rank].link.exposes(Token(token)) && self.fault != Fault::NoFence {
+            self.break_at(rank);
+            if !self.live.contains_key(&token) {
+                // What was leaving from a copy has ended instead.
+                return;
+            }
+        }
+        assert_eq!(self.ends[rank].link.withdraw(Token(token)), Withdrawal::Done);
+        if let Some(Operation { rank, identity, is_send, .. }) = self.live.remove(&token) {
+            if is_send {
+                // It may have reached the peer, so its identity is used up.
+                self.ended.insert((rank, identity, true), 1);
+            }
+            self.spoilt.push(identity);
+        }
+    }
+
+    /// Takes random steps, then finishes.
+    fn run(&mut self, withdrawals: bool, breaks: bool) {
+        for _ in 0..1500 {
+            match self.chance(20) {
+                0..3 => {
+                    let (identity, is_send) = (self.chance(IDENTITIES), self.chance(2) == 0);
+                    self.post(identity, is_send);
+                }
+                3 if withdrawals && self.chance(2) == 0 => self.withdraw(),
+                4..8 => {
+                    let rank = self.chance(2) as usize;
+                    self.poll(rank);
+                }
+                8 if breaks && self.chance(10) == 0 => {
+                    let rank = self.chance(2) as usize;
+                    if self.ends[rank].open {
+                        self.break_at(rank);
+                    }
+                }
+                9 => self.mend(),
+                _ => {
+                    let rank = self.chance(2) as usize;
+                    (0..3).for_each(|_| self.carry(rank));
+                }
+            }
+        }
+        for identity in 0..IDENTITIES {
+            self.post(identity, true);
+            self.post(identity, false);
+        }
+        for _ in 0..6000 {
+            self.mend();
+            for rank in 0..2 {
+                self.poll(rank);
+                (0..8).for_each(|_| self.carry(rank));
+            }
+            if self.live.values().all(|operation| self.spoilt.contains(&operation.identity)) {
+                break;
+            }
+        }
+        let stuck = self.live.values().filter(|operation| !self.spoilt.contains(&operation.identity)).count();
+        assert_eq!(stuck, 0, "operations that nobody disturbed hang");
+    }
+}
+
+/// Says how often the connection was made anew, and how much was placed.
+fn walk(seed: u64, withdrawals: bool, breaks: bool, fault: Fault) -> (u32, u64) {
+    let mut walk = Walk::new(seed, fault);
+    if fault == Fault::TrustCompletion {
+        let planted = Some(windlass_transports::link::Planted::TrustCompletion);
+        for (rank, end) in walk.ends.iter_mut().enumerate() {
+            end.link = Link::placing_planted(1 - rank as u32, LIMITS, planted);
+            end.link.enter(Generation(1));
+        }
+    }
+    walk.run(withdrawals, breaks);
+    (walk.mended, walk.placed)
+}
+
+fn sum(seeds: std::ops::Range<u64>, withdrawals: bool, breaks: bool) -> (u32, u64) {
+    let all = seeds.map(|seed| walk(seed, withdrawals, breaks, Fault::None));
+    all.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
+}
+
+#[test]
+fn undisturbed_messages_all_arrive() {
+    let (mended, placed) = sum(0..60, false, false);
+    println!("{placed} bytes placed");
+    assert!(mended == 0 && placed > 60 << 20, "{mended} {placed}");
+}
+
+#[test]
+fn withdrawals_are_fenced_and_disturb_nobody_else() {
+    let (mended, placed) = sum(100..200, true, false);
+    println!("{mended} connections anew, {placed} bytes placed");
+    assert!(mended > 100 && placed > 10 << 20, "{mended} {placed}");
+}
+
+#[test]
+fn breaks_lose_nothing_and_repeat_nothing() {
+    let (mended, placed) = (200..350).fold((0, 0), |sum, seed| {
+        let one = walk(seed, seed % 2 == 0, true, Fault::None);
+        (sum.0 + one.0, sum.1 + one.1)
+    });
+    println!("{mended} connections anew, {placed} bytes placed");
+    assert!(mended > 500 && placed > 10 << 20, "{mended} {placed}");
+}
+
+/// Walks until one shows the fault; none may need so many.
+fn caught(fault: Fault) {
+    let hook = std::panic::take_hook();
+    std::panic::set_hook(Box::new(|_| {}));
+    let found = (0..300).find(|&seed| std::panic::catch_unwind(|| walk(seed, true, true, fault)).is_err());
+    std::panic::set_hook(hook);
+    println!("{fault:?}: {found:?}");
+    assert!(found.is_some(), "{fault:?} was not noticed");
+}
+
+#[test]
+fn planted_faults_are_noticed() {
+    caught(Fault::Pipe(Planted::OrderOfArrival));
+    caught(Fault::Pipe(Planted::EarlyCredit));
+    caught(Fault::Pipe(Planted::ManyCredits));
+    caught(Fault::Pipe(Planted::Overdraft));
+    caught(Fault::NoFence);
+    caught(Fault::SameGeneration);
+    caught(Fault::TrustCompletion);
+}
