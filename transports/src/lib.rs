@@ -10,7 +10,7 @@
 //! | [`link`] | matching, eager credits and rendezvous between two ranks, without I/O |
 //! | [`tcp`] | links over TCP streams |
 //! | [`sim`] | links over a simulated network with virtual time |
-//! | [`reach`] | memory that peers of a host read where it lies |
+//! | [`reach`] | memory that peers of a host read where it lies, or that a device is given |
 //! | [`shm`] | links over lanes in shared memory, and the boards through which mapped peers signal |
 
 pub mod conformance;
@@ -62,6 +62,13 @@ pub enum LostCause {
     },
     /// The peer sent bytes that are no frame of this protocol.
     Garbled(&'static str),
+    /// The device that carries the stream ended it.
+    Device {
+        /// What happened.
+        what: &'static str,
+        /// The nearest error number.
+        errno: i32,
+    },
 }
 
 impl fmt::Display for LostCause {
@@ -72,6 +79,7 @@ impl fmt::Display for LostCause {
                 write!(f, "{call}: {}", std::io::Error::from_raw_os_error(*errno))
             }
             Self::Garbled(what) => write!(f, "it sent {what}"),
+            Self::Device { what, .. } => f.write_str(what),
         }
     }
 }

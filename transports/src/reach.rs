@@ -1,6 +1,8 @@
-//! Memory that the ranks of a host read where it lies with its owner.
+//! Memory that others reach where it lies: the ranks of a host by their mappings, and devices by registration.
 
 use std::fmt;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
 
 use windlass_memory::Location;
 
@@ -27,4 +29,53 @@ pub unsafe trait Reach: Send + Sync + fmt::Debug {
 
     /// Where `bytes` bytes of a peer's memory lie.
     fn find(&self, peer: Rank, location: Location, bytes: usize) -> Found;
+}
+
+/// Memory of which a range can be registered with a device. It is known by its number, never by its address: what is freed and mapped again is
+/// another segment, or another generation.
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct SegmentKey {
+    /// Which.
+    pub segment: u64,
+    /// It grows when the segment's memory becomes another.
+    pub generation: u32,
+}
+
+/// What a device is given.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// Memory of this process.
+    Host {
+        /// Where the segment begins.
+        base: *const u8,
+        /// Its length.
+        bytes: usize,
+    },
+    /// Memory of an accelerator.
+    DmaBuf {
+        /// Its descriptor.
+        descriptor: Arc<OwnedFd>,
+        /// Its length.
+        bytes: usize,
+    },
+}
+
+/// Where some memory lies among what can be registered.
+#[derive(Clone, Debug)]
+pub struct Registrable {
+    /// In which segment.
+    pub key: SegmentKey,
+    /// Where in it.
+    pub offset: usize,
+    /// The segment.
+    pub source: Source,
+}
+
+/// Knows which memory a device may be given.
+///
+/// # Safety
+/// A segment that was named once stays mapped where it was, or its descriptor open, as long as this value lives.
+pub unsafe trait Register: Send + Sync + fmt::Debug {
+    /// Where these bytes lie, if they can be registered. The pointer is not read: it may name memory that has no address.
+    fn find(&self, memory: *const u8, bytes: usize) -> Option<Registrable>;
 }

@@ -110,7 +110,7 @@ pub(super) const GLANCES: u32 = 16;
 pub(super) fn peer_cause(cause: &LostCause) -> PeerCause {
     match cause {
         LostCause::Closed => PeerCause::Vanished,
-        LostCause::System { errno, .. } => PeerCause::Unreachable(*errno),
+        LostCause::System { errno, .. } | LostCause::Device { errno, .. } => PeerCause::Unreachable(*errno),
         LostCause::Garbled(_) => PeerCause::Unreachable(rustix::io::Errno::BADMSG.raw_os_error()),
     }
 }

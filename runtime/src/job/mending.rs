@@ -204,7 +204,7 @@ impl Job {
         match why {
             Hopeless::Exhausted { attempts, after_ns } => {
                 let errno = match cause {
-                    LostCause::System { errno, .. } => *errno,
+                    LostCause::System { errno, .. } | LostCause::Device { errno, .. } => *errno,
                     _ => rustix::io::Errno::CONNRESET.raw_os_error(),
                 };
                 let within_ms = after_ns / 1_000_000;

@@ -117,10 +117,10 @@ impl Shape {
 pub enum Source {
     /// A slot of the sender's own ring, into which they were copied.
     Slot(u32),
-    /// Memory of a send, by its local key.
+    /// Memory of a send, as the sender's device knows it.
     Memory {
         /// Where.
-        address: *const u8,
+        address: u64,
         /// The key.
         key: u32,
     },
@@ -247,12 +247,13 @@ impl Pipe {
     }
 
     /// The write that is to leave next, if the link has something and there is room for it. What is not read where it lies was copied into the slot of
-    /// `staging` that the write names. `registered` gives the local key to memory of a send, if it has one.
+    /// `staging` that the write names. `registered` says by which address and local
+    /// key the device knows memory of a send, if it does.
     pub fn depart(
         &mut self,
         link: &mut Link,
         staging: &mut [u8],
-        registered: impl FnOnce(&[u8]) -> Option<u32>,
+        registered: impl FnOnce(&[u8]) -> Option<(u64, u32)>,
         events: &mut Vec<Event>,
     ) -> Option<Write> {
         if !self.has_room() {
@@ -267,8 +268,8 @@ impl Pipe {
                 let key = if destined.lasts { registered(lasting) } else { None };
                 let target = Target::Place { address: destined.place.address, key: destined.place.key };
                 match key {
-                    Some(key) => {
-                        let source = Source::Memory { address: lasting.as_ptr(), key };
+                    Some((address, key)) => {
+                        let source = Source::Memory { address, key };
                         (Kind::Placed, source, target, lasting.len())
                     }
                     None => {
@@ -353,6 +354,11 @@ impl Pipe {
         self.told = acted;
         self.credit_under_way = true;
         Some(Immediate { kind: Kind::Credit, number: acted })
+    }
+
+    /// The last credit that was given.
+    pub fn told(&self) -> Immediate {
+        Immediate { kind: Kind::Credit, number: self.told }
     }
 
     /// The credit that left is complete.

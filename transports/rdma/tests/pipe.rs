@@ -209,7 +209,8 @@ impl Walk {
             let live = &self.live;
             let registered = |memory: &[u8]| {
                 let of = |operation: &Operation| operation.memory.as_ptr_range().contains(&memory.as_ptr());
-                live.iter().find(|(_, operation)| of(operation) && operation.registered).map(|(key, _)| *key as u32)
+                let found = live.iter().find(|(_, operation)| of(operation) && operation.registered);
+                found.map(|(key, _)| (memory.as_ptr().expose_provenance() as u64, *key as u32))
             };
             while let Some(write) = end.pipe.depart(&mut end.link, &mut end.staging, registered, &mut events) {
                 end.post(write);
@@ -238,7 +239,7 @@ impl Walk {
             Source::Slot(slot) => from.staging[SHAPE.offset(slot) + skip..][..step].to_vec(),
             Source::Memory { address, key } => {
                 let operation = self.live.get(&u64::from(key)).expect("memory is read after its send has ended");
-                let begin = address.addr() - operation.memory.as_ptr().addr() + skip;
+                let begin = address as usize - operation.memory.as_ptr().addr() + skip;
                 operation.memory[begin..begin + step].to_vec()
             }
         };

@@ -599,9 +599,8 @@ impl Link {
 
     /// Whether the peer was told where the memory of this receive is.
     pub(super) fn exposes_recv(&self, token: Token) -> bool {
-        let generation = self.generation;
         let told = |posted: &Posted| {
-            posted.token == token && posted.place.is_some_and(|place| place.generation == generation)
+            posted.token == token && posted.place.is_some_and(|place| self.is_valid(&place))
         };
         let under_way = match &self.cursor.purpose {
             Purpose::Transfer(transfer) => transfer.posted.as_ref(),

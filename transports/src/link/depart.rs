@@ -185,7 +185,7 @@ impl Link {
         events: &mut Vec<Event>,
     ) -> Result<(), Garbled> {
         // One that was told before a break goes for nothing.
-        let place = place.filter(|place| place.generation == self.generation && place.generation.0 > 0);
+        let place = place.filter(|place| self.is_valid(place));
         match self.departing.remove(&theirs.id) {
             Some(Departing::Announced { sending, counted }) => {
                 self.send_cleared(sending, theirs, place, events);

@@ -82,7 +82,7 @@ impl Link {
         Self { places: true, ..Self::planted(peer, limits, planted) }
     }
 
-    /// The connection has this generation now, which both ends know it by. Called before [`resume`](Self::resume).
+    /// The connection has this generation now, from 1, which both ends know it by. Called before [`resume`](Self::resume).
     pub fn enter(&mut self, generation: Generation) {
         self.generation = generation;
     }
@@ -97,7 +97,7 @@ impl Link {
     /// # Errors
     /// It was not told so; the link is unusable then.
     pub fn landed(&mut self, bytes: usize, events: &mut Vec<Event>) -> Result<(), Garbled> {
-        let told = self.cursor.place().is_some_and(|place| place.generation == self.generation);
+        let told = self.cursor.place().is_some_and(|place| self.is_valid(&place));
         if !told || bytes == 0 || !self.cursor.has_room(bytes) {
             return Err(Garbled("bytes for memory that was not lent to it"));
         }
@@ -112,8 +112,14 @@ impl Link {
             || self.replay.as_ref().is_some_and(|replay| replay.exposes(token))
     }
 
+    /// Whether it was told over the connection that stands.
+    pub(super) fn is_valid(&self, place: &Place) -> bool {
+        place.generation == self.generation && place.generation > Generation::default()
+    }
+
     /// A break ends all places.
     pub(super) fn forget_places(&mut self) {
+        self.generation = Generation::default();
         self.outbound.forget_places();
         if let Some(replay) = &mut self.replay {
             replay.forget_places();
