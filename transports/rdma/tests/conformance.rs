@@ -3,6 +3,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
 
 use windlass_rdma::choice::NoChoice;
 use windlass_rdma::pipe::Shape;
@@ -62,13 +63,14 @@ fn conforms(options: &Options, registers: bool, cases: impl Fn(&str) -> bool) ->
         return false;
     }
     for case in CASES.iter().filter(|case| cases(case.name)) {
-        let begin = std::time::Instant::now();
+        let begin = Instant::now();
         let register = registers.then(Arc::<Everything>::default);
         let mut make = |count: usize| {
             let ranks = ranks(count, options, register.as_ref()).expect("a device, which there was");
             ranks.into_iter().map(|rank| Box::new(rank) as Box<dyn Transport>).collect()
         };
-        run_case(case, &mut make, &mut || {});
+        // The NIC works while nobody polls, and an emulated one takes its time.
+        run_case(case, &mut make, &mut || std::thread::sleep(Duration::from_micros(10)));
         let asked = register.map_or(0, |register| register.asked.load(Ordering::Relaxed));
         println!("{}: {:?}, {asked} ranges asked for", case.name, begin.elapsed());
     }

@@ -4,14 +4,16 @@
 
 use std::collections::HashMap;
 
-use windlass_rdma::pipe::{Kind, Landed, Pipe, Planted, Shape, Source, Target, Write};
+use windlass_rdma::pipe::{CREDITS, Kind, Landed, Pipe, Planted, Shape, Source, Target, Write};
 use windlass_transports::ledger::Generation;
 use windlass_transports::link::{Limits, Link, Wants, Withdrawal};
 use windlass_transports::{Event, Message, MessageId, Token};
 
-const SHAPE: Shape = Shape { slots: 4, slot_bytes: 500, placed_bytes: 20_000 };
+const SHAPE: Shape = Shape { slots: 8, slot_bytes: 500, placed_bytes: 20_000 };
 const LIMITS: Limits = Limits { eager_bytes: 64, credit_bytes: 200, credit_messages: 3, announcements: 2 };
 const BYTES: [usize; 8] = [0, 8, 64, 65, 2500, 70_000, 100_000, (1 << 20) + 66_000];
+/// One less than a rank posts: nobody says farewell here.
+const RECEIVES: u32 = SHAPE.receives() - 1;
 const IDENTITIES: u64 = 30;
 /// What the device moves at once.
 const PACKET: usize = 4096;
@@ -70,6 +72,7 @@ struct Walk {
     tokens: u64,
     mended: u32,
     placed: u64,
+    slow: bool,
 }
 
 fn message(identity: u64) -> Message {
@@ -88,8 +91,18 @@ impl End {
         let mut link = Link::placing(peer, LIMITS);
         link.enter(Generation(1));
         let (flights, completions) = (Vec::new(), Vec::new());
-        let receives = SHAPE.receives();
-        Self { link, pipe, staging: ring.clone(), ring, flights, completions, credits: 0, receives, open: true }
+        let receives = RECEIVES;
+        Self {
+            link,
+            pipe,
+            staging: ring.clone(),
+            ring,
+            flights,
+            completions,
+            credits: 0,
+            receives,
+            open: true,
+        }
     }
 
     fn pipe(fault: Fault) -> Pipe {
@@ -118,6 +131,7 @@ impl Walk {
             tokens: 0,
             mended: 0,
             placed: 0,
+            slow: seed % 3 == 0,
         }
     }
 
@@ -179,7 +193,8 @@ impl Walk {
     /// A rank takes what has come, says what it has to say, and gives credit.
     fn poll(&mut self, rank: usize) {
         let mut events = Vec::new();
-        let most = self.chance(6) as usize;
+        // Some ranks are slow to take what has come.
+        let most = self.chance(if self.slow { 3 } else { 6 }) as usize;
         let end = &mut self.ends[rank];
         if end.open {
             for _ in 0..std::mem::take(&mut end.credits) {
@@ -212,7 +227,8 @@ impl Walk {
                 let found = live.iter().find(|(_, operation)| of(operation) && operation.registered);
                 found.map(|(key, _)| (memory.as_ptr().expose_provenance() as u64, *key as u32))
             };
-            while let Some(write) = end.pipe.depart(&mut end.link, &mut end.staging, registered, &mut events) {
+            while let Some(write) = end.pipe.depart(&mut end.link, &mut end.staging, registered, &mut events)
+            {
                 end.post(write);
             }
         }
@@ -228,7 +244,10 @@ impl Walk {
         if self.ends[rank].flights.is_empty() {
             return;
         }
-        let at = self.chance(self.ends[rank].flights.len() as u64) as usize;
+        let (any, last) =
+            (self.chance(self.ends[rank].flights.len() as u64) as usize, self.ends[rank].flights.len() - 1);
+        // What was posted last overtakes all before it, for as long as there is something later.
+        let at = if self.slow && self.chance(8) > 0 { last } else { any };
         let packet = self.chance(self.ends[rank].flights[at].left.len() as u64) as usize;
         let [one, other] = &mut self.ends;
         let (from, to) = if rank == 0 { (one, other) } else { (other, one) };
@@ -238,7 +257,8 @@ impl Walk {
         let packet: Vec<u8> = match source {
             Source::Slot(slot) => from.staging[SHAPE.offset(slot) + skip..][..step].to_vec(),
             Source::Memory { address, key } => {
-                let operation = self.live.get(&u64::from(key)).expect("memory is read after its send has ended");
+                let operation =
+                    self.live.get(&u64::from(key)).expect("memory is read after its send has ended");
                 let begin = address as usize - operation.memory.as_ptr().addr() + skip;
                 operation.memory[begin..begin + step].to_vec()
             }
@@ -246,8 +266,10 @@ impl Walk {
         match target {
             Target::Slot(slot) => to.ring[SHAPE.offset(slot) + skip..][..step].copy_from_slice(&packet),
             Target::Place { address, key } => {
-                let operation =
-                    self.live.get_mut(&u64::from(key)).expect("memory is written after its receive has ended");
+                let operation = self
+                    .live
+                    .get_mut(&u64::from(key))
+                    .expect("memory is written after its receive has ended");
                 let begin = address as usize - operation.memory.as_ptr().addr() + skip;
                 operation.memory[begin..begin + step].copy_from_slice(&packet);
             }
@@ -257,6 +279,8 @@ impl Walk {
             assert!(to.receives > 0, "a write finds no receive");
             to.receives -= 1;
             to.completions.push((flight.write.immediate.encode(), bytes as u32));
+            let credits = to.completions.iter().filter(|(word, _)| word >> 30 == Kind::Credit as u32).count();
+            assert!(credits < CREDITS as usize, "more credits wait than there are receives for");
             from.credits += u32::from(flight.write.immediate.kind == Kind::Credit);
         }
     }
@@ -291,7 +315,7 @@ impl Walk {
             end.link.enter(Generation(self.generation));
             let resumed = end.link.resume(positions[1 - rank], &mut events);
             resumed.expect("a position that can be");
-            (end.pipe, end.receives, end.open) = (End::pipe(self.fault), SHAPE.receives(), true);
+            (end.pipe, end.receives, end.open) = (End::pipe(self.fault), RECEIVES, true);
             self.note(rank, events);
         }
         self.mended += 1;
@@ -305,7 +329,8 @@ impl Walk {
         }
         let token = tokens[self.chance(tokens.len() as u64) as usize];
         let rank = self.live[&token].rank;
-        if self.ends[rank].open && self.ends[rank].link.exposes(Token(token)) && self.fault != Fault::NoFence {
+        if self.ends[rank].open && self.ends[rank].link.exposes(Token(token)) && self.fault != Fault::NoFence
+        {
             self.break_at(rank);
             if !self.live.contains_key(&token) {
                 // What was leaving from a copy has ended instead.
@@ -352,6 +377,7 @@ impl Walk {
             self.post(identity, true);
             self.post(identity, false);
         }
+        self.slow = false;
         for _ in 0..6000 {
             self.mend();
             for rank in 0..2 {

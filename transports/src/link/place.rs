@@ -78,7 +78,11 @@ impl Link {
 
     /// The same with a planted fault.
     #[doc(hidden)]
-    pub fn placing_planted(peer: crate::Rank, limits: super::Limits, planted: Option<super::Planted>) -> Self {
+    pub fn placing_planted(
+        peer: crate::Rank,
+        limits: super::Limits,
+        planted: Option<super::Planted>,
+    ) -> Self {
         Self { places: true, ..Self::planted(peer, limits, planted) }
     }
 

@@ -77,8 +77,7 @@ impl End {
             pieces: 1,
             inline_bytes: INLINE,
         };
-        let pair =
-            QueuePair::create(&rail.device, rail.attachment, &rail.queue, &rail.queue, capacities)?;
+        let pair = QueuePair::create(&rail.device, rail.attachment, &rail.queue, &rail.queue, capacities)?;
         pair.initialize()?;
         pair.post_receives(name.id(RECEIVE), shape.receives() as usize).map_err(|error| error.cause)?;
         Ok(Self {

@@ -82,7 +82,9 @@ pub enum Error {
         errno: i32,
     },
     /// A NIC has no completion queue for so many connections.
-    #[error("{device} has completion queues of {most} entries at most, and {needed} are needed for this many ranks")]
+    #[error(
+        "{device} has completion queues of {most} entries at most, and {needed} are needed for this many ranks"
+    )]
     TooManyPeers {
         /// The NIC.
         device: String,

@@ -94,9 +94,11 @@ impl Said {
             OFFER => {
                 let mut gid = [0; 16];
                 gid.copy_from_slice(&bytes[20..36]);
-                let mtu = Mtu::from_bytes(word(40)).ok_or(Malformed("an offer with an MTU that no port has"))?;
+                let mtu =
+                    Mtu::from_bytes(word(40)).ok_or(Malformed("an offer with an MTU that no port has"))?;
                 let [number, first_packet] = [word(12), word(16)];
-                let lid = u16::try_from(word(36)).map_err(|_| Malformed("an offer with a LID beyond 16 bits"))?;
+                let lid =
+                    u16::try_from(word(36)).map_err(|_| Malformed("an offer with a LID beyond 16 bits"))?;
                 if (number | first_packet) >> 24 != 0 {
                     return Err(Malformed("an offer with a number beyond 24 bits"));
                 }

@@ -125,9 +125,8 @@ impl Rail {
         let ring =
             unsafe { MemoryRegion::register(&device, rings.ring(0), rings.half(), Access::REMOTE_WRITE) }?;
         // SAFETY: as above.
-        let staging = unsafe {
-            MemoryRegion::register(&device, rings.staging(0), rings.half(), Access::LOCAL_READ)
-        }?;
+        let staging =
+            unsafe { MemoryRegion::register(&device, rings.staging(0), rings.half(), Access::LOCAL_READ) }?;
         let (windows, refused) = (BTreeMap::new(), BTreeMap::new());
         Ok(Self { attachment, queue, channel, armed: false, windows, refused, ring, staging, device })
     }
