@@ -17,7 +17,13 @@ const ARROWS: &[(&str, &[&str])] = &[
     ("windlass-rdma", &["windlass-memory", "windlass-transports"]),
     (
         "windlass",
-        &["windlass-kernels", "windlass-collectives", "windlass-memory", "windlass-transports", "windlass-rdma"],
+        &[
+            "windlass-kernels",
+            "windlass-collectives",
+            "windlass-memory",
+            "windlass-transports",
+            "windlass-rdma",
+        ],
     ),
     ("windlass-launcher", &["windlass", "windlass-benches"]),
     ("windlass-python", &["windlass"]),
