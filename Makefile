@@ -1,6 +1,6 @@
 # make run · make test · make bench · make lint: each installs what it needs (tools/setup).
 
-.PHONY: help run build test bench lint testbed install-c install-tools clean
+.PHONY: help run build test test-rdma bench lint testbed install-c install-tools clean
 
 help:
 	@echo "make run            build, run three examples on 4 ranks, and a short bench"
@@ -8,6 +8,7 @@ help:
 	@echo "make bench          all_reduce on 2 ranks, 8 B to 16 MiB"
 	@echo "make lint           format, clippy, documentation, licences"
 	@echo "make testbed        a virtual machine with RDMA and memory that moves, and its self-test"
+	@echo "make test-rdma      the tests that need RDMA, in that machine"
 	@echo "make install-c      libwindlass, its header and its pkg-config file to PREFIX (/usr/local)"
 	@echo "make install-tools  install what is missing, and nothing else"
 
@@ -18,17 +19,17 @@ RELEASE := $(if $(CARGO_TARGET_DIR),$(CARGO_TARGET_DIR),target)/release
 PREFIX ?= /usr/local
 
 install-c:
-	@tools/setup
-	cargo build --release --locked -p windlass-c
+	@tools/setup --rdma
+	tools/cargo build --release --locked -p windlass-c
 	bindings/c/install $(RELEASE) $(PREFIX)
 
 install-tools:
-	@tools/setup --test --lint --deny
+	@tools/setup --test --lint --deny --rdma
 
 build:
-	@tools/setup
-	cargo build --release --locked
-	cargo build --release --locked -p windlass-examples --examples
+	@tools/setup --rdma
+	tools/cargo build --release --locked
+	tools/cargo build --release --locked -p windlass-examples --examples
 
 run: build
 	$(RELEASE)/windlass run -n 4 -- $(RELEASE)/examples/histogram
@@ -37,24 +38,28 @@ run: build
 	$(RELEASE)/windlass bench all_reduce -n 2 -b 8 -e 1M -f 8
 
 test:
-	@tools/setup --test
+	@tools/setup --test --rdma
 	@tools/test
 
 bench: build
 	$(RELEASE)/windlass bench all_reduce -n 2 -b 8 -e 16M -f 8
 
 lint:
-	@tools/setup --lint
+	@tools/setup --lint --rdma
 	cargo fmt --all --check
 	cargo fmt --manifest-path fuzz/Cargo.toml --check
-	cargo clippy --locked --workspace --all-targets -- -D warnings
+	tools/cargo clippy --locked --workspace --all-targets -- -D warnings
 	cargo clippy --locked -p windlass --features planted-fault --all-targets -- -D warnings
-	RUSTDOCFLAGS="-D warnings" cargo doc --locked --workspace --no-deps
+	RUSTDOCFLAGS="-D warnings" tools/cargo doc --locked --workspace --no-deps
 	@if command -v cargo-deny >/dev/null; then cargo deny --locked check licenses bans sources; else echo "lint: skipped cargo deny: not installed (make install-tools)"; fi
 
 testbed:
 	@tools/setup --testbed
 	deploy/testbed/run --hosts 2 testbed-selftest
+
+test-rdma:
+	@tools/setup --testbed --rdma
+	@tools/test-rdma
 
 clean:
 	cargo clean

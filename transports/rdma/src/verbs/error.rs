@@ -156,7 +156,6 @@ impl RegisterError {
             (Subject::DmaBuf { descriptor, .. }, libc::EBADF) => {
                 Self::NoDmaBuf { device, descriptor: *descriptor }
             }
-            // What dma_buf_get says of a descriptor of something else is EINVAL, too; the range is asked about first by whoever knows it.
             (Subject::DmaBuf { offset, .. }, libc::EINVAL | libc::ERANGE | libc::EOVERFLOW) => {
                 Self::Range { device, offset: *offset, bytes }
             }

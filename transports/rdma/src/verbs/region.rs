@@ -160,7 +160,11 @@ impl MemoryRegion {
         let raw =
             unsafe { register(opened.domain, offset, bytes, address, dmabuf.as_raw_fd(), access.0 as i32) };
         if raw.is_null() {
-            return Err(failed(last_errno()));
+            return Err(failed(match last_errno() {
+                // The kernel says the same of a wrong range and of a descriptor of something else.
+                libc::EINVAL if !is_dmabuf(dmabuf) => libc::EBADF,
+                errno => errno,
+            }));
         }
         Ok(Self { device: Arc::clone(&opened), raw, address, bytes })
     }
@@ -200,6 +204,12 @@ impl MemoryRegion {
         drop(unsafe { std::ptr::read(&raw mut this.device) });
         result
     }
+}
+
+/// Whether the descriptor is of the file system that dma-bufs lie in.
+fn is_dmabuf(descriptor: BorrowedFd<'_>) -> bool {
+    const DMA_BUF_MAGIC: i64 = 0x444d_4142;
+    rustix::fs::fstatfs(descriptor).is_ok_and(|about| about.f_type == DMA_BUF_MAGIC)
 }
 
 #[cfg(test)]
