@@ -48,6 +48,8 @@ pub(crate) struct Group {
     slot: u16,
     stream: Mutex<Stream>,
     pub(crate) transfers: Mutex<Transfers>,
+    /// How many messages that were sought had come to the job when receives without a number were last matched. Stored under the transfers' lock.
+    pub(crate) looked: AtomicU64,
     /// Events for this group that somebody else has polled.
     pub(crate) inbox: Mutex<Vec<Event>>,
     /// There are some. Changed under the inbox's lock.
@@ -100,6 +102,7 @@ impl Group {
                 slot,
                 stream: Mutex::new(Stream::new(ranks as usize, recorder)),
                 transfers: Mutex::default(),
+                looked: AtomicU64::new(0),
                 inbox: Mutex::default(),
                 has_mail: AtomicBool::new(false),
                 ended: AtomicU64::new(0),

@@ -108,8 +108,6 @@ pub(crate) struct Transfers {
     left: usize,
     /// Receives that have no number yet, in the order of their calls: those from any source, and behind one of them those of its tag.
     unmatched: VecDeque<u32>,
-    /// How many messages that were sought had come when they were last looked for.
-    arrivals: u64,
 }
 
 // SAFETY: the raw pointers are those of operations that own or borrow their memory until they end.

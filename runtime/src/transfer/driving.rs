@@ -54,11 +54,12 @@ impl Group {
 
     fn deliver_transfers(&self) -> bool {
         match self.try_deliver() {
+            // The lock only if something has come: this is on every message's way.
             Ok(moved) => {
-                let mut transfers = lock(&self.transfers);
-                let arrived = !transfers.unmatched.is_empty()
-                    && transfers.arrivals != self.job.arrivals.load(Ordering::Acquire);
-                arrived && transfers.match_receives(self) || moved
+                let looked = self.looked.load(Ordering::Relaxed);
+                looked != self.job.arrivals.load(Ordering::Acquire)
+                    && lock(&self.transfers).match_receives(self)
+                    || moved
             }
             Err(error) => {
                 self.fail(error, true);
