@@ -20,6 +20,9 @@ use super::lists::{Lists, is_list};
 use super::plan::Plan;
 use super::scratch::Line;
 
+/// A stream keeps a shadow of up to this many bytes for its next operation: fresh pages cost as much as the copies.
+const KEPT_BYTES: usize = 64 << 20;
+
 /// Where a piece really lies.
 #[derive(Clone, Copy, Debug)]
 enum Place {
@@ -46,13 +49,14 @@ pub(super) struct Shadow {
 }
 
 impl Shadow {
-    /// The shadow of a call that needs one, and the memory that the schedule is to use. It may reach the pieces of lists, or not.
+    /// The shadow of a call that needs one, and the memory that the schedule is to use. It may reach the pieces of lists, or not. `spare` is memory
+    /// that it takes if it needs any.
     pub(super) fn of(
         plan: &Plan,
         lists: &Lists,
         reaches: bool,
-        input: *mut u8,
-        output: *mut u8,
+        (input, output): (*mut u8, *mut u8),
+        spare: &mut Vec<Line>,
     ) -> Option<(Self, *mut u8, *mut u8)> {
         let on_device = |address: *mut u8| address::decode(address).is_some();
         let needed = |address: *mut u8| {
@@ -65,7 +69,8 @@ impl Shadow {
         }
         let lines = |bytes: usize| bytes.div_ceil(size_of::<Line>());
         let (first, second) = (lines(plan.checked.input), lines(plan.checked.output));
-        let mut memory = vec![Line([0; size_of::<Line>()]); first + second];
+        let mut memory = std::mem::take(spare);
+        memory.resize(first + second, Line([0; size_of::<Line>()]));
         let base: *mut u8 = memory.as_mut_ptr().cast();
         // In place stays in place.
         let beside = if input == output { 0 } else { first * size_of::<Line>() };
@@ -154,7 +159,10 @@ impl Stream {
                 return Ok(false);
             }
         }
-        self.shadow = None;
+        let memory = self.shadow.take().map_or_else(Vec::new, |shadow| shadow.memory);
+        if size_of_val(&memory[..]) <= KEPT_BYTES {
+            self.spare_shadow = memory;
+        }
         Ok(true)
     }
 }
