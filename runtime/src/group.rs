@@ -50,6 +50,8 @@ pub(crate) struct Group {
     pub(crate) transfers: Mutex<Transfers>,
     /// How many messages that were sought had come to the job when receives without a number were last matched. Stored under the transfers' lock.
     pub(crate) looked: AtomicU64,
+    /// Messages have chunks that are to be copied out of device memory, or into it. Stored under the transfers' lock.
+    pub(crate) carries: AtomicBool,
     /// Events for this group that somebody else has polled.
     pub(crate) inbox: Mutex<Vec<Event>>,
     /// There are some. Changed under the inbox's lock.
@@ -103,6 +105,7 @@ impl Group {
                 stream: Mutex::new(Stream::new(ranks as usize, recorder)),
                 transfers: Mutex::default(),
                 looked: AtomicU64::new(0),
+                carries: AtomicBool::new(false),
                 inbox: Mutex::default(),
                 has_mail: AtomicBool::new(false),
                 ended: AtomicU64::new(0),

@@ -32,8 +32,8 @@ mod lists;
 mod places;
 pub(crate) mod plan;
 mod report;
-mod scratch;
-mod shadow;
+pub(crate) mod scratch;
+pub(crate) mod shadow;
 pub(crate) mod wait;
 
 use std::any::Any;

@@ -25,7 +25,7 @@ const KEPT_BYTES: usize = 64 << 20;
 
 /// Where a piece really lies.
 #[derive(Clone, Copy, Debug)]
-enum Place {
+pub(crate) enum Place {
     /// A slot of the device's, and an offset.
     Device(u32, u64),
     Host(*mut u8),
@@ -33,10 +33,10 @@ enum Place {
 
 /// A piece of memory, and where it is in the shadow meanwhile.
 #[derive(Clone, Copy, Debug)]
-struct Piece {
-    place: Place,
-    at: usize,
-    bytes: usize,
+pub(crate) struct Piece {
+    pub(crate) place: Place,
+    pub(crate) at: usize,
+    pub(crate) bytes: usize,
 }
 
 /// See the module's documentation.
@@ -104,15 +104,16 @@ impl Shadow {
     }
 
     fn at(&mut self, piece: Piece) -> &mut [u8] {
-        // SAFETY: the memory is lines of bytes, and the piece lies in it.
-        let all = unsafe {
-            std::slice::from_raw_parts_mut(
-                self.memory.as_mut_ptr().cast::<u8>(),
-                size_of_val(&self.memory[..]),
-            )
-        };
-        &mut all[piece.at..piece.at + piece.bytes]
+        bytes_of(&mut self.memory, piece)
     }
+}
+
+/// The bytes of a piece in the host's memory.
+pub(crate) fn bytes_of(memory: &mut [Line], piece: Piece) -> &mut [u8] {
+    // SAFETY: the memory is lines of bytes.
+    let all =
+        unsafe { std::slice::from_raw_parts_mut(memory.as_mut_ptr().cast::<u8>(), size_of_val(memory)) };
+    &mut all[piece.at..piece.at + piece.bytes]
 }
 
 impl Stream {
@@ -168,7 +169,7 @@ impl Stream {
 }
 
 /// Copies what is left of a piece of device memory, part by part, while the memory stays. False when it did not.
-fn copy(
+pub(crate) fn copy(
     attached: &Attached,
     left: &mut Piece,
     mut f: impl FnMut(Operand, Piece) -> Result<(), AcceleratorError>,

@@ -8,6 +8,7 @@ use super::Job;
 use crate::engine::Stream;
 use crate::error::{Error, PeerCause};
 use crate::group::{Group, lock};
+use crate::transfer::Ended;
 
 impl Job {
     /// Polls the transport and hands events to the groups they are for; those of `group` go to `stream`. Whether `group` got any.
@@ -27,7 +28,7 @@ impl Job {
             delivered = delivered.and_then(|before| Ok(hand_over(group, stream, event)? || before));
         }
         stream.events = mine;
-        Ok(delivered? || moved)
+        Ok(delivered? || group.carries.load(Ordering::Acquire) && carry(group, stream)? || moved)
     }
 
     /// Polls the transport; events of `mine`'s group are appended, the others put into their groups' inboxes.
@@ -120,11 +121,7 @@ fn hand_over(group: &Group, stream: &mut Stream, event: Event) -> Result<bool, E
     match event {
         Event::Sent(token) | Event::Received(token) if Group::is_transfer(token) => {
             let ended = lock(&group.transfers).delivered(group, token);
-            if let Some(ended) = ended {
-                group.job.acknowledge();
-                stream.recorder.record(&ended.series, ended.started);
-                stream.settle_later(ended.waker, ended.memory);
-            }
+            settle(group, stream, ended);
             Ok(true)
         }
         Event::Sent(token) | Event::Received(token) => {
@@ -136,5 +133,26 @@ fn hand_over(group: &Group, stream: &mut Stream, event: Event) -> Result<bool, E
         }
         Event::Mismatch { peer, theirs, .. } => Err(stream.mismatched(group, peer, theirs.fingerprint)),
         _ => Ok(false),
+    }
+}
+
+/// Copies what messages have in device memory, or are to have there. Whether anything moved.
+#[cold]
+fn carry(group: &Group, stream: &mut Stream) -> Result<bool, Error> {
+    if let Some(attached) = group.job.attached.get() {
+        attached.attend(&group.job);
+    }
+    let mut ended = Vec::new();
+    let moved = lock(&group.transfers).carry(group, &mut ended);
+    settle(group, stream, ended);
+    moved
+}
+
+/// Messages have ended.
+fn settle(group: &Group, stream: &mut Stream, ended: impl IntoIterator<Item = Ended>) {
+    for ended in ended {
+        group.job.acknowledge();
+        stream.recorder.record(&ended.series, ended.started);
+        stream.settle_later(ended.waker, ended.memory);
     }
 }

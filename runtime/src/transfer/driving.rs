@@ -10,7 +10,7 @@ use windlass_collectives::Collective;
 use super::{Request, Ticket};
 use crate::engine::Status;
 use crate::engine::wait::Waiter;
-use crate::error::{Error, Problem};
+use crate::error::Error;
 use crate::group::{Group, LOOK_AGAIN, lock, to_the_end};
 use crate::progress::Kick;
 use crate::request::RawRequest;
@@ -37,10 +37,6 @@ impl Group {
         let checked = transfers.check(self, request)?;
         request.check_memory(checked)?;
         let call = checked.call;
-        if crate::device::address::decode(request.output).is_some() {
-            let (operation, problem) = (call.collective.name(), Problem::OnDevice);
-            return Err(Error::InvalidArgument { operation, argument: "the buffer", problem });
-        }
         let memory =
             if call.collective == Collective::Send { request.input.cast_mut() } else { request.output };
         let RawRequest { root: peer, tag, source, timeout, .. } = *request;
