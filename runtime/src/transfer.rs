@@ -8,7 +8,6 @@
 mod any;
 mod driving;
 mod late;
-mod staged;
 
 use std::any::Any;
 use std::collections::{BTreeMap, VecDeque};
@@ -17,16 +16,13 @@ use std::task::Waker;
 use std::time::{Duration, Instant};
 
 use windlass_collectives::model::DEPTH;
-use windlass_collectives::{
-    Algorithm, Call, Collective, Execution, Fingerprint, Geometry, Layout, Piece, Role, Schedule,
-};
+use windlass_collectives::{Algorithm, Call, Collective, Execution, Fingerprint, Geometry, Layout, Schedule};
 use windlass_transports::{Message, MessageId, Token};
 
 use crate::error::Error;
 use crate::group::Group;
 use crate::metrics::{self, Series};
 use crate::request::{Checked, Key, RawRequest};
-use staged::Staged;
 
 /// Bytes of a message's chunk: a large transfer is posted piece by piece, so that it can be matched and bounded like the rest.
 const CHUNK_BYTES: u64 = 4 << 20;
@@ -68,8 +64,6 @@ struct Transfer {
     /// When it began, if its time is taken.
     started: Option<u64>,
     done: bool,
-    /// Of device memory.
-    staged: Option<Box<Staged>>,
 }
 
 /// The messages of one call, which ends with the last of them.
@@ -114,8 +108,6 @@ pub(crate) struct Transfers {
     left: usize,
     /// Receives that have no number yet, in the order of their calls: those from any source, and behind one of them those of its tag.
     unmatched: VecDeque<u32>,
-    /// Chunks that are to be copied out of device memory, or into it: of which message, and which.
-    carried: Vec<(u32, u32)>,
 }
 
 // SAFETY: the raw pointers are those of operations that own or borrow their memory until they end.
@@ -234,7 +226,6 @@ impl Transfers {
             series: Series::of(collective, request.call.bytes()),
             started: None,
             done: false,
-            staged: None,
         });
         self.left += 1;
         index
@@ -242,27 +233,33 @@ impl Transfers {
 
     /// Posts what a message may post.
     fn pump(&mut self, group: &Group, index: u32) {
-        while let Some(Some(transfer)) = self.table.get_mut(index as usize)
-            && let Some(task) = transfer.execution.poll(1)
-        {
-            let piece = transfer.piece(task.first);
-            let mut address = transfer.request.memory.wrapping_add(piece.offset as usize);
-            if self.stage(group, index, task.first, &mut address, piece.bytes as usize)
-                && let Some(Some(transfer)) = self.table.get(index as usize)
-            {
-                transfer.post(group, index, task.first, address);
-            }
+        let Some(Some(transfer)) = self.table.get_mut(index as usize) else { return };
+        let Request { call, peer, tag, memory, .. } = transfer.request;
+        while let Some(task) = transfer.execution.poll(1) {
+            let piece = transfer.execution.geometry().range_piece(
+                windlass_collectives::Role::Input,
+                0,
+                1,
+                task.first,
+            );
+            let id = MessageId {
+                communicator: group.id,
+                tag,
+                sequence: transfer.sequence,
+                label: 0,
+                chunk: task.first,
+            };
+            let message = Message { id, fingerprint: pair_fingerprint(&call), bytes: piece.bytes as usize };
+            let token = group.transfer_token(index, task.first);
+            let sends = call.collective == Collective::Send;
+            let address = memory.wrapping_add(piece.offset as usize);
+            group.post_message(sends, group.members[peer as usize], &message, address, token);
         }
     }
 
     /// A chunk is complete. Says what has ended with it.
     pub(crate) fn delivered(&mut self, group: &Group, token: Token) -> Option<Ended> {
         let (index, chunk) = Group::split_transfer(token);
-        if self.unstage(group, index, chunk) { None } else { self.arrived(group, index, chunk) }
-    }
-
-    /// A chunk has left, or is where it belongs.
-    fn arrived(&mut self, group: &Group, index: u32, chunk: u32) -> Option<Ended> {
         let transfer = self.table.get_mut(index as usize)?.as_mut()?;
         transfer.execution.complete(0, chunk..chunk + 1);
         if !transfer.execution.is_done() {
@@ -309,13 +306,13 @@ impl Transfers {
             if !transfer.done {
                 self.left -= 1;
                 self.unmatched.retain(|unmatched| *unmatched != index);
-                self.carry_no_more(index);
                 for (_, chunk) in transfer.execution.in_flight() {
-                    group.job.withdraw(group.transfer_token(index, chunk));
+                    group.withdraw(group.transfer_token(index, chunk));
                 }
             }
             at = transfer.next;
-            self.spare[usize::from(transfer.sends())].push(transfer.execution);
+            let sends = transfer.request.call.collective == Collective::Send;
+            self.spare[usize::from(sends)].push(transfer.execution);
         }
         if exchange.left > 0 && exchange.asynchronous {
             group.detached.fetch_sub(1, Ordering::AcqRel);
@@ -354,21 +351,6 @@ impl Transfers {
             }
         }
         (wakers, memory)
-    }
-}
-
-impl Transfer {
-    fn piece(&self, chunk: u32) -> Piece {
-        self.execution.geometry().range_piece(Role::Input, 0, 1, chunk)
-    }
-
-    fn post(&self, group: &Group, index: u32, chunk: u32, address: *mut u8) {
-        let Request { call, peer, tag, .. } = self.request;
-        let id = MessageId { communicator: group.id, tag, sequence: self.sequence, label: 0, chunk };
-        let bytes = self.piece(chunk).bytes as usize;
-        let message = Message { id, fingerprint: pair_fingerprint(&call), bytes };
-        let token = group.transfer_token(index, chunk);
-        group.job.post(self.sends(), group.members[peer as usize], &message, address, token);
     }
 }
 

@@ -502,7 +502,7 @@ impl Stream {
             let message = Message { id, fingerprint, bytes };
             let token = group.token(task.step, chunk);
             let sends = matches!(task.action, Action::Send { .. });
-            group.job.post(sends, group.members[peer as usize], &message, address, token);
+            group.post_message(sends, group.members[peer as usize], &message, address, token);
         }
     }
 
@@ -568,7 +568,7 @@ impl Stream {
         self.recorder.record_error(&active.plan.series);
         if let Some(execution) = self.execution.take() {
             for (step, chunk) in execution.in_flight() {
-                group.job.withdraw(group.token(step, chunk));
+                group.withdraw(group.token(step, chunk));
             }
         }
         self.detach_output(group, &active);

@@ -8,7 +8,6 @@ use super::Job;
 use crate::engine::Stream;
 use crate::error::{Error, PeerCause};
 use crate::group::{Group, lock};
-use crate::transfer::Ended;
 
 impl Job {
     /// Polls the transport and hands events to the groups they are for; those of `group` go to `stream`. Whether `group` got any.
@@ -23,12 +22,13 @@ impl Job {
             mine.append(&mut inbox);
         }
         let moved = self.poll_messages(Some(group), &mut mine);
+        let unstaged = group.unstage(&mut mine);
         let mut delivered: Result<bool, Error> = Ok(false);
         for event in mine.drain(..) {
             delivered = delivered.and_then(|before| Ok(hand_over(group, stream, event)? || before));
         }
         stream.events = mine;
-        Ok(delivered? || group.carries.load(Ordering::Acquire) && carry(group, stream)? || moved)
+        Ok(unstaged? | delivered? | moved)
     }
 
     /// Polls the transport; events of `mine`'s group are appended, the others put into their groups' inboxes.
@@ -121,7 +121,11 @@ fn hand_over(group: &Group, stream: &mut Stream, event: Event) -> Result<bool, E
     match event {
         Event::Sent(token) | Event::Received(token) if Group::is_transfer(token) => {
             let ended = lock(&group.transfers).delivered(group, token);
-            settle(group, stream, ended);
+            if let Some(ended) = ended {
+                group.job.acknowledge();
+                stream.recorder.record(&ended.series, ended.started);
+                stream.settle_later(ended.waker, ended.memory);
+            }
             Ok(true)
         }
         Event::Sent(token) | Event::Received(token) => {
@@ -133,26 +137,5 @@ fn hand_over(group: &Group, stream: &mut Stream, event: Event) -> Result<bool, E
         }
         Event::Mismatch { peer, theirs, .. } => Err(stream.mismatched(group, peer, theirs.fingerprint)),
         _ => Ok(false),
-    }
-}
-
-/// Copies what messages have in device memory, or are to have there. Whether anything moved.
-#[cold]
-fn carry(group: &Group, stream: &mut Stream) -> Result<bool, Error> {
-    if let Some(attached) = group.job.attached.get() {
-        attached.attend(&group.job);
-    }
-    let mut ended = Vec::new();
-    let moved = lock(&group.transfers).carry(group, &mut ended);
-    settle(group, stream, ended);
-    moved
-}
-
-/// Messages have ended.
-fn settle(group: &Group, stream: &mut Stream, ended: impl IntoIterator<Item = Ended>) {
-    for ended in ended {
-        group.job.acknowledge();
-        stream.recorder.record(&ended.series, ended.started);
-        stream.settle_later(ended.waker, ended.memory);
     }
 }
