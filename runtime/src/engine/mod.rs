@@ -32,8 +32,8 @@ mod lists;
 mod places;
 pub(crate) mod plan;
 mod report;
-mod scratch;
-mod shadow;
+pub(crate) mod scratch;
+pub(crate) mod shadow;
 pub(crate) mod wait;
 
 use std::any::Any;
@@ -167,6 +167,7 @@ pub(crate) struct Stream {
     folding: fold::Folding,
     /// Host memory in the place of the active operation's device memory.
     shadow: Option<shadow::Shadow>,
+    spare_shadow: Vec<scratch::Line>,
     /// The active operation reaches device memory, its own or a peer's, where it lies.
     devices: bool,
     /// Signals were raised after which nobody has looked for sleepers.
@@ -223,6 +224,7 @@ impl Stream {
             lists: lists::Lists::default(),
             folding: fold::Folding::default(),
             shadow: None,
+            spare_shadow: Vec::new(),
             devices: false,
             unrung: false,
             ended_unrung: false,
@@ -385,7 +387,7 @@ impl Stream {
             return (input, output);
         }
         let reaches = Self::reaches_pieces(group, plan);
-        match shadow::Shadow::of(plan, &self.lists, reaches, input, output) {
+        match shadow::Shadow::of(plan, &self.lists, reaches, (input, output), &mut self.spare_shadow) {
             Some((shadow, input, output)) => {
                 self.shadow = Some(shadow);
                 self.lists.in_use = lists::is_list(input) || lists::is_list(output);
@@ -500,7 +502,7 @@ impl Stream {
             let message = Message { id, fingerprint, bytes };
             let token = group.token(task.step, chunk);
             let sends = matches!(task.action, Action::Send { .. });
-            group.job.post(sends, group.members[peer as usize], &message, address, token);
+            group.post_message(sends, group.members[peer as usize], &message, address, token);
         }
     }
 
@@ -566,7 +568,7 @@ impl Stream {
         self.recorder.record_error(&active.plan.series);
         if let Some(execution) = self.execution.take() {
             for (step, chunk) in execution.in_flight() {
-                group.job.withdraw(group.token(step, chunk));
+                group.withdraw(group.token(step, chunk));
             }
         }
         self.detach_output(group, &active);

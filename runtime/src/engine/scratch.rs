@@ -13,7 +13,7 @@ pub(crate) struct Scratch {
 /// A cache line, as which private memory is allocated.
 #[derive(Clone, Copy, Debug)]
 #[repr(C, align(64))]
-pub(super) struct Line(pub(super) [u8; 64]);
+pub(crate) struct Line(pub(crate) [u8; 64]);
 
 impl Scratch {
     pub(super) fn reserve(&mut self, (rings, partial): (u64, u64)) {

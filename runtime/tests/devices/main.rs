@@ -4,6 +4,7 @@
 mod fire;
 mod kinds;
 mod liars;
+mod messages;
 mod moves;
 mod refusals;
 mod silence;
