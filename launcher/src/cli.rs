@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use windlass::TransportChoice;
 
 use crate::bench::BenchArguments;
 use crate::explain::ExplainArguments;
@@ -149,6 +150,8 @@ pub(crate) enum Transport {
     Shm,
     /// TCP.
     Tcp,
+    /// RDMA, and nothing else in its place.
+    Rdma,
 }
 
 impl Transport {
@@ -158,6 +161,17 @@ impl Transport {
             Self::Auto => "auto",
             Self::Shm => "shm",
             Self::Tcp => "tcp",
+            Self::Rdma => "rdma",
+        }
+    }
+
+    /// What it means to a job.
+    pub(crate) const fn choice(self) -> TransportChoice {
+        match self {
+            Self::Auto => TransportChoice::Auto,
+            Self::Shm => TransportChoice::Shm,
+            Self::Tcp => TransportChoice::Tcp,
+            Self::Rdma => TransportChoice::Rdma,
         }
     }
 }

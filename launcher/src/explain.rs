@@ -53,6 +53,7 @@ struct Question<'a> {
     arguments: &'a ExplainArguments,
     config: Config,
     topology: Topology,
+    transport: TransportChoice,
 }
 
 /// `windlass explain`.
@@ -79,13 +80,10 @@ fn answer(arguments: &ExplainArguments) -> Result<String, String> {
     let mut config = Config::from_environment().map_err(|error| error.to_string())?;
     config.reproducible |= arguments.reproducible;
     config.check().map_err(|error| error.to_string())?;
-    let tcp = match arguments.transport {
-        Some(transport) => transport == Transport::Tcp,
-        None => config.transport == TransportChoice::Tcp,
-    };
+    let transport = arguments.transport.map_or(config.transport, Transport::choice);
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
-    let topology = Topology { ranks: arguments.ranks, mapped: !tcp, cores };
-    let question = Question { arguments, config, topology };
+    let topology = Topology { ranks: arguments.ranks, mapped: transport.maps(), cores };
+    let question = Question { arguments, config, topology, transport };
     let call = question.call(arguments.begin);
     let choice = question.choice(&call)?;
     let mut text = question.head(&call);
@@ -125,7 +123,8 @@ impl Question<'_> {
     }
 
     fn head(&self, call: &Call) -> String {
-        let how = if self.topology.mapped { "shared memory" } else { "tcp" };
+        let transport = self.transport.to_string();
+        let how = if self.topology.mapped { "shared memory" } else { &transport };
         let mut text = format!(
             "{} of {} bytes ({} x {}) on {} ranks over {how}\n",
             call.collective,

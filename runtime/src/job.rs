@@ -24,7 +24,7 @@ use crate::bootstrap::control::Control;
 use crate::bootstrap::protocol::{Failure, RegionMessage, ToServer};
 use crate::bootstrap::{Identity, Server};
 use crate::clock::Clock;
-use crate::config::{Config, TransportChoice};
+use crate::config::Config;
 use crate::device::Attached;
 use crate::error::{Error, JoinError, PeerCause};
 use crate::fork;
@@ -104,14 +104,6 @@ impl Job {
             return Self::alone(config);
         }
         let control = Arc::new(Control::connect(identity, &config)?);
-        let unconnected = registry::open(&config, identity.rank, job_number(identity))?;
-        let board = if identity.rank == 0 {
-            Some(Board::create(board_shape(&config, identity.ranks))?)
-        } else {
-            None
-        };
-        let welcome = control.join(identity, &config, board.as_ref(), unconnected.address())?;
-        let board = Arc::new(Board::open(std::os::fd::AsFd::as_fd(&welcome.board))?);
         let share = Arc::downgrade(&control);
         let pool = Pool::new(Box::new(move |segment: &Segment| {
             if let Some(control) = share.upgrade() {
@@ -122,6 +114,14 @@ impl Job {
             Ok(())
         }));
         let segments = Arc::new(Segments::new(identity.ranks, Arc::new(pool)));
+        let unconnected = registry::open(&config, identity.rank, job_number(identity), &segments)?;
+        let board = if identity.rank == 0 {
+            Some(Board::create(board_shape(&config, identity.ranks))?)
+        } else {
+            None
+        };
+        let welcome = control.join(identity, &config, board.as_ref(), unconnected.address())?;
+        let board = Arc::new(Board::open(std::os::fd::AsFd::as_fd(&welcome.board))?);
         let carriers = unconnected.connect(identity.rank, &board, &segments, &welcome.tcp)?;
         let job =
             Self::assemble(identity, config, welcome.cores, Some(control), Some(board), segments, carriers)?;
@@ -519,7 +519,7 @@ pub(crate) fn board_shape(config: &Config, ranks: u32) -> Shape {
         ranks: u64::from(ranks),
         slot_bytes: model.slot_bytes,
         stage_bytes: model.stage_bytes(ranks),
-        lanes: u64::from(config.transport != TransportChoice::Tcp),
+        lanes: u64::from(config.transport.maps()),
         note_bytes: NOTE_BYTES,
     }
 }

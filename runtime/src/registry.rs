@@ -1,10 +1,19 @@
 //! The one place that names transports: which carries a job's messages, and whether its ranks map each other.
 
 use std::net::SocketAddr;
+use std::str::FromStr;
 use std::sync::Arc;
+use std::time::Duration;
 
+#[cfg(feature = "rdma")]
+use windlass_rdma::{
+    choice::Wishes,
+    transport::{self as rdma, PeerAddress, Rdma},
+};
 use windlass_transports::Transport;
 use windlass_transports::reach::Reach;
+#[cfg(feature = "rdma")]
+use windlass_transports::reach::Register;
 use windlass_transports::shm::{Board, Lanes};
 use windlass_transports::tcp::{self, Tcp};
 
@@ -20,8 +29,12 @@ pub use windlass_transports::sim::{Fault, Options as SimulationOptions, Traffic,
 
 /// A transport that waits for the peers' addresses.
 #[derive(Debug)]
-pub(crate) struct Unconnected {
-    tcp: Option<(Tcp, SocketAddr)>,
+pub(crate) enum Unconnected {
+    /// Lanes of shared memory: it needs none.
+    Shared,
+    Tcp(Box<Tcp>, SocketAddr),
+    #[cfg(feature = "rdma")]
+    Rdma(Box<Rdma>, PeerAddress),
 }
 
 /// What carries a job.
@@ -45,17 +58,48 @@ pub(crate) fn simulated_host(clock: Clock) -> Carriers {
     Carriers { messages: None, mapped: true, clock }
 }
 
-/// Opens what the configuration asks for. `job` names the job on the wire.
-pub(crate) fn open(config: &Config, rank: u32, job: u128) -> Result<Unconnected, JoinError> {
-    let tcp = match config.transport {
-        TransportChoice::Tcp => Some(bind(rank, job)?),
-        TransportChoice::Auto | TransportChoice::Shm => None,
-    };
-    Ok(Unconnected { tcp })
+/// Opens what the configuration asks for. `job` names the job on the wire; `segments` are this rank's.
+pub(crate) fn open(
+    config: &Config,
+    rank: u32,
+    job: u128,
+    segments: &Arc<Segments>,
+) -> Result<Unconnected, JoinError> {
+    match config.transport {
+        TransportChoice::Auto | TransportChoice::Shm => Ok(Unconnected::Shared),
+        TransportChoice::Tcp => {
+            let (tcp, address) = Tcp::bind(rank, job).map_err(refused)?;
+            Ok(Unconnected::Tcp(Box::new(tcp), address))
+        }
+        TransportChoice::Rdma => open_rdma(config, rank, job, segments),
+    }
 }
 
-fn bind(rank: u32, job: u128) -> Result<(Tcp, SocketAddr), JoinError> {
-    Tcp::bind(rank, job).map_err(refused)
+#[cfg(feature = "rdma")]
+fn open_rdma(
+    config: &Config,
+    rank: u32,
+    job: u128,
+    segments: &Arc<Segments>,
+) -> Result<Unconnected, JoinError> {
+    let wishes = Wishes { devices: config.rdma_devices.clone(), gid_index: config.rdma_gid_index };
+    let options = rdma::Options { wishes, ..rdma::Options::default() };
+    let register = Arc::clone(segments) as Arc<dyn Register>;
+    let (rdma, address) = Rdma::bind(rank, job, options, Some(register)).map_err(no_rdma)?;
+    Ok(Unconnected::Rdma(Box::new(rdma), address))
+}
+
+#[cfg(not(feature = "rdma"))]
+fn open_rdma(_: &Config, _: u32, _: u128, _: &Arc<Segments>) -> Result<Unconnected, JoinError> {
+    Err(no_rdma("this windlass was built without it (cargo build --features rdma; tools/setup --rdma installs the headers)"))
+}
+
+fn no_rdma(why: impl std::fmt::Display) -> JoinError {
+    JoinError::Configuration {
+        setting: "WINDLASS_TRANSPORT".to_owned(),
+        value: TransportChoice::Rdma.to_string(),
+        problem: format!("RDMA cannot be used: {why}. `windlass doctor` says what this host has, and what to do"),
+    }
 }
 
 fn refused(error: tcp::Error) -> JoinError {
@@ -66,10 +110,24 @@ fn refused(error: tcp::Error) -> JoinError {
     }
 }
 
+/// The peers' addresses, by rank. Who has told none that can be read has not joined this job.
+fn parsed<A: FromStr>(peers: &[Option<String>]) -> Result<Vec<A>, JoinError> {
+    let missing = |rank| JoinError::Missing { missing: vec![rank], after: Duration::ZERO };
+    let address = |(rank, address): (usize, &Option<String>)| {
+        address.as_ref().and_then(|text| text.parse().ok()).ok_or_else(|| missing(rank as u32))
+    };
+    peers.iter().enumerate().map(address).collect()
+}
+
 impl Unconnected {
     /// Where the peers reach this rank.
     pub(crate) fn address(&self) -> Option<String> {
-        self.tcp.as_ref().map(|(_, address)| address.to_string())
+        match self {
+            Self::Shared => None,
+            Self::Tcp(_, address) => Some(address.to_string()),
+            #[cfg(feature = "rdma")]
+            Self::Rdma(_, address) => Some(address.to_string()),
+        }
     }
 
     /// Meets the peers, who may reach each other's `segments`.
@@ -80,23 +138,21 @@ impl Unconnected {
         segments: &Arc<Segments>,
         peers: &[Option<String>],
     ) -> Result<Carriers, JoinError> {
-        let Some((mut tcp, _)) = self.tcp else {
-            let reach = Arc::clone(segments) as Arc<dyn Reach>;
-            return Ok(Carriers {
-                messages: Some(Box::new(Lanes::new(rank, Arc::clone(board), Some(reach)))),
-                mapped: true,
-                clock: Clock::Machine,
-            });
+        let (messages, mapped): (Box<dyn Transport>, bool) = match self {
+            Self::Shared => {
+                let reach = Arc::clone(segments) as Arc<dyn Reach>;
+                (Box::new(Lanes::new(rank, Arc::clone(board), Some(reach))), true)
+            }
+            Self::Tcp(mut tcp, _) => {
+                tcp.connect(parsed::<SocketAddr>(peers)?).map_err(refused)?;
+                (tcp, false)
+            }
+            #[cfg(feature = "rdma")]
+            Self::Rdma(mut rdma, _) => {
+                rdma.connect(&parsed::<PeerAddress>(peers)?).map_err(no_rdma)?;
+                (rdma, false)
+            }
         };
-        let mut addresses = Vec::new();
-        for (rank, address) in peers.iter().enumerate() {
-            let parsed = address.as_ref().and_then(|a| a.parse().ok());
-            addresses.push(parsed.ok_or(JoinError::Missing {
-                missing: vec![rank as u32],
-                after: std::time::Duration::ZERO,
-            })?);
-        }
-        tcp.connect(addresses).map_err(refused)?;
-        Ok(Carriers { messages: Some(Box::new(tcp)), mapped: false, clock: Clock::Machine })
+        Ok(Carriers { messages: Some(messages), mapped, clock: Clock::Machine })
     }
 }

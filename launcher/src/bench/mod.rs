@@ -292,21 +292,25 @@ fn plan(arguments: &BenchArguments) -> Result<Plan, String> {
 }
 
 fn limits(arguments: &BenchArguments) -> Vec<LimitKind> {
-    let from_environment = || std::env::var("WINDLASS_TRANSPORT").is_ok_and(|value| value == "tcp");
-    let tcp = arguments.transport.map_or_else(from_environment, |transport| transport == Transport::Tcp);
-    match (tcp, arguments.pattern, arguments.memory) {
-        (true, ..) if arguments.ranks == 2 => vec![LimitKind::Tcp],
-        (true, ..) => {
+    let from_environment = || std::env::var("WINDLASS_TRANSPORT").unwrap_or_default();
+    let transport = arguments.transport.map_or_else(from_environment, |given| given.name().to_owned());
+    match (&*transport, arguments.pattern, arguments.memory) {
+        ("rdma", ..) => {
+            eprintln!("windlass: the limit of RDMA is a program of bare verbs, which is not part of this one");
+            Vec::new()
+        }
+        ("tcp", ..) if arguments.ranks == 2 => vec![LimitKind::Tcp],
+        ("tcp", ..) => {
             eprintln!(
                 "windlass: the limit of TCP is an exchange between 2 ranks; with {} there is none",
                 arguments.ranks
             );
             Vec::new()
         }
-        (false, Pattern::Training, _) => vec![LimitKind::Direct, LimitKind::Heap],
+        (_, Pattern::Training, _) => vec![LimitKind::Direct, LimitKind::Heap],
         // What the same exchange takes in host memory; nobody's engine is faster.
-        (false, _, MemoryKind::Registered | MemoryKind::Device) => vec![LimitKind::Direct],
-        (false, _, MemoryKind::Heap) => vec![LimitKind::Heap],
+        (_, _, MemoryKind::Registered | MemoryKind::Device) => vec![LimitKind::Direct],
+        (_, _, MemoryKind::Heap) => vec![LimitKind::Heap],
     }
 }
 

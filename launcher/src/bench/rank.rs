@@ -165,6 +165,7 @@ impl Bench<'_> {
     fn transport(&self) -> &'static str {
         match self.communicator.config().transport {
             TransportChoice::Tcp => "tcp",
+            TransportChoice::Rdma => "rdma",
             // One host: what auto chooses is shared memory.
             _ => "shm",
         }

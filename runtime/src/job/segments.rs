@@ -4,7 +4,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 
 use windlass_memory::{Location, Mapping, Pool};
 use windlass_transports::Rank;
-use windlass_transports::reach::{Found, Reach};
+use windlass_transports::reach::{Found, Reach, Register, Registrable, SegmentKey, Source};
 
 /// By rank and by the owner's number. What is mapped stays mapped.
 type Mapped = Vec<Vec<Option<Arc<Mapping>>>>;
@@ -56,5 +56,17 @@ unsafe impl Reach for Segments {
             }
             _ => Found::Outside,
         }
+    }
+}
+
+// SAFETY: the pool keeps its segments, and so their mappings, as long as it lives.
+unsafe impl Register for Segments {
+    fn find(&self, memory: *const u8, bytes: usize) -> Option<Registrable> {
+        let (segment, location) = self.pool.locate(memory, bytes)?;
+        let key =
+            SegmentKey { segment: u64::from(location.segment), generation: location.generation };
+        let mapping = segment.mapping();
+        let source = Source::Host { base: mapping.base().as_ptr(), bytes: mapping.len() };
+        Some(Registrable { key, offset: usize::try_from(location.offset).ok()?, source })
     }
 }
