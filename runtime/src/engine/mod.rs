@@ -170,6 +170,8 @@ pub(crate) struct Stream {
     spare_shadow: Vec<scratch::Line>,
     /// The active operation reaches device memory, its own or a peer's, where it lies.
     devices: bool,
+    /// What peers have comes by messages, which the device's memory is the source and the target of.
+    by_messages: bool,
     /// Signals were raised after which nobody has looked for sleepers.
     unrung: bool,
     /// An operation has ended since: its waiters sleep on this rank, too.
@@ -226,6 +228,7 @@ impl Stream {
             shadow: None,
             spare_shadow: Vec::new(),
             devices: false,
+            by_messages: false,
             unrung: false,
             ended_unrung: false,
             keep: Vec::new(),
@@ -346,7 +349,9 @@ impl Stream {
         let (input, output) = (input.wrapping_sub(first_in), output.wrapping_sub(first_out));
         let staged = lends.0 == Lend::Stage;
         self.execution = Some(plan.execution(staged));
-        self.scratch.reserve(plan.scratch);
+        if !self.by_messages {
+            self.scratch.reserve(plan.scratch);
+        }
         let fingerprint = plan.fingerprint;
         let history = self.history;
         self.history = history.with(fingerprint);
@@ -370,7 +375,7 @@ impl Stream {
     /// The memory that the schedule uses: the caller's, or what stands in for device memory that it cannot reach.
     #[inline]
     fn on_host(&mut self, group: &Group, plan: &Plan, input: *mut u8, output: *mut u8) -> (*mut u8, *mut u8) {
-        self.devices = false;
+        (self.devices, self.by_messages) = (false, false);
         let on_device = |address: *mut u8| address::decode(address).is_some();
         if !on_device(input) && !on_device(output) && !self.lists.in_use {
             return (input, output);
@@ -383,6 +388,16 @@ impl Stream {
                 Collective::ReduceScatter => on_device(input),
                 _ => false,
             };
+        let used = |bytes: usize, address| bytes == 0 || on_device(address);
+        self.by_messages = !plan.choice.algorithm.needs_mapped_peers()
+            && group.ranks > 1
+            && plan.operator.is_none()
+            && (!plan.call.collective.reduces() || group.job.config.adds_on_device)
+            && used(plan.checked.input, input)
+            && used(plan.checked.output, output)
+            && (on_device(input) || on_device(output))
+            && self.scratch.reserve_on_device(group, plan.scratch);
+        self.devices |= self.by_messages;
         if self.devices {
             return (input, output);
         }
@@ -446,7 +461,7 @@ impl Stream {
     #[inline]
     fn limit(&self) -> u32 {
         match &self.active {
-            Some(active) if active.staged => 1,
+            Some(active) if active.staged || self.by_messages => 1,
             Some(active) if self.devices => {
                 (flight::TASK_BYTES / active.plan.choice.piece_bytes.max(1)).max(1) as u32
             }
@@ -548,6 +563,7 @@ impl Stream {
     /// The communicator is gone.
     pub(crate) fn close(&mut self, group: &Group) {
         self.flights.close(group);
+        self.scratch.close(group);
     }
 
     /// The communicator has failed: gives up what is under way, so that nobody writes its memory any more.
