@@ -91,14 +91,18 @@ fn open_rdma(
 
 #[cfg(not(feature = "rdma"))]
 fn open_rdma(_: &Config, _: u32, _: u128, _: &Arc<Segments>) -> Result<Unconnected, JoinError> {
-    Err(no_rdma("this windlass was built without it (cargo build --features rdma; tools/setup --rdma installs the headers)"))
+    Err(no_rdma(
+        "this windlass was built without it (cargo build --features rdma; tools/setup --rdma installs the headers)",
+    ))
 }
 
 fn no_rdma(why: impl std::fmt::Display) -> JoinError {
     JoinError::Configuration {
         setting: "WINDLASS_TRANSPORT".to_owned(),
         value: TransportChoice::Rdma.to_string(),
-        problem: format!("RDMA cannot be used: {why}. `windlass doctor` says what this host has, and what to do"),
+        problem: format!(
+            "RDMA cannot be used: {why}. `windlass doctor` says what this host has, and what to do"
+        ),
     }
 }
 

@@ -296,7 +296,9 @@ fn limits(arguments: &BenchArguments) -> Vec<LimitKind> {
     let transport = arguments.transport.map_or_else(from_environment, |given| given.name().to_owned());
     match (&*transport, arguments.pattern, arguments.memory) {
         ("rdma", ..) => {
-            eprintln!("windlass: the limit of RDMA is a program of bare verbs, which is not part of this one");
+            eprintln!(
+                "windlass: the limit of RDMA is a program of bare verbs, which is not part of this one"
+            );
             Vec::new()
         }
         ("tcp", ..) if arguments.ranks == 2 => vec![LimitKind::Tcp],

@@ -35,7 +35,7 @@ impl Control {
         let parsed = socket::parse_address(&address).ok_or_else(|| JoinError::Environment {
             variable: "WINDLASS_RENDEZVOUS",
             value: Some(address.clone()),
-            problem: "must have the form unix:@name, as `windlass run` sets it",
+            problem: "must have the form unix:@name, as `windlass run` sets it, or unix:/path, of at most 107 bytes",
         })?;
         // A launcher's rendezvous is there before its ranks; only torchrun's rank 0 may be late.
         let patient = std::env::var_os("WINDLASS_RENDEZVOUS").is_none_or(|v| v.to_str() != Some(&address));
@@ -43,7 +43,7 @@ impl Control {
         loop {
             match socket::reach(&parsed) {
                 Ok(socket) => return Ok(Self { socket, of_rank_0: patient }),
-                Err(Errno::CONNREFUSED | Errno::AGAIN)
+                Err(Errno::CONNREFUSED | Errno::AGAIN | Errno::NOENT)
                     if patient && begin.elapsed() < config.join_timeout =>
                 {
                     std::thread::sleep(Duration::from_millis(10));

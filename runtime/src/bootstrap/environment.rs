@@ -17,7 +17,8 @@ pub struct Identity {
 
 impl Identity {
     /// Reads the environment: `RANK` and `WORLD_SIZE` with `WINDLASS_RENDEZVOUS` (from `windlass run`) or with `MASTER_ADDR` and
-    /// `MASTER_PORT` (torchrun's). Without `WORLD_SIZE` the process is a job of one.
+    /// `MASTER_PORT` (torchrun's). A `MASTER_ADDR` that begins with `/` is a folder, for ranks that do not share a network namespace. Without
+    /// `WORLD_SIZE` the process is a job of one.
     ///
     /// # Errors
     /// When a variable is missing or wrong: the message names it.
@@ -65,6 +66,11 @@ impl Identity {
         };
         let (host, port) = (need("MASTER_ADDR")?, need("MASTER_PORT")?);
         let job = variable("TORCHELASTIC_RUN_ID").unwrap_or_default();
+        if host.starts_with('/') {
+            // A folder that all ranks see, though each may have a network namespace of its own.
+            let rendezvous = Some(format!("unix:{host}/windlass-{uid}-{port}-{job}"));
+            return Ok(Self { rank, ranks, rendezvous, serves: rank == 0 });
+        }
         let name = format!("windlass-{uid}-{host}-{port}-{job}");
         let rendezvous = Some(super::socket::format_address(&shortened(name)));
         Ok(Self { rank, ranks, rendezvous, serves: rank == 0 })
@@ -103,6 +109,9 @@ mod tests {
         let torch = [("WORLD_SIZE", "2"), ("RANK", "0"), ("MASTER_ADDR", "a"), ("MASTER_PORT", "9")];
         let torch = read(&torch).unwrap();
         assert_eq!((torch.rendezvous.as_deref(), torch.serves), (Some("unix:@windlass-5-a-9-"), true));
+        let folder = [("WORLD_SIZE", "2"), ("RANK", "1"), ("MASTER_ADDR", "/run/a"), ("MASTER_PORT", "9")];
+        let folder = read(&folder).unwrap();
+        assert_eq!((folder.rendezvous.as_deref(), folder.serves), (Some("unix:/run/a/windlass-5-9-"), false));
     }
 
     #[test]

@@ -56,16 +56,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 impl Server {
     /// Opens a rendezvous for `ranks` ranks under a name that contains `job`, which must be unique on the machine.
     pub fn start(ranks: u32, job: &str) -> Result<Self, JoinError> {
-        Self::start_named(ranks, &format!("windlass-{job}"))
+        Self::start_at(ranks, &socket::format_address(&format!("windlass-{job}")))
     }
 
+    /// Serves at an address of this user's.
     pub(crate) fn start_at(ranks: u32, address: &str) -> Result<Self, JoinError> {
-        Self::start_named(ranks, address.trim_start_matches("unix:@"))
-    }
-
-    fn start_named(ranks: u32, name: &str) -> Result<Self, JoinError> {
-        let address = socket::format_address(name);
-        let listener = socket::serve(name).map_err(|e| JoinError::NoRendezvous {
+        let address = address.to_owned();
+        let listener = socket::serve(&address).map_err(|e| JoinError::NoRendezvous {
             address: address.clone(),
             errno: e.raw_os_error(),
             hint: "another job of this user holds the name: choose another MASTER_PORT",
@@ -127,6 +124,10 @@ impl Drop for Server {
         self.shared.wake();
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
+        }
+        if let Some(path) = socket::path_of(&self.address) {
+            // Who comes later finds nobody either way.
+            let _ = rustix::fs::unlink(path);
         }
     }
 }

@@ -15,13 +15,21 @@ use serde::de::DeserializeOwned;
 
 use super::protocol::MAX_BYTES;
 
-/// How an address is written in `WINDLASS_RENDEZVOUS`: an abstract Unix name.
+/// How an address is written in `WINDLASS_RENDEZVOUS`: an abstract Unix name, or a path, which network namespaces do not part.
 const SCHEME: &str = "unix:@";
+const PATH_SCHEME: &str = "unix:/";
 
-/// Parses `unix:@name`.
+/// Parses `unix:@name` and `unix:/path`.
 pub(crate) fn parse_address(text: &str) -> Option<SocketAddrUnix> {
-    let name = text.strip_prefix(SCHEME)?;
-    SocketAddrUnix::new_abstract_name(name.as_bytes()).ok()
+    match text.strip_prefix(SCHEME) {
+        Some(name) => SocketAddrUnix::new_abstract_name(name.as_bytes()).ok(),
+        None => SocketAddrUnix::new(path_of(text)?).ok(),
+    }
+}
+
+/// The path, if the address is one.
+pub(crate) fn path_of(address: &str) -> Option<&str> {
+    address.starts_with(PATH_SCHEME).then(|| &address[PATH_SCHEME.len() - 1..])
 }
 
 /// Writes `name` as an address.
@@ -38,10 +46,18 @@ pub(crate) fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
     rustix::net::socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, SocketFlags::CLOEXEC, None)
 }
 
-/// A listening socket at an abstract name.
-pub(crate) fn serve(name: &str) -> Result<OwnedFd, Errno> {
+/// A listening socket at an address.
+pub(crate) fn serve(address: &str) -> Result<OwnedFd, Errno> {
+    let parsed = parse_address(address).ok_or(Errno::INVAL)?;
     let socket = new_socket()?;
-    bind(&socket, &SocketAddrUnix::new_abstract_name(name.as_bytes())?)?;
+    match (bind(&socket, &parsed), path_of(address)) {
+        // What a job that was killed has left behind.
+        (Err(Errno::ADDRINUSE), Some(path)) if reach(&parsed).is_err_and(|e| e == Errno::CONNREFUSED) => {
+            rustix::fs::unlink(path)?;
+            bind(&socket, &parsed)?;
+        }
+        (bound, _) => bound?,
+    }
     listen(&socket, 4096)?;
     Ok(socket)
 }

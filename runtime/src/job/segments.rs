@@ -63,8 +63,7 @@ unsafe impl Reach for Segments {
 unsafe impl Register for Segments {
     fn find(&self, memory: *const u8, bytes: usize) -> Option<Registrable> {
         let (segment, location) = self.pool.locate(memory, bytes)?;
-        let key =
-            SegmentKey { segment: u64::from(location.segment), generation: location.generation };
+        let key = SegmentKey { segment: u64::from(location.segment), generation: location.generation };
         let mapping = segment.mapping();
         let source = Source::Host { base: mapping.base().as_ptr(), bytes: mapping.len() };
         Some(Registrable { key, offset: usize::try_from(location.offset).ok()?, source })

@@ -11,8 +11,8 @@ use std::sync::Arc;
 use reference::{Case, mix};
 use windlass::accelerator::simulated::{Options, SimulatedAccelerator};
 use windlass::{
-    Algorithm, Buffer, Collective, Communicator, Config, DataType, Device, DeviceBuffer, Extent, Memory,
-    Piece, RawRequest, ReduceOp, TransportChoice,
+    Algorithm, Buffer, Collective, Communicator, Config, DataType, Device, DeviceBuffer, Extent, JoinError,
+    Memory, Piece, RawRequest, ReduceOp, TransportChoice,
 };
 
 const COUNTS: [usize; 8] = [0, 1, 3, 16, 65, 130, 257, 1500];
@@ -315,6 +315,19 @@ fn over_shared_memory() {
 #[test]
 fn over_tcp() {
     sweep("tcp", TransportChoice::Tcp, &HOST[..2], 1..=9);
+}
+
+#[test]
+fn over_rdma() {
+    let mut config = Config::default();
+    config.transport = TransportChoice::Rdma;
+    match windlass::threads_with(2, &config, |_| ()) {
+        Ok(_) => {}
+        Err(why @ JoinError::Configuration { .. }) => return println!("skipped: no RDMA ({why})"),
+        Err(other) => panic!("{other}"),
+    }
+    sweep("rdma", TransportChoice::Rdma, &[Kind::Registered], 2..=3);
+    sweep("rdma, of heap memory", TransportChoice::Rdma, &[Kind::Heap], 2..=2);
 }
 
 #[test]

@@ -1,0 +1,105 @@
+//! A job over RDMA whose ranks are the testbed's hosts, one on each: they share nothing but a folder and their NICs. On one host, or where there are no
+//! such hosts, the ranks are threads.
+
+#![expect(clippy::unwrap_used, reason = "a test that fails should panic")]
+
+use windlass::{Communicator, Config, Identity, JoinError, ReduceOp, TransportChoice};
+
+/// This host's number, and how many there are.
+fn host() -> Option<(u32, u32)> {
+    let variable = |name| std::env::var(name).ok();
+    let ranks = variable("WINDLASS_TESTBED_HOSTS")?.split(',').count() as u32;
+    (ranks > 1).then_some((variable("WINDLASS_TESTBED_HOST")?.parse().ok()?, ranks))
+}
+
+fn config() -> Config {
+    let mut config = Config::from_environment().unwrap();
+    config.transport = TransportChoice::Rdma;
+    config.timeout = std::time::Duration::from_secs(120);
+    config
+}
+
+/// Runs `test` on each host, or on threads. False where there is no RDMA.
+fn on_hosts(job: &str, test: impl Fn(&Communicator) + Sync) -> bool {
+    let joined = match host() {
+        Some((rank, ranks)) => {
+            let rendezvous = Some(format!("unix:/tmp/windlass-{job}"));
+            let identity = Identity { rank, ranks, rendezvous, serves: rank == 0 };
+            Communicator::join(&identity, config()).map(|comm| {
+                test(&comm);
+                comm.finalize().unwrap();
+            })
+        }
+        None => windlass::threads_with(3, &config(), |comm| test(&comm)).map(|_| ()),
+    };
+    match joined {
+        Ok(()) => true,
+        Err(why @ JoinError::Configuration { .. }) => {
+            println!("skipped: no RDMA ({why})");
+            false
+        }
+        Err(other) => panic!("{other}"),
+    }
+}
+
+/// Sizes that go inline, by a slot, by several, and to their place, in one piece and in several.
+const COUNTS: [usize; 7] = [1, 100, 2049, 10_000, 70_001, 300_000, 1_500_000];
+
+#[test]
+fn sums_are_right_on_every_host() {
+    on_hosts("sums", |comm| {
+        let (rank, ranks) = (comm.rank() as usize, comm.size() as usize);
+        for count in COUNTS {
+            let value = |rank: usize, at: usize| ((rank + 1) * (at % 1000 + 1)) as f32;
+            let mut registered = comm.alloc::<f32>(count).unwrap();
+            registered.iter_mut().enumerate().for_each(|(at, x)| *x = value(rank, at));
+            let heap = registered.to_vec();
+            let registered = comm.all_reduce(registered, ReduceOp::Sum).wait().unwrap();
+            let heap = comm.all_reduce(heap, ReduceOp::Sum).wait().unwrap();
+            for at in 0..count {
+                let sum: f32 = (0..ranks).map(|rank| value(rank, at)).sum();
+                assert!(registered[at] == sum && heap[at] == sum, "{count}: {at}");
+            }
+        }
+    });
+}
+
+#[test]
+fn messages_reach_every_host() {
+    on_hosts("messages", |comm| {
+        let (rank, ranks) = (comm.rank(), comm.size());
+        let (next, before) = ((rank + 1) % ranks, (rank + ranks - 1) % ranks);
+        for count in COUNTS {
+            // Registered or not, at either end.
+            for mixed in 0..4usize {
+                let filled = |rank: u32| (0..count).map(move |at| at as u32 ^ rank << 24);
+                let (mut from, mut into) = (comm.alloc::<u32>(count).unwrap(), comm.alloc(count).unwrap());
+                from.iter_mut().zip(filled(rank)).for_each(|(x, value)| *x = value);
+                let got = match (mixed & 1, mixed & 2) {
+                    (0, 0) => {
+                        let receive = comm.recv(into, before, count as u32);
+                        comm.send(from, next, count as u32).wait().unwrap();
+                        receive.wait().unwrap().to_vec()
+                    }
+                    (0, _) => {
+                        let receive = comm.recv(vec![0; count], before, count as u32);
+                        comm.send(from, next, count as u32).wait().unwrap();
+                        receive.wait().unwrap()
+                    }
+                    (_, 0) => {
+                        let receive = comm.recv(into, before, count as u32);
+                        comm.send(from.to_vec(), next, count as u32).wait().unwrap();
+                        receive.wait().unwrap().to_vec()
+                    }
+                    _ => {
+                        into.copy_from_slice(&from);
+                        let receive = comm.recv(vec![0; count], before, count as u32);
+                        comm.send(into.to_vec(), next, count as u32).wait().unwrap();
+                        receive.wait().unwrap()
+                    }
+                };
+                assert!(got.iter().copied().eq(filled(before)), "{count} {mixed}");
+            }
+        }
+    });
+}
