@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`address`] | how a call names memory that has no address |
 //! | [`regions`] | the scheduler's machines for this rank's memory and its peers', joined to the accelerator and to the wire |
+//! | [`reached`] | the same memory as NICs reach it |
 //! | [`history`] | what moves have cost |
 //!
 //! # Threads
@@ -15,6 +16,7 @@
 
 pub(crate) mod address;
 mod history;
+pub(crate) mod reached;
 pub(crate) mod regions;
 
 use std::fmt;
@@ -178,7 +180,19 @@ impl Attached {
         for (to, message, descriptor) in outbox {
             job.tell_region(to, message, descriptor);
         }
+        self.take_from_nics(job);
         deadline
+    }
+
+    /// Takes memory that is wanted back from NICs. What follows is told at the next turn.
+    fn take_from_nics(&self, job: &Job) {
+        let wanted = self.regions().take_wanted();
+        for (segment, slots) in wanted {
+            let within =
+                |memory: *const u8| address::decode(memory).is_some_and(|(slot, _)| slots.contains(&slot));
+            job.release(regions::key(segment), &within);
+            self.regions().released(segment);
+        }
     }
 
     /// Whether a stream that has given the engine something may give it more. One that has not may always: it waits for nobody else's work

@@ -8,10 +8,12 @@
 //! |---|---|
 //! | [`hold`] | memory that somebody touches |
 //! | [`moves`] | what the accelerator says, and what it is answered |
+//! | [`nics`] | what NICs are given, and how it is taken back |
 //! | here | who may touch what, and what ranks tell each other of it |
 
 mod hold;
 mod moves;
+mod nics;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -34,6 +36,7 @@ use crate::scheduler::{
 };
 
 pub(crate) use hold::Hold;
+pub(crate) use nics::key;
 
 /// After this long without an answer a mapping peer is waited for no more when a buffer is freed; the memory then stays until it answers.
 const FREE_PATIENCE: Duration = Duration::from_secs(1);
@@ -65,6 +68,8 @@ struct Own {
     paused: Option<Duration>,
     /// When the accelerator asked for it.
     asked: Option<Duration>,
+    /// Its descriptor at the present place, and where it begins there, once a NIC has been given it.
+    given: Option<(Arc<OwnedFd>, Exported)>,
     /// Since it moved. Not of scratch, whose moves nobody outside waits for: they cost less, and would make the others look cheap.
     way: Option<Return>,
 }
@@ -116,6 +121,8 @@ pub(crate) struct Regions {
     wake: Arc<Wake>,
     /// What peers are to be told, by the movement thread: who sends may have to wait, and nobody waits with the lock in his hand.
     outbox: Vec<Told>,
+    /// Segments that are to be taken back from NICs.
+    wanted: Vec<u32>,
     own: BTreeMap<u32, Own>,
     /// Whose memory the addresses stand for: a number is given once, an address again.
     slots: Vec<Option<u32>>,
@@ -144,6 +151,7 @@ impl Regions {
             notices,
             wake,
             outbox: Vec::new(),
+            wanted: Vec::new(),
             own: BTreeMap::new(),
             slots: Vec::new(),
             next_segment: 0,
@@ -188,6 +196,7 @@ impl Regions {
             failure: None,
             paused: None,
             asked: None,
+            given: None,
             way: (purpose != Purpose::Scratch).then(Return::default),
         };
         self.own.insert(segment, own);
@@ -400,6 +409,10 @@ impl Regions {
                 RegionAction::Register { descriptor, .. } => {
                     own.place = descriptor.0 as u32;
                     own.machine.handle_registered(now);
+                }
+                RegionAction::Deregister if own.given.is_some() => {
+                    self.wanted.push(segment);
+                    self.wake.unsaid.store(true, Ordering::Release);
                 }
                 RegionAction::Deregister => own.machine.handle_deregistered(now),
                 RegionAction::Advertise { to, generation, descriptor } => {
