@@ -71,6 +71,10 @@ pub struct Config {
     pub reconnect: Duration,
     /// After how long a waiting operation is reported on stderr; zero never. `WINDLASS_REPORT_AFTER`.
     pub report_after: Duration,
+    /// The RDMA devices to use, in this order: names, or a name, a colon and a port; none: all that serve this host. `WINDLASS_RDMA_DEVICES`, with commas.
+    pub rdma_devices: Vec<String>,
+    /// The place of the RDMA ports' tables whose GID is used; `None`: the best one of this host's. `WINDLASS_RDMA_GID_INDEX`.
+    pub rdma_gid_index: Option<u8>,
     /// The constants of the cost model: a file written by `windlass tune`. `WINDLASS_MODEL`.
     pub model: Model,
     origins: Vec<(&'static str, Origin)>,
@@ -86,6 +90,8 @@ impl Default for Config {
             join_timeout: Duration::from_secs(300),
             reconnect: Duration::from_secs(10),
             report_after: Duration::from_secs(10),
+            rdma_devices: Vec::new(),
+            rdma_gid_index: None,
             model: Model::default(),
             origins: Vec::new(),
         }
@@ -181,6 +187,30 @@ const SETTINGS: &[Setting] = &[
         shared: false,
         apply: |c, v| seconds(v).map(|d| c.report_after = d),
         show: |c| c.report_after.as_secs_f64().to_string(),
+    },
+    Setting {
+        key: "rdma_devices",
+        variable: "WINDLASS_RDMA_DEVICES",
+        shared: false,
+        apply: |c, v| {
+            let names = v.split(',').map(|name| name.trim().to_owned()).filter(|name| !name.is_empty());
+            c.rdma_devices = names.collect();
+            Ok(())
+        },
+        show: |c| if c.rdma_devices.is_empty() { "all".to_owned() } else { c.rdma_devices.join(",") },
+    },
+    Setting {
+        key: "rdma_gid_index",
+        variable: "WINDLASS_RDMA_GID_INDEX",
+        shared: false,
+        apply: |c, v| {
+            c.rdma_gid_index = match v {
+                "" | "auto" => None,
+                _ => Some(v.parse().map_err(|_| "must be a place from 0 to 255, or auto".to_owned())?),
+            };
+            Ok(())
+        },
+        show: |c| c.rdma_gid_index.map_or_else(|| "auto".to_owned(), |index| index.to_string()),
     },
     Setting {
         key: "model",
@@ -407,11 +437,27 @@ mod tests {
             ("WINDLASS_REPRODUCIBLE", "maybe"),
             ("WINDLASS_TIMEOUT", "-1"),
             ("WINDLASS_TIMEOUT", "soon"),
+            ("WINDLASS_RDMA_GID_INDEX", "256"),
             ("WINDLASS_MODEL", "/nonexistent"),
         ] {
             let error = with(&[(name, value)]).unwrap_err().to_string();
             assert!(error.contains(name) && error.contains(value), "{error}");
         }
+    }
+
+    #[test]
+    fn devices_are_named_with_commas() {
+        let config =
+            with(&[("WINDLASS_RDMA_DEVICES", "mlx5_0, mlx5_1:2,"), ("WINDLASS_RDMA_GID_INDEX", "3")])
+                .unwrap();
+        assert_eq!(
+            (config.rdma_devices.join("+").as_str(), config.rdma_gid_index),
+            ("mlx5_0+mlx5_1:2", Some(3))
+        );
+        let shown: Vec<_> = config.settings().map(|(key, value, _)| format!("{key}={value}")).collect();
+        assert!(shown.contains(&"rdma_devices=mlx5_0,mlx5_1:2".to_owned()), "{shown:?}");
+        let all = with(&[("WINDLASS_RDMA_DEVICES", ""), ("WINDLASS_RDMA_GID_INDEX", "auto")]).unwrap();
+        assert!(all.rdma_devices.is_empty() && all.rdma_gid_index.is_none());
     }
 
     #[test]
