@@ -77,6 +77,9 @@ pub struct Config {
     pub rdma_gid_index: Option<u8>,
     /// The constants of the cost model: a file written by `windlass tune`. `WINDLASS_MODEL`.
     pub model: Model,
+    /// Reductions of device memory over messages are done by its engine, although the transport goes through the host. For tests.
+    #[doc(hidden)]
+    pub adds_on_device: bool,
     origins: Vec<(&'static str, Origin)>,
 }
 
@@ -93,6 +96,7 @@ impl Default for Config {
             rdma_devices: Vec::new(),
             rdma_gid_index: None,
             model: Model::default(),
+            adds_on_device: false,
             origins: Vec::new(),
         }
     }
