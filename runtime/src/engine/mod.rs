@@ -44,15 +44,12 @@ use std::sync::atomic::Ordering;
 use std::task::Waker;
 use std::time::Instant;
 
-use windlass_collectives::{
-    Action, Algorithm, Call, Collective, Execution, Fingerprint, History, Peers, Schedule, Task,
-};
+use windlass_collectives::{Action, Algorithm, Call, Execution, Fingerprint, History, Peers, Schedule, Task};
 use windlass_memory::{Mapping, Segment};
 use windlass_transports::message::COLLECTIVE_TAG;
 use windlass_transports::shm::{Lend, WAYS};
 use windlass_transports::{Message, MessageId, Token};
 
-use crate::device::address;
 use crate::error::Error;
 use crate::group::{Group, Limit};
 use crate::list::Tables;
@@ -370,46 +367,6 @@ impl Stream {
             blocked: None,
             limit,
         });
-    }
-
-    /// The memory that the schedule uses: the caller's, or what stands in for device memory that it cannot reach.
-    #[inline]
-    fn on_host(&mut self, group: &Group, plan: &Plan, input: *mut u8, output: *mut u8) -> (*mut u8, *mut u8) {
-        (self.devices, self.by_messages) = (false, false);
-        let on_device = |address: *mut u8| address::decode(address).is_some();
-        if !on_device(input) && !on_device(output) && !self.lists.in_use {
-            return (input, output);
-        }
-        let reachable = plan.choice.algorithm == Algorithm::Direct && group.ranks > 1 && group.uses_devices();
-        self.devices = reachable
-            && plan.operator.is_none()
-            && match plan.call.collective {
-                Collective::AllReduce => on_device(input) && on_device(output),
-                Collective::ReduceScatter => on_device(input),
-                _ => false,
-            };
-        let used = |bytes: usize, address| bytes == 0 || on_device(address);
-        self.by_messages = !plan.choice.algorithm.needs_mapped_peers()
-            && group.ranks > 1
-            && plan.operator.is_none()
-            && (!plan.call.collective.reduces() || group.job.config.adds_on_device)
-            && used(plan.checked.input, input)
-            && used(plan.checked.output, output)
-            && (on_device(input) || on_device(output))
-            && self.scratch.reserve_on_device(group, plan.scratch);
-        self.devices |= self.by_messages;
-        if self.devices {
-            return (input, output);
-        }
-        let reaches = Self::reaches_pieces(group, plan);
-        match shadow::Shadow::of(plan, &self.lists, reaches, (input, output), &mut self.spare_shadow) {
-            Some((shadow, input, output)) => {
-                self.shadow = Some(shadow);
-                self.lists.in_use = lists::is_list(input) || lists::is_list(output);
-                (input, output)
-            }
-            None => (input, output),
-        }
     }
 
     /// Does what is ready, then looks at what is waited for. Whether anything moved.

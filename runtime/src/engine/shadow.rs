@@ -4,6 +4,7 @@
 //! The operand is copied to the host before the schedule begins and the result back after it has ended, so the device's memory may
 //! move in between. Both copies are made in pieces, and a piece again when the memory moves under it.
 
+use windlass_collectives::{Algorithm, Collective};
 use windlass_memory::accelerator::{AcceleratorError, Operand};
 
 use crate::device::regions::Hold;
@@ -119,6 +120,52 @@ pub(crate) fn bytes_of(memory: &mut [Line]) -> &mut [u8] {
 }
 
 impl Stream {
+    /// The memory that the schedule uses: the caller's, or what stands in for device memory that it cannot reach.
+    #[inline]
+    pub(super) fn on_host(
+        &mut self,
+        group: &Group,
+        plan: &Plan,
+        input: *mut u8,
+        output: *mut u8,
+    ) -> (*mut u8, *mut u8) {
+        (self.devices, self.by_messages) = (false, false);
+        let on_device = |address: *mut u8| address::decode(address).is_some();
+        if !on_device(input) && !on_device(output) && !self.lists.in_use {
+            return (input, output);
+        }
+        let reachable = plan.choice.algorithm == Algorithm::Direct && group.ranks > 1 && group.uses_devices();
+        self.devices = reachable
+            && plan.operator.is_none()
+            && match plan.call.collective {
+                Collective::AllReduce => on_device(input) && on_device(output),
+                Collective::ReduceScatter => on_device(input),
+                _ => false,
+            };
+        let used = |bytes: usize, address| bytes == 0 || on_device(address);
+        self.by_messages = !plan.choice.algorithm.needs_mapped_peers()
+            && group.ranks > 1
+            && plan.operator.is_none()
+            && (!plan.call.collective.reduces() || group.job.config.adds_on_device)
+            && used(plan.checked.input, input)
+            && used(plan.checked.output, output)
+            && (on_device(input) || on_device(output))
+            && self.scratch.reserve_on_device(group, plan.scratch);
+        self.devices |= self.by_messages;
+        if self.devices {
+            return (input, output);
+        }
+        let reaches = Self::reaches_pieces(group, plan);
+        match Shadow::of(plan, &self.lists, reaches, (input, output), &mut self.spare_shadow) {
+            Some((shadow, input, output)) => {
+                self.shadow = Some(shadow);
+                self.lists.in_use = is_list(input) || is_list(output);
+                (input, output)
+            }
+            None => (input, output),
+        }
+    }
+
     /// Copies the operand to the shadow, unless that is done. False when device memory is on its way.
     pub(super) fn enter_shadow(&mut self, group: &Group) -> Result<bool, Error> {
         let Some(shadow) = &mut self.shadow else { return Ok(true) };
