@@ -8,6 +8,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use windlass::TransportChoice;
 
 use crate::bench::BenchArguments;
+use crate::doctor::DoctorArguments;
 use crate::explain::ExplainArguments;
 use crate::simulate::SimulateArguments;
 use crate::tune::TuneArguments;
@@ -36,6 +37,9 @@ pub(crate) enum Command {
     /// Show which algorithm a call gets, why, and at which sizes that changes.
     #[command(after_help = crate::explain::EXAMPLES)]
     Explain(ExplainArguments),
+    /// Tell what this machine can do, what is wrong, and the exact fix.
+    #[command(after_help = crate::doctor::EXAMPLES)]
+    Doctor(DoctorArguments),
     /// Predict what a collective costs on thousands of ranks: every rank's schedule runs, in virtual time.
     #[command(after_help = crate::simulate::EXAMPLES)]
     Simulate(SimulateArguments),

@@ -2,6 +2,7 @@
 
 mod bench;
 mod cli;
+mod doctor;
 mod explain;
 mod run;
 mod serving;
@@ -21,6 +22,7 @@ fn main() -> ExitCode {
         Command::Bench(arguments) => bench::bench(&arguments),
         Command::Tune(arguments) => tune::tune(&arguments),
         Command::Explain(arguments) => explain::explain(&arguments),
+        Command::Doctor(arguments) => doctor::doctor(&arguments),
         Command::Simulate(arguments) => simulate::simulate(&arguments),
         Command::BenchRank { plan } => bench::rank(&plan),
         Command::Warden { control } => run::warden(control),

@@ -6,6 +6,8 @@ mod planted {
     use std::sync::OnceLock;
     use std::sync::atomic::{AtomicU64, Ordering};
 
+    pub(crate) const PLANTED: bool = true;
+
     /// Whether this Combine is to be left out.
     pub(crate) fn skips_combine() -> bool {
         static EVERY: OnceLock<u64> = OnceLock::new();
@@ -19,6 +21,8 @@ mod planted {
 
 #[cfg(not(feature = "planted-fault"))]
 mod planted {
+    pub(crate) const PLANTED: bool = false;
+
     /// No fault is planted.
     #[inline]
     pub(crate) const fn skips_combine() -> bool {
@@ -26,4 +30,4 @@ mod planted {
     }
 }
 
-pub(crate) use planted::skips_combine;
+pub(crate) use planted::{PLANTED, skips_combine};

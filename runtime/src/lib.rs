@@ -20,6 +20,7 @@ mod clock;
 mod communicator;
 mod config;
 mod device;
+pub mod diagnosis;
 mod engine;
 mod error;
 mod exchange;

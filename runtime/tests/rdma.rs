@@ -103,3 +103,58 @@ fn messages_reach_every_host() {
         }
     });
 }
+
+/// Sums, over and over, while a command is carried out on the first host after a while; says how many connections it lost over that.
+fn sums_during(job: &str, commands: &[&str]) {
+    let Some((host, _)) = host() else { return println!("this needs several hosts") };
+    on_hosts(job, |comm| {
+        std::thread::scope(|scope| {
+            if host == 0 {
+                scope.spawn(|| {
+                    for command in commands {
+                        std::thread::sleep(std::time::Duration::from_millis(1500));
+                        let status = std::process::Command::new("sh").args(["-c", command]).status();
+                        println!("{command}: {status:?}");
+                    }
+                });
+            }
+            let begin = std::time::Instant::now();
+            let (mut rounds, mut longest) = (0u32, 0);
+            // All do as many, however long each has been at it.
+            loop {
+                let since = std::time::Instant::now();
+                let value = |rank: u32, at: usize| ((rank + 1 + rounds) * (at % 1000 + 1) as u32) as f32;
+                let mut memory = comm.alloc::<f32>(100_000).unwrap();
+                memory.iter_mut().enumerate().for_each(|(at, x)| *x = value(comm.rank(), at));
+                let sums = comm.all_reduce(memory, ReduceOp::Sum).wait().unwrap();
+                for at in 0..sums.len() {
+                    let sum: f32 = (0..comm.size()).map(|rank| value(rank, at)).sum();
+                    assert!(sums[at] == sum, "round {rounds}: {at}");
+                }
+                longest = longest.max(since.elapsed().as_millis());
+                rounds += 1;
+                let late = f32::from(u8::from(begin.elapsed().as_secs() >= 8));
+                if comm.all_reduce(vec![late], ReduceOp::Max).wait().unwrap()[0] > 0.0 {
+                    break;
+                }
+            }
+            println!("{rounds} rounds, the longest {longest} ms, {:?}", comm.reconnects());
+        });
+    });
+}
+
+#[test]
+fn a_link_goes_down_and_up() {
+    sums_during("link", &["ip link set eth0 down", "ip link set eth0 up"]);
+}
+
+/// Needs three hosts with two NICs each: the connection of the first and the last goes by the second NICs, and the control streams by the first.
+#[test]
+fn one_of_two_nics_goes_for_good() {
+    let two = std::path::Path::new("/sys/class/infiniband/rxe0_1").exists();
+    if two && host().is_some_and(|(_, hosts)| hosts >= 3) {
+        sums_during("nic", &["ip link set eth1 down"]);
+    } else {
+        println!("this needs three hosts with two NICs");
+    }
+}

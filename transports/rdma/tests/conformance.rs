@@ -1,5 +1,6 @@
 //! The suite over RDMA, where there is a device: the testbed has some (`make test-rdma`).
 
+use std::fs::File;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -7,11 +8,11 @@ use std::time::{Duration, Instant};
 
 use windlass_rdma::choice::NoChoice;
 use windlass_rdma::pipe::Shape;
-use windlass_rdma::transport::{Error, Options, Rdma};
-use windlass_transports::Transport;
+use windlass_rdma::transport::{Error, Options, Planted, Rdma};
 use windlass_transports::conformance::{CASES, run_case};
-use windlass_transports::link::{Limits, Planted};
+use windlass_transports::link::{self, Limits};
 use windlass_transports::reach::{Register, Registrable, SegmentKey, Source};
+use windlass_transports::{Event, LostCause, Message, MessageId, Token, Transport};
 
 const PAGE: usize = 4096;
 
@@ -19,6 +20,8 @@ const PAGE: usize = 4096;
 #[derive(Debug, Default)]
 struct Everything {
     asked: AtomicUsize,
+    /// Whether what it gives for a dma-buf is one.
+    lies: bool,
 }
 
 // SAFETY: the suite keeps the memory of all its operations until the transports are gone.
@@ -29,6 +32,10 @@ unsafe impl Register for Everything {
         let base = memory.wrapping_sub(offset);
         let key = SegmentKey { segment: base.addr() as u64 ^ (bytes as u64) << 48, generation: 0 };
         let bytes = (offset + bytes).next_multiple_of(PAGE);
+        if self.lies {
+            let descriptor = Arc::new(File::open("/dev/null").expect("it is everywhere").into());
+            return Some(Registrable { key, offset, source: Source::DmaBuf { descriptor, bytes } });
+        }
         Some(Registrable { key, offset, source: Source::Host { base, bytes } })
     }
 }
@@ -97,13 +104,76 @@ fn small_limits_and_small_rings() {
 /// The suite can fail: planted faults are found by it over this transport, too.
 #[test]
 fn planted_faults_are_noticed() {
-    for planted in [Planted::TrustCompletion, Planted::DeliverTwice] {
-        let options = Options { planted: Some(planted), ..Options::default() };
+    for planted in [link::Planted::TrustCompletion, link::Planted::DeliverTwice] {
+        let options = Options { planted: Some(Planted::Link(planted)), ..Options::default() };
         let run = || conforms(&options, true, |name| name == "a stream that breaks");
         match catch_unwind(AssertUnwindSafe(run)) {
             Ok(false) => return,
             Ok(true) => panic!("{planted:?} passes the suite"),
             Err(_) => println!("{planted:?} was noticed"),
         }
+    }
+}
+
+/// Sends a large message from rank 0 to rank 1; says what has happened besides at rank 0.
+fn send_large(ranks: &mut [Rdma]) -> Vec<Event> {
+    let id = MessageId { communicator: 1, tag: 2, sequence: 3, label: 4, chunk: 5 };
+    let bytes = 3_000_000;
+    let message = Message { id, fingerprint: [6, 7], bytes };
+    let from: Vec<u8> = (0..bytes).map(|at| (at ^ at >> 8 ^ at >> 16) as u8).collect();
+    let mut into = vec![0; bytes];
+    let (mut told, mut ended) = (Vec::new(), [false; 2]);
+    let begin = Instant::now();
+    // The connection stands when the receive is posted, so that it has a place.
+    let mut posted = false;
+    while ended != [true; 2] {
+        assert!(begin.elapsed() < Duration::from_secs(60), "it hangs: {told:?}");
+        if !posted && ranks.iter().all(|rank| !rank.is_disturbed()) {
+            // SAFETY: both outlive the transports' use of them: this waits until both have ended.
+            unsafe {
+                ranks[1].post_recv(0, &message, into.as_mut_ptr(), Token(1));
+                ranks[0].post_send(1, &message, from.as_ptr(), Token(2));
+            }
+            posted = true;
+        }
+        for (at, rank) in ranks.iter_mut().enumerate() {
+            let mut events = Vec::new();
+            rank.poll(&mut events);
+            for event in events {
+                match event {
+                    Event::Sent(_) | Event::Received(_) => ended[at] = true,
+                    Event::Broken { peer, .. } => rank.reopen(peer),
+                    _ => {}
+                }
+                told.extend((at == 0).then_some(event));
+            }
+        }
+        std::thread::sleep(Duration::from_micros(10));
+    }
+    assert!(from == into, "wrong bytes");
+    told
+}
+
+#[test]
+fn a_wrong_key_is_named_and_costs_one_connection() {
+    let register = Arc::<Everything>::default();
+    let options = Options { planted: Some(Planted::WrongKeys), ..Options::default() };
+    let Some(mut ranks) = ranks(2, &options, Some(&register)) else { return };
+    let told = send_large(&mut ranks);
+    println!("{told:?}");
+    let named = |event: &Event| matches!(event, Event::Broken { cause: LostCause::Device { what, .. }, .. } if what.contains("key"));
+    assert!(told.iter().any(named), "{told:?}");
+    assert_eq!(told.iter().filter(|event| matches!(event, Event::Reopened { .. })).count(), 1, "{told:?}");
+}
+
+#[test]
+fn memory_that_a_nic_refuses_goes_by_the_rings() {
+    let register = Arc::new(Everything { lies: true, ..Everything::default() });
+    let Some(mut ranks) = ranks(2, &Options::default(), Some(&register)) else { return };
+    assert_eq!(send_large(&mut ranks), [Event::Sent(Token(2))]);
+    for rank in &ranks {
+        let refusals: Vec<_> = rank.refusals().map(ToString::to_string).collect();
+        println!("{refusals:?}");
+        assert!(refusals.iter().all(|why| why.contains("rxe")) && !refusals.is_empty(), "{refusals:?}");
     }
 }

@@ -39,7 +39,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll;
-use windlass_transports::link::{Limits, Link, Planted, Withdrawal};
+use windlass_transports::link::{self, Limits, Link, Withdrawal};
 use windlass_transports::reach::Register;
 use windlass_transports::tcp::{self, Tcp};
 use windlass_transports::{Capabilities, Event, Message, MessageId, Rank, Token, Transport};
@@ -93,6 +93,16 @@ pub enum Error {
         /// What it has.
         most: u64,
     },
+}
+
+/// A planted fault, by which tests show that they would notice.
+#[doc(hidden)]
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Planted {
+    /// One of the links'.
+    Link(link::Planted),
+    /// Peers are told keys that nothing has.
+    WrongKeys,
 }
 
 /// What a deployment may choose.
@@ -261,6 +271,10 @@ impl Rdma {
         let Options { limits, planted, .. } = self.options;
         let register = &self.register;
         let peer = |(rank, address): (usize, &PeerAddress)| {
+            let planted = match planted {
+                Some(Planted::Link(planted)) => Some(planted),
+                _ => None,
+            };
             let link = Link::placing_planted(rank as Rank, limits, planted).with_register(register.clone());
             Peer::new(link, usize::from(address.rails).min(self.rails.len()))
         };
@@ -324,7 +338,8 @@ impl Rdma {
         let rail = self.peers[peer as usize].end.as_ref()?.rail;
         let found = self.register.as_ref()?.find(memory, bytes)?;
         let known = self.rails[rail].know(&found, bytes)?;
-        Some((known.address, known.remote))
+        let wrong = self.options.planted == Some(Planted::WrongKeys);
+        Some((known.address, if wrong { !known.remote } else { known.remote }))
     }
 }
 
