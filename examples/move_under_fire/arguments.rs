@@ -41,10 +41,10 @@ pub(crate) struct Arguments {
     /// Whose memory: that of the accelerator in user space, or of one of the kernel's.
     #[arg(long, value_name = "NAME", default_value = "simulated", value_parser = PossibleValuesParser::new(NAMES))]
     pub(crate) accelerator: String,
-    /// Moves that each rank's accelerator makes [default: 60, where memory moves].
+    /// Moves that each rank's accelerator makes [default: 60, of the testbed 6, where nothing moves 0].
     #[arg(long, value_name = "N", value_parser = rate)]
     pub(crate) moves_per_second: Option<f64>,
-    /// Memory that each rank's accelerator takes without asking, and replaces [default: 10, where memory moves].
+    /// Memory that each rank's accelerator takes without asking, and replaces [default: 10, 1 and 0].
     #[arg(long, value_name = "N", value_parser = rate)]
     pub(crate) revokes_per_second: Option<f64>,
     /// What ordinary moves are like.
@@ -72,7 +72,9 @@ impl Arguments {
     /// Moves and revokes a second.
     pub(crate) fn rates(&self) -> (f64, f64) {
         let (moves, revokes) = match self.accelerator.as_str() {
-            "simulated" | "testbed" => (60.0, 10.0),
+            "simulated" => (60.0, 10.0),
+            // Its machine is emulated.
+            "testbed" => (6.0, 1.0),
             _ => (0.0, 0.0),
         };
         (self.moves_per_second.unwrap_or(moves), self.revokes_per_second.unwrap_or(revokes))

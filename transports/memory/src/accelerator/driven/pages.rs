@@ -314,9 +314,13 @@ impl Pages {
     /// # Errors
     /// `Away` where it is to wait; `Stale`, `Early`.
     pub(in crate::accelerator) fn enter(&self) -> Result<()> {
-        self.life().enter(self.generation).map_err(|state| self.refusal(state))?;
-        let begun =
-            if self.backing.is_lost() { Err(self.refusal(State::Dead)) } else { self.sync(Look::Begins) };
+        let entered = self.life().enter(self.generation);
+        if self.backing.is_lost() {
+            // The words were nobody's.
+            return Err(self.refusal(State::Dead));
+        }
+        entered.map_err(|state| self.refusal(state))?;
+        let begun = self.sync(Look::Begins);
         if begun.is_err() {
             // It has touched nothing, so it does not matter what has become of it.
             let _ = self.life().leave(self.generation);
