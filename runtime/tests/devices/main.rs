@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
 
 mod fire;
+mod kernel;
 mod kinds;
 mod liars;
 mod moves;

@@ -510,16 +510,20 @@ impl Owner for Buffers {
         let now = self.common.now;
         let Some(owned) = self.regions.get_mut(&errand.number) else { return };
         owned.out = false;
-        match (&mut owned.phase, ran) {
-            (Phase::Following, ran) => {
+        if errand.generation == owned.pages.generation {
+            // What cannot move does not, and nobody has been told.
+            let counter = match ran {
+                Ok(_) => &mut self.common.counters.moves,
+                Err(_) => &mut self.common.counters.refused,
+            };
+            *counter += 1;
+            // Unless it was revoked meanwhile.
+            if matches!(owned.phase, Phase::Following) {
                 owned.phase = Phase::Active;
-                // What cannot move does not, and nobody has been told.
-                let counter = match ran {
-                    Ok(_) => &mut self.common.counters.moves,
-                    Err(_) => &mut self.common.counters.refused,
-                };
-                *counter += 1;
             }
+            return;
+        }
+        match (&mut owned.phase, ran) {
             (Phase::Away { next, .. }, Ok((pages, contents))) => *next = Some((pages, contents, now)),
             (Phase::Away { way, again, .. }, Err(error)) => {
                 // There is nothing left to move; else there is no memory, which is waited for: the old generation has been given up already.
@@ -528,8 +532,8 @@ impl Owner for Buffers {
                 }
                 *again = now + AGAIN;
             }
-            // Somebody revoked it meanwhile, and it is on its way by another errand.
-            (Phase::Active | Phase::Asked { .. }, _) => {}
+            // Nothing else sends an errand out.
+            (Phase::Active | Phase::Asked { .. } | Phase::Following, _) => {}
         }
     }
 
