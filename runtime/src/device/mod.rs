@@ -22,7 +22,7 @@ pub(crate) mod regions;
 use std::fmt;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut, Range};
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, Weak};
 use std::time::{Duration, Instant};
@@ -34,7 +34,7 @@ use windlass_memory::accelerator::{self, Accelerator, AcceleratorError, Notices,
 
 use crate::bootstrap::protocol::RegionMessage;
 use crate::engine::bind;
-use crate::error::Error;
+use crate::error::{Error, Problem};
 use crate::fork;
 use crate::group::lock;
 use crate::job::Job;
@@ -370,6 +370,9 @@ pub(crate) fn refused(error: &AcceleratorError) -> Error {
         AcceleratorError::OutOfMemory { .. } => {
             "the device is full: free buffers, or use a device with more memory"
         }
+        AcceleratorError::Unreachable { .. } => {
+            "the processor does not reach this memory, and windlass has no engine for it: use an operation that RDMA does from where it lies, or copy it to host memory"
+        }
         _ => "the accelerator refused; look at its own messages",
     };
     Error::System { call: "the accelerator", errno: errno(error), hint }
@@ -390,6 +393,7 @@ pub(crate) fn errno(error: &AcceleratorError) -> i32 {
     match error {
         AcceleratorError::OutOfMemory { .. } => Errno::NOMEM.raw_os_error(),
         AcceleratorError::System(error) => error.errno,
+        AcceleratorError::Unreachable { .. } => Errno::OPNOTSUPP.raw_os_error(),
         AcceleratorError::Gone => Errno::NODEV.raw_os_error(),
         _ => Errno::INVAL.raw_os_error(),
     }
@@ -413,7 +417,7 @@ impl Device {
         let other = Error::InvalidArgument {
             operation: "attach",
             argument: "the accelerator",
-            problem: crate::error::Problem::OtherAccelerator,
+            problem: Problem::OtherAccelerator,
         };
         if job.attached.get().is_some() {
             return Err(other);
@@ -437,18 +441,65 @@ impl Device {
             return Err(Error::Forked { rank: self.job.rank });
         }
         let bytes = (count as u64).saturating_mul(size_of::<T>() as u64);
+        let segment = self.attached.regions().allocate(bytes, self.purpose())?;
+        self.buffer("alloc", segment, count)
+    }
+
+    /// `count` elements from byte `offset` on of a dma-buf that another exporter has made: CUDA (`cuMemGetHandleForAddressRange`), ROCm
+    /// (`hsa_amd_portable_export_dmabuf`, whose offset counts), Level Zero, V4L2. The memory stays where it is or moves transparently; it is kept
+    /// alive until the buffer and the operations on it are dropped, and not returned to the device before. The descriptor may be closed at once.
+    ///
+    /// The accelerator that is attached must be one of the kernel's ([`accelerator::open`](crate::accelerator::open): `dma-heap`, `udmabuf`,
+    /// `testbed`). Where the exporter lets the processor map its memory, all operations work, by windlass's engine; where it does not, those that need no look
+    /// at it: what RDMA sends and receives from where it lies.
+    ///
+    /// # Errors
+    /// `InvalidArgument` for a descriptor that is closed or no dma-buf, for a range beyond its end, and for an offset that elements cannot lie at.
+    pub fn adopt<T: Element>(
+        &self,
+        descriptor: BorrowedFd<'_>,
+        offset: u64,
+        count: usize,
+    ) -> Result<DeviceBuffer<T>, Error> {
+        const OPERATION: &str = "adopt";
+        if fork::is_forked() {
+            return Err(Error::Forked { rank: self.job.rank });
+        }
+        let wrong = |argument, problem| Error::InvalidArgument { operation: OPERATION, argument, problem };
+        if !offset.is_multiple_of(align_of::<T>() as u64) {
+            let (address, alignment) = (offset as usize, align_of::<T>());
+            return Err(wrong("the offset", Problem::Misaligned { address, alignment }));
+        }
+        let bytes = (count as u64).saturating_mul(size_of::<T>() as u64);
+        if bytes > address::MOST_BYTES {
+            return Err(wrong("the memory", Problem::TooLarge { count: count as u64 }));
+        }
+        let memory =
+            self.attached.accelerator.adopt(descriptor, offset, bytes).map_err(|error| match error {
+                AcceleratorError::BadDescriptor(bad) => wrong("the descriptor", Problem::BadDescriptor(bad)),
+                AcceleratorError::AdoptsNothing => wrong("the accelerator", Problem::AdoptsNothing),
+                error => refused(&error),
+            })?;
+        let segment = self.attached.regions().insert(memory, bytes, self.purpose());
+        self.buffer(OPERATION, segment, count)
+    }
+
+    /// Where peers cannot map it, nobody needs to know of it.
+    fn purpose(&self) -> Purpose {
+        if self.job.mapped { Purpose::Lent } else { Purpose::Kept }
+    }
+
+    fn buffer<T: Element>(
+        &self,
+        call: &'static str,
+        segment: u32,
+        count: usize,
+    ) -> Result<DeviceBuffer<T>, Error> {
         let mut regions = self.attached.regions();
-        // Where peers cannot map it, nobody needs to know of it.
-        let purpose = if self.job.mapped { Purpose::Lent } else { Purpose::Kept };
-        let segment = regions.allocate(bytes, purpose)?;
         let Some(slot) = regions.address(segment) else {
             regions.free(segment);
             let hint = "a rank has at most 65536 device buffers at a time: put several tensors into one";
-            return Err(Error::System {
-                call: "alloc",
-                errno: rustix::io::Errno::NOSPC.raw_os_error(),
-                hint,
-            });
+            return Err(Error::System { call, errno: rustix::io::Errno::NOSPC.raw_os_error(), hint });
         };
         drop(regions);
         Ok(DeviceBuffer { device: self.clone(), segment, slot, count, element: PhantomData })
@@ -532,8 +583,7 @@ impl<T: Element> DeviceBuffer<T> {
         if actual == self.count {
             return Ok(());
         }
-        let problem =
-            crate::error::Problem::WrongLength { expected: self.count as u64, actual: actual as u64 };
+        let problem = Problem::WrongLength { expected: self.count as u64, actual: actual as u64 };
         Err(Error::InvalidArgument { operation, argument: "the slice", problem })
     }
 }
