@@ -21,6 +21,7 @@ pub(super) const PIECE: usize = 1 << 20;
 #[derive(Debug)]
 pub(super) struct Frame {
     header: [u8; HEADER_BYTES],
+    /// The poster's memory.
     payload: *const u8,
     bytes: usize,
     /// Bytes of the message after this piece.
@@ -48,7 +49,7 @@ impl Frame {
     pub(super) fn clearance(header: &Header, place: &Place, buffers: &mut Buffers) -> Self {
         let mut copy = buffers.take(PLACE_BYTES);
         copy[..PLACE_BYTES].copy_from_slice(&place.encode());
-        Self { payload: copy.as_ptr(), bytes: PLACE_BYTES, copy, ..Self::notice(header) }
+        Self { bytes: PLACE_BYTES, copy, ..Self::notice(header) }
     }
 
     /// A whole message.
@@ -177,8 +178,12 @@ impl Frame {
         }
         // SAFETY: the poster keeps `bytes` bytes at `payload` valid until its send has ended or is withdrawn, and this comes before either.
         self.copy = unsafe { buffers.copy_of(self.payload, self.bytes) }?;
-        self.payload = self.copy.as_ptr();
         Some(self.bytes)
+    }
+
+    /// Where its payload is read.
+    fn lies(&self) -> *const u8 {
+        if self.copy.is_empty() { self.payload } else { self.copy.as_ptr() }
     }
 
     /// Whether its payload cannot be lent, but for a device.
@@ -199,7 +204,7 @@ impl Frame {
     /// The rest of its payload when so many of its bytes have left, where it lies.
     pub(super) fn payload_after(&self, done: usize) -> (*const u8, usize) {
         let skip = done.saturating_sub(HEADER_BYTES).min(self.bytes);
-        (self.payload.wrapping_add(skip), self.bytes - skip)
+        (self.lies().wrapping_add(skip), self.bytes - skip)
     }
 
     /// Bytes of the copy, if there is one.
@@ -240,7 +245,7 @@ impl Frame {
         let payload: &[u8] = if skip < self.bytes && !self.is_absent() {
             // SAFETY: `payload` points at `bytes` bytes that the poster of the send keeps valid and unwritten until the frame
             // has left or its token is withdrawn, which removes the frame (`post_send`'s contract), or that `copy` holds.
-            unsafe { std::slice::from_raw_parts(self.payload.add(skip), self.bytes - skip) }
+            unsafe { std::slice::from_raw_parts(self.lies().add(skip), self.bytes - skip) }
         } else {
             &[]
         };
