@@ -9,6 +9,7 @@ use windlass_fuzz::{LIMITS, message};
 use windlass_memory::accelerator::{Exported, Region};
 use windlass_transports::ledger::Generation;
 use windlass_transports::link::Position;
+use windlass_transports::link::place::Place;
 use windlass_transports::link::wire::{Detail, Header, Kind};
 use windlass_transports::shm::Board;
 use windlass_transports::shm::board::Shape;
@@ -49,6 +50,26 @@ fn streams() {
     with("credit", 64, &[frame(Kind::Credit, 0, 0, Detail::Credits { bytes: 1, messages: 1 })]);
 }
 
+/// Of links whose clearances say where their message belongs: a receive of message 2 (100 bytes) and a send of message 3 (40 bytes).
+fn placed() {
+    let none = Detail::Credits { bytes: 0, messages: 0 };
+    let place = Place { address: 4096, key: 9, generation: Generation(1) };
+    let clear = [frame(Kind::Clear, 3, 5, none), place.encode().to_vec()].concat();
+    let stale = Place { generation: Generation(2), ..place };
+    let stale = [frame(Kind::Clear, 3, 5, none), stale.encode().to_vec()].concat();
+    // A header alone, whose payload lands. A cut ends with it, and the next begins with an odd byte.
+    let header = frame(Kind::Data, 2, 7, Detail::Piece(100))[..64].to_vec();
+    let posts = [1, 2, 7, 0, 3, 5];
+    let with = |name, lands, bytes: &[Vec<u8>]| {
+        seed("placed", name, &[&[2, 64, lands][..], &posts, &bytes.concat()].concat())
+    };
+    with("cleared", 0, &[clear.clone()]);
+    with("stale", 0, &[stale]);
+    with("twice", 0, &[clear.clone(), clear]);
+    with("landed", 50, &[header.clone(), vec![1; 64], vec![1; 64]]);
+    with("too-much", 200, &[header, vec![1; 64]]);
+}
+
 fn steps() {
     seed("frames", "eager", &[2, 1, 2, 0, 7, 1, 2, 0, 7, 2, 2, 0, 2, 2, 2, 0]);
     seed("frames", "pieces", &[2, 2, 7, 0, 10, 2, 7, 60, 10, 2, 7, 40]);
@@ -73,6 +94,7 @@ fn steps() {
 
 fn main() {
     streams();
+    placed();
     steps();
     let (generation, position) = (Generation(2), Position { frames: 7, bytes: 70 });
     let greeting = Greeting { job: 1 << 100, rank: 3, limits: LIMITS, generation, position };

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 use std::io::IoSlice;
 
-use windlass_transports::link::{Limits, Link, Withdrawal};
+use windlass_transports::ledger::Generation;
+use windlass_transports::link::{Garbled, Limits, Link, Withdrawal};
 use windlass_transports::message::{COLLECTIVE_TAG, Message, MessageId};
 use windlass_transports::{Event, Token};
 
@@ -55,6 +56,13 @@ impl Desk {
         Self { link: Link::new(peer, LIMITS), live: BTreeMap::new(), tokens: 0, events: Vec::new() }
     }
 
+    /// The same over a pipe that can write into memory which a clearance names.
+    pub(crate) fn placing(peer: u32) -> Self {
+        let mut link = Link::placing(peer, LIMITS);
+        link.enter(Generation(1));
+        Self { link, ..Self::new(peer) }
+    }
+
     /// Posts, unless an operation of that identity is live: the poster keeps them apart, whatever the peer says.
     pub(crate) fn post(&mut self, is_send: bool, name: u8, message: &Message, fill: u8) {
         if self.live.values().any(|live| (live.is_send, live.id) == (is_send, message.id)) {
@@ -68,7 +76,11 @@ impl Desk {
         unsafe {
             match is_send {
                 true => self.link.post_send(message, live.memory.as_ptr(), token, &mut self.events),
-                false => self.link.post_recv(message, live.memory.as_mut_ptr(), token, &mut self.events),
+                false => {
+                    let memory = live.memory.as_mut_ptr();
+                    let reach = Some((memory.expose_provenance() as u64, 7));
+                    self.link.post_recv_at(message, memory, reach, token, &mut self.events);
+                }
             }
         }
     }
@@ -100,13 +112,31 @@ impl Desk {
     pub(crate) fn hear(&mut self, bytes: &[u8]) -> bool {
         // In memory of its own, which ends where the bytes end.
         let bytes = bytes.to_vec().into_boxed_slice();
-        if self.link.feed(&bytes, &mut self.events).is_err() {
+        let fed = self.link.feed(&bytes, &mut self.events);
+        self.survives(fed)
+    }
+
+    /// The peer says that it has written so many bytes where they belong. False if it cannot have.
+    pub(crate) fn land(&mut self, bytes: usize) -> bool {
+        let landed = self.link.landed(bytes, &mut self.events);
+        self.survives(landed)
+    }
+
+    fn survives(&mut self, heard: Result<(), Garbled>) -> bool {
+        if heard.is_err() {
             self.link.clear();
             self.events.clear();
             self.live.clear();
-            return false;
         }
-        true
+        heard.is_ok()
+    }
+
+    /// Up to `limit` bytes go where the peer has said that they belong. How many.
+    pub(crate) fn place(&mut self, limit: usize) -> usize {
+        let Some(destined) = self.link.destined() else { return 0 };
+        let bytes = destined.bytes[..destined.bytes.len().min(limit)].to_vec();
+        self.link.wrote(bytes.len(), &mut self.events);
+        bytes.len()
     }
 
     /// Up to about `limit` bytes go out.

@@ -3,6 +3,7 @@
 //! | module | what is decoded |
 //! |---|---|
 //! | [`stream`] | a link's frames as raw bytes |
+//! | [`placed`] | the same where messages may be written to their places |
 //! | [`frames`] | the same, each header well-formed: whatever a peer that lies can say |
 //! | [`pair`] | the steps of two honest links |
 //! | [`greeting`] | a TCP connection's first bytes |
@@ -20,6 +21,7 @@ pub mod exported;
 pub mod frames;
 pub mod greeting;
 pub mod pair;
+pub mod placed;
 pub mod rendezvous;
 pub mod stream;
 

@@ -3,7 +3,7 @@
 
 mod command;
 
-use command::{Scratch, text, windlass};
+use command::{Scratch, succeeded, text, windlass};
 use serde_json::Value;
 
 fn doctor(variables: &[(&str, &str)]) -> (Value, i32) {
@@ -53,6 +53,9 @@ fn a_wrong_setting_is_a_problem() {
     let found = findings(&json, "settings.error").next().unwrap();
     assert_eq!((code, found["level"].as_str()), (1, Some("problem")));
     assert!(found["text"].as_str().unwrap().contains("WINDLASS_TIMEOUT"), "{found}");
+    let help = windlass(&["doctor", "--help"]).output().unwrap();
+    succeeded(&help);
+    assert!(text(&help.stdout).contains("Examples:") && text(&help.stdout).contains("Exit status"));
     assert_eq!(windlass(&["doctor", "--fast"]).output().unwrap().status.code(), Some(2));
 }
 
@@ -66,6 +69,16 @@ fn a_reader_that_leaves_is_no_failure() {
     drop(child.stdout.take());
     let output = child.wait_with_output().unwrap();
     assert!(!text(&output.stderr).contains("panicked"), "{}", text(&output.stderr));
+}
+
+/// One call of an extern function would be enough to link it.
+#[test]
+fn the_program_is_not_linked_with_libibverbs() {
+    // The loader lists what it would load, and runs nothing.
+    let listed = windlass(&[]).env("LD_TRACE_LOADED_OBJECTS", "1").output().unwrap();
+    let listed = text(&listed.stdout);
+    assert!(listed.contains("libc.so"), "the loader has not listed anything: {listed}");
+    assert!(!listed.contains("ibverbs") && !listed.contains("rdmacm"), "{listed}");
 }
 
 /// In the testbed, what is told is known.

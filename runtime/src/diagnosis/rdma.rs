@@ -120,7 +120,7 @@ pub struct RdmaRejected {
     pub port: Option<u8>,
     /// Why.
     pub reason: String,
-    /// That is as it should be: it serves another network namespace, or the user named others.
+    /// That is as it should be: it serves another network namespace, or there are better ones, or the user named others.
     pub elsewhere: bool,
 }
 
@@ -192,7 +192,7 @@ mod asked {
             device: of.device.to_string(),
             port: of.port,
             reason: of.reason.to_string(),
-            elsewhere: matches!(of.reason, Reason::NotHere { .. } | Reason::NotNamed),
+            elsewhere: matches!(of.reason, Reason::NotHere { .. } | Reason::NotNamed | Reason::Loopback),
         }
     }
 

@@ -122,6 +122,8 @@ pub enum Reason {
     NoGid,
     /// There is no GID at the place that the user named.
     NoGidAt(u8),
+    /// Its GID is a loopback address, by which no other host is reached, and there is a better port.
+    Loopback,
     /// None of its GIDs is made of an address of this host: the network device belongs to another network namespace, or has no address.
     NotHere {
         /// One of the GIDs that it has.
@@ -146,6 +148,9 @@ impl fmt::Display for Reason {
             Self::NoGid => write!(f, "the port has no GID: give its interface an address, `ip address add`"),
             Self::NoGidAt(index) => {
                 write!(f, "the port has no GID at place {index}, which WINDLASS_RDMA_GID_INDEX asks for")
+            }
+            Self::Loopback => {
+                write!(f, "it is on the loopback interface, and other ports reach other hosts, too")
             }
             Self::NotHere { example, interface } => {
                 write!(f, "none of its GIDs ({example}, …) is an address of this host")?;
@@ -225,12 +230,30 @@ pub fn choose(facts: &Facts, wishes: &Wishes) -> Result<Choice, NoChoice> {
     for found in &facts.devices {
         judge_device(found, facts, wishes, &wanted, &mut choice);
     }
+    if wanted.is_empty() {
+        leave_out_loopback(&mut choice);
+    }
     // In the order in which the user named them; otherwise in the kernel's.
     choice.rails.sort_by_key(|rail| wanted.iter().position(|w| w.is(&rail.device, rail.port)));
     if choice.rails.is_empty() {
         return Err(NoChoice::AllRejected { rejected: choice.rejected });
     }
     Ok(choice)
+}
+
+/// A port on the loopback interface serves where there is no other.
+fn leave_out_loopback(choice: &mut Choice) {
+    let is_loopback = |rail: &Rail| rail.gid.ip().is_loopback();
+    if choice.rails.iter().all(is_loopback) {
+        return;
+    }
+    for rail in choice.rails.extract_if(.., |rail| is_loopback(rail)) {
+        choice.rejected.push(Rejected {
+            device: rail.device,
+            port: Some(rail.port),
+            reason: Reason::Loopback,
+        });
+    }
 }
 
 struct Wanted<'a> {

@@ -171,9 +171,8 @@ fn memory_that_a_nic_refuses_goes_by_the_rings() {
     let register = Arc::new(Everything { lies: true, ..Everything::default() });
     let Some(mut ranks) = ranks(2, &Options::default(), Some(&register)) else { return };
     assert_eq!(send_large(&mut ranks), [Event::Sent(Token(2))]);
-    for rank in &ranks {
-        let refusals: Vec<_> = rank.refusals().map(ToString::to_string).collect();
-        println!("{refusals:?}");
-        assert!(refusals.iter().all(|why| why.contains("rxe")) && !refusals.is_empty(), "{refusals:?}");
-    }
+    // The sender has nothing to register where the receiver has no place.
+    let refusals: Vec<_> = ranks[1].refusals().map(ToString::to_string).collect();
+    println!("{refusals:?}");
+    assert!(refusals.iter().all(|why| why.contains("rxe")) && !refusals.is_empty(), "{refusals:?}");
 }

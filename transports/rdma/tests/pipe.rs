@@ -131,7 +131,7 @@ impl Walk {
             tokens: 0,
             mended: 0,
             placed: 0,
-            slow: seed % 3 == 0,
+            slow: seed.is_multiple_of(3),
         }
     }
 

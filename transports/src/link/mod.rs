@@ -36,12 +36,13 @@
 //! Identities are unique among the live operations of a direction. Posting a second receive with the identity of a live one ends it
 //! with [`Event::Mismatch`]; a peer that sends the same message twice is [`Garbled`].
 //!
-//! Who touches what: `incoming` and `cursor` belong to the receiving half (`arrive.rs`), `departing` to the sending half (`depart.rs`),
+//! Who touches what: `incoming` and `cursor` belong to the receiving half (`arrive.rs`, `cursor.rs`), `departing` to the sending half (`depart.rs`),
 //! `classes` and `outbound` to both; `replay` follows what leaves and arrives.
 
 mod arrive;
 mod buffers;
 mod credit;
+mod cursor;
 mod depart;
 mod outbound;
 pub mod place;
@@ -61,9 +62,10 @@ use std::io::IoSlice;
 use crate::ledger::Generation;
 use crate::message::Message;
 use crate::{Event, Rank, Token};
-use arrive::{Cursor, Incoming};
+use arrive::Incoming;
 use buffers::Buffers;
 use credit::{Amount, Classes};
+use cursor::Cursor;
 use depart::Departing;
 use outbound::{Frame, Outbound};
 use place::Place;

@@ -104,6 +104,20 @@ fn ports_that_are_down_are_left_out_and_all_reasons_told() {
 }
 
 #[test]
+fn the_loopback_interface_serves_where_nothing_else_does() {
+    let lo = || roce("rxe_lo", PortState::Active, vec![entry(1, "127.0.0.1", GidKind::RoceV2)]);
+    let alone = choose(&host(&["127.0.0.1"], vec![lo()]), &Wishes::default()).unwrap();
+    assert_eq!(names(&alone), [("rxe_lo", 1, 1)]);
+    let facts =
+        host(&["127.0.0.1", "10.0.0.1"], vec![lo(), roce("rxe0", PortState::Active, usual("10.0.0.1"))]);
+    let choice = choose(&facts, &Wishes::default()).unwrap();
+    assert_eq!(names(&choice), [("rxe0", 1, 3)]);
+    assert_eq!(choice.rejected[0].reason, Reason::Loopback);
+    // Who names it gets it.
+    assert_eq!(names(&choose(&facts, &wish(&["rxe_lo"])).unwrap()), [("rxe_lo", 1, 1)]);
+}
+
+#[test]
 fn infiniband_needs_no_address() {
     let gids = vec![entry(0, "fe80::2", GidKind::InfiniBand)];
     let ports = Ok(vec![

@@ -162,4 +162,22 @@ mod tests {
             assert!(said.contains(word), "{said}");
         }
     }
+
+    #[test]
+    fn any_bytes_give_an_answer_and_what_is_read_is_what_was_written() {
+        let (valid, mut chance, mut read) = (Said::Offer(offer()).encode(), 1u64, 0);
+        for _ in 0..200_000 {
+            let mut bytes = valid;
+            for _ in 0..3 {
+                chance =
+                    chance.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+                bytes[(chance >> 33) as usize % SAID_BYTES] = (chance >> 50) as u8;
+            }
+            if let Ok(said) = Said::decode(&bytes) {
+                read += 1;
+                assert_eq!(Said::decode(&said.encode()), Ok(said));
+            }
+        }
+        assert!((1000..199_000).contains(&read), "{read}");
+    }
 }

@@ -303,7 +303,9 @@ impl QueuePair {
         )
     }
 
-    /// Stops it: what is posted is flushed, which completions tell, and nothing of the peer's is written into memory of this end by way of it after the return.
+    /// Stops it: what is posted is flushed, which completions tell, and no packet of the peer's that comes later is taken. One that was being taken may still
+    /// be written into memory of this end: what must not be written any more is safe after [`reset`](Self::reset), or when its region is
+    /// [deregistered](super::MemoryRegion::deregister).
     ///
     /// # Errors
     /// When the device has been removed.

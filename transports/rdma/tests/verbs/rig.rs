@@ -11,7 +11,7 @@ use windlass_rdma::verbs::{
 };
 
 /// What a completion is waited for at most.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// The device and attachment that this host should use. Where there is none, says so; then the test has nothing to do.
 pub(crate) fn device() -> Option<(Device, Attachment)> {

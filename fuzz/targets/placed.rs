@@ -1,0 +1,5 @@
+//! A link whose messages may be written where they belong.
+
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|bytes: &[u8]| windlass_fuzz::placed::run(bytes));
