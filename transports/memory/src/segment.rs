@@ -50,6 +50,7 @@ impl Mapping {
     }
 
     /// Maps so many bytes of a dma-buf. Its memory may be taken away: whoever looks there watches it.
+    #[cfg(not(loom))]
     pub(crate) fn dma_buf(descriptor: BorrowedFd<'_>, bytes: usize) -> Result<Self, MemoryError> {
         Self::map(descriptor, bytes)
     }

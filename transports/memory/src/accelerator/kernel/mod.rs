@@ -25,6 +25,9 @@
 //! A revoke, in any mode, ends the dma-buf (`REVOKE`) and continues in a new one, to which the bytes are copied first if they are to be preserved. So does a
 //! move that finds an engine at work where there should be none: its late stores must not reach the memory that goes on.
 //! Somebody else's `REVOKE` is noticed by a look every 50 ms, and means that the contents are lost.
+//!
+//! `MOVE` does not disturb the header's words: the kernel takes the processor's mappings away first, copies, and lets faults wait until then, so that each store is in the
+//! old pages before they are copied, or in the new ones. That is why a forced move must find no engine at work, and why no engine can store too late: only a NIC can.
 
 mod buffers;
 mod habanalabs;
