@@ -67,7 +67,7 @@ impl Stream {
         false
     }
 
-    /// On device memory a task is one piece of one block, which its rank reduces.
+    /// On device memory a task is a piece or a few, each a flight.
     fn combine_by_engine(&mut self, group: &Group, task: &Task) -> bool {
         self.flights.task = (task.step, task.first, task.end);
         let before = self.flights.count();
@@ -103,7 +103,7 @@ impl Stream {
                     None => self.own(group, from.role),
                 };
                 let target = self.own(group, to.role).wrapping_add(run.offset);
-                self.copy_bytes(source.wrapping_add(run.offset), target, run.bytes);
+                self.copy_bytes(group, source.wrapping_add(run.offset), target, run.bytes);
             }
             Action::Reduce { inputs, outputs, .. } => {
                 self.fold(group, inputs, outputs, run.divisor, run.bytes, |_| run.offset);
@@ -114,7 +114,7 @@ impl Stream {
                     let source = if q == group.rank { own } else { self.of_peer(group, q, from).0 };
                     let block = if take == Take::Ours { group.rank } else { q };
                     let [s, t] = [block, q].map(|block| block as usize * run.bytes);
-                    self.copy_bytes(source.wrapping_add(s), output.wrapping_add(t), run.bytes);
+                    self.copy_bytes(group, source.wrapping_add(s), output.wrapping_add(t), run.bytes);
                 }
             }
             _ => {}
@@ -185,7 +185,7 @@ impl Stream {
         let mut copy = |s: Piece, t: Piece| {
             let (source, target) =
                 (source.wrapping_add(s.offset as usize), target.wrapping_add(t.offset as usize));
-            self.copy_bytes(source, target, s.bytes as usize);
+            self.copy_bytes(group, source, target, s.bytes as usize);
         };
         if let (Blocks::Range { first: a, end: b }, Blocks::Range { first: c, end: d }) =
             (from.blocks, to.blocks)
@@ -228,7 +228,7 @@ impl Stream {
                 };
                 let t = geometry.block_piece(Role::Output, q, a, b);
                 let source = source.wrapping_add(s.offset as usize);
-                self.copy_bytes(source, output.wrapping_add(t.offset as usize), s.bytes as usize);
+                self.copy_bytes(group, source, output.wrapping_add(t.offset as usize), s.bytes as usize);
             });
         }
     }
@@ -248,10 +248,13 @@ impl Stream {
         }
     }
 
-    fn copy_bytes(&mut self, source: *const u8, target: *mut u8, bytes: usize) {
+    fn copy_bytes(&mut self, group: &Group, source: *const u8, target: *mut u8, bytes: usize) {
         let Some(active) = &self.active else { return };
         if bytes == 0 || std::ptr::eq(source, target) {
             return;
+        }
+        if self.devices {
+            return self.launch_copy(group, source, target, bytes);
         }
         let store = if active.plan.streaming && !active.staged { Store::Streaming } else { Store::Cached };
         if self.lists.in_use {

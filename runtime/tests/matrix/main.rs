@@ -304,6 +304,8 @@ fn world(transport: TransportChoice, algorithm: Option<Algorithm>, ranks: u32, k
     // Small chunks, so that modest counts have several.
     (config.model.chunk_bytes, config.model.stage_chunk_bytes) = (2048, 4096);
     config.timeout = std::time::Duration::from_secs(60);
+    // Over messages, too.
+    config.adds_on_device = true;
     let counted = windlass::threads_with(ranks, &config, |comm| {
         let on_device = kinds.contains(&Kind::Device) || kinds.contains(&Kind::DeviceList);
         let device =
@@ -358,6 +360,16 @@ fn over_tcp() {
 #[test]
 fn on_device_memory() {
     sweep("shared memory, on the device", TransportChoice::Shm, &[Kind::Device], 1..=4);
+}
+
+#[test]
+fn on_device_memory_by_messages() {
+    sweep("tcp, on the device", TransportChoice::Tcp, &[Kind::Device], 1..=3);
+    let mut cases = 0;
+    for &algorithm in Algorithm::ALL.iter().filter(|algorithm| !algorithm.needs_mapped_peers()) {
+        cases += world(TransportChoice::Tcp, Some(algorithm), 3, &[Kind::Device]);
+    }
+    println!("matrix by every algorithm of messages, on the device: {cases} cases on 3 ranks, all right");
 }
 
 #[test]
