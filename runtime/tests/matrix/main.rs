@@ -365,11 +365,10 @@ fn on_device_memory() {
 #[test]
 fn on_device_memory_by_messages() {
     sweep("tcp, on the device", TransportChoice::Tcp, &[Kind::Device], 1..=3);
-    let mut cases = 0;
-    for &algorithm in Algorithm::ALL.iter().filter(|algorithm| !algorithm.needs_mapped_peers()) {
-        cases += world(TransportChoice::Tcp, Some(algorithm), 3, &[Kind::Device]);
-    }
-    println!("matrix by every algorithm of messages, on the device: {cases} cases on 3 ranks, all right");
+    let by_messages = Algorithm::ALL.iter().filter(|algorithm| !algorithm.needs_mapped_peers());
+    let each = by_messages.map(|&algorithm| world(TransportChoice::Tcp, Some(algorithm), 3, &[Kind::Device]));
+    let cases: Cases = each.sum();
+    println!("matrix by every algorithm of messages, on the device: {cases} on 3 ranks, all right");
 }
 
 #[test]
