@@ -261,8 +261,19 @@ fn kinds_of_elements(collective: Collective) -> Vec<(DataType, ReduceOp)> {
 
 /// All cases of a world of so many ranks; how many they were.
 fn world(transport: TransportChoice, algorithm: Option<Algorithm>, ranks: u32, kinds: &[Kind]) -> u64 {
+    world_on("auto", transport, algorithm, ranks, kinds)
+}
+
+/// The same with the ranks on these NUMA nodes.
+fn world_on(
+    nodes: &str,
+    transport: TransportChoice,
+    algorithm: Option<Algorithm>,
+    ranks: u32,
+    kinds: &[Kind],
+) -> u64 {
     let mut config = Config::default();
-    (config.transport, config.algorithm) = (transport, algorithm);
+    (config.transport, config.algorithm, config.nodes) = (transport, algorithm, nodes.parse().unwrap());
     // Small chunks, so that modest counts have several.
     (config.model.chunk_bytes, config.model.stage_chunk_bytes) = (2048, 4096);
     config.timeout = std::time::Duration::from_secs(60);
@@ -325,6 +336,22 @@ fn of_lists() {
     sweep("shared memory, of lists", TransportChoice::Shm, &[Kind::List, Kind::MixedList], 1..=5);
     sweep("tcp, of lists", TransportChoice::Tcp, &[Kind::MixedList], 1..=4);
     sweep("shared memory, of lists on the device", TransportChoice::Shm, &[Kind::DeviceList], 1..=3);
+}
+
+#[test]
+fn on_several_numa_nodes() {
+    let kinds = [Kind::Registered, Kind::Heap, Kind::Mixed, Kind::List, Kind::MixedList];
+    let mut cases = 0;
+    for (nodes, ranks) in [("2", 4), ("0,1,0,1", 4), ("0,1,1,1", 4), ("3", 5), ("0,1", 2), ("0,0,1,2,1,2,0", 7)] {
+        let forced = Some(Algorithm::Hierarchical);
+        cases += world_on(nodes, TransportChoice::Shm, forced, ranks, &kinds[..if ranks == 4 { 5 } else { 2 }]);
+    }
+    cases += world_on("2", TransportChoice::Tcp, None, 3, &[Kind::Heap]);
+    // An accelerator's engine reaches no relay's stage: there it is not chosen, whatever was asked for.
+    for kind in [Kind::Device, Kind::DeviceList] {
+        cases += world_on("2", TransportChoice::Shm, Some(Algorithm::Hierarchical), 3, &[kind]);
+    }
+    println!("matrix on several NUMA nodes: {cases} cases on 2 to 7 ranks, all right");
 }
 
 #[test]
