@@ -58,7 +58,9 @@ impl NodesChoice {
     pub fn of_ranks(&self, ranks: u32) -> Result<Option<Vec<u32>>, String> {
         match self {
             Self::Auto => Ok(None),
-            Self::Blocks(nodes) if *nodes > ranks => Err(format!("are more nodes than the job's {ranks} ranks")),
+            Self::Blocks(nodes) if *nodes > ranks => {
+                Err(format!("are more nodes than the job's {ranks} ranks"))
+            }
             Self::Blocks(nodes) => {
                 let node = |rank: u32| (u64::from(rank) * u64::from(*nodes) / u64::from(ranks)) as u32;
                 Ok(Some((0..ranks).map(node).collect()))

@@ -187,7 +187,10 @@ mod tests {
             ("server-line", to(ToServer::Line { to: 300 })),
             ("server-leave", to(ToServer::Leave)),
             ("server-broken", to(ToServer::Broken { to: 1 })),
-            ("rank-welcome", to(ToRank::Welcome { tcp: vec![None, tcp], cores: 2, nodes: vec![Some(0), None] })),
+            (
+                "rank-welcome",
+                to(ToRank::Welcome { tcp: vec![None, tcp], cores: 2, nodes: vec![Some(0), None] }),
+            ),
             ("rank-refused", to(ToRank::Refused(Refusal::Taken { pid: 77 }))),
             ("rank-waiting", to(ToRank::Waiting { missing: vec![1, 2] })),
             ("rank-segment", to(ToRank::Segment { rank: 1, number: 300 })),

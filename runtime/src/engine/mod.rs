@@ -596,7 +596,8 @@ const RECENT: u64 = 8;
 pub(crate) fn schedules(group: &Group, call: &Call, algorithm: Algorithm) -> Option<(Schedule, Schedule)> {
     let root = if call.collective.rooted() { call.root } else { 0 };
     let of = |staged| {
-        let schedule = Schedule::new(call.collective, algorithm, group.rank, group.ranks, root, staged).ok()?;
+        let schedule =
+            Schedule::new(call.collective, algorithm, group.rank, group.ranks, root, staged).ok()?;
         Some(match &group.topology.nodes {
             Some(nodes) => schedule.on(nodes),
             None => schedule,

@@ -83,8 +83,7 @@ impl Plan {
         let checked = request.check(group)?;
         let call = &checked.call;
         let choice = choose(group, call)?;
-        let (registered, staged) =
-            schedules(group, call, choice.algorithm).ok_or(UNSUPPORTED)?;
+        let (registered, staged) = schedules(group, call, choice.algorithm).ok_or(UNSUPPORTED)?;
         let geometry = match request.layouts(group.rank, group.ranks) {
             Some((input, output)) if input == output => choice.geometry_of(input),
             Some((input, output)) => choice.geometry_of(input).with_output(output),

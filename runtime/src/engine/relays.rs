@@ -42,12 +42,7 @@ impl Stream {
     }
 
     /// Their results; how many they are.
-    pub(super) fn results_of_node(
-        &mut self,
-        group: &Group,
-        span: Span,
-        at: impl Fn(Role) -> usize,
-    ) -> usize {
+    pub(super) fn results_of_node(&mut self, group: &Group, span: Span, at: impl Fn(Role) -> usize) -> usize {
         let members = nodes(group).members(nodes(group).node_of(group.rank));
         for (nth, &q) in members.iter().enumerate() {
             let (origin, role) = self.of_node(group, q, span.role);
@@ -88,14 +83,15 @@ impl Stream {
         {
             let (source, role) = match from {
                 // A block of one's own that peers find in the stage is there already.
-                Holder::Owner if block == group.rank && staged => {
-                    (Self::stage(group, block), Role::Stage)
-                }
+                Holder::Owner if block == group.rank && staged => (Self::stage(group, block), Role::Stage),
                 Holder::Owner => self.of_node(group, block, Role::Input),
                 Holder::Relay => (Self::stage(group, nodes.relay(collective, node, block)), Role::Stage),
             };
             runs(true, first, end, |a, b| {
-                let (s, t) = (plan.geometry.block_piece(role, block, a, b), plan.geometry.block_piece(to, block, a, b));
+                let (s, t) = (
+                    plan.geometry.block_piece(role, block, a, b),
+                    plan.geometry.block_piece(to, block, a, b),
+                );
                 let source = source.wrapping_add(s.offset as usize);
                 self.copy_bytes(source, target.wrapping_add(t.offset as usize), s.bytes as usize, to);
             });

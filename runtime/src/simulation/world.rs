@@ -112,7 +112,8 @@ impl<'a> World<'a> {
     /// A rank's schedule, and how it is cut into chunks.
     fn plan(experiment: &Experiment, rank: u32) -> Result<(Schedule, Geometry), Unsupported> {
         let Experiment { call, algorithm, ranks, model, .. } = experiment;
-        let topology = Topology { ranks: *ranks, mapped: algorithm.needs_mapped_peers(), cores: *ranks, nodes: None };
+        let topology =
+            Topology { ranks: *ranks, mapped: algorithm.needs_mapped_peers(), cores: *ranks, nodes: None };
         let choice = model.choose(call, &topology, Policy { algorithm: Some(*algorithm), by_rank: false })?;
         // An experiment has a size, and no lengths of blocks.
         if choice.algorithm != *algorithm || call.collective.is_uneven() {
@@ -412,7 +413,9 @@ impl<'a> World<'a> {
             | Operands::Of(_, span)
             | Operands::Node(span)
             | Operands::Pair(span, _) => *span,
-            Operands::Received(_, blocks) | Operands::Relays(blocks) => Span { role: Role::Input, blocks: *blocks },
+            Operands::Received(_, blocks) | Operands::Relays(blocks) => {
+                Span { role: Role::Input, blocks: *blocks }
+            }
         };
         let among = |of: Blocks, block: u32| match of {
             Blocks::Range { first, end } => (first..end).contains(&block),

@@ -342,9 +342,12 @@ fn of_lists() {
 fn on_several_numa_nodes() {
     let kinds = [Kind::Registered, Kind::Heap, Kind::Mixed, Kind::List, Kind::MixedList];
     let mut cases = 0;
-    for (nodes, ranks) in [("2", 4), ("0,1,0,1", 4), ("0,1,1,1", 4), ("3", 5), ("0,1", 2), ("0,0,1,2,1,2,0", 7)] {
+    for (nodes, ranks) in
+        [("2", 4), ("0,1,0,1", 4), ("0,1,1,1", 4), ("3", 5), ("0,1", 2), ("0,0,1,2,1,2,0", 7)]
+    {
         let forced = Some(Algorithm::Hierarchical);
-        cases += world_on(nodes, TransportChoice::Shm, forced, ranks, &kinds[..if ranks == 4 { 5 } else { 2 }]);
+        cases +=
+            world_on(nodes, TransportChoice::Shm, forced, ranks, &kinds[..if ranks == 4 { 5 } else { 2 }]);
     }
     cases += world_on("2", TransportChoice::Tcp, None, 3, &[Kind::Heap]);
     // An accelerator's engine reaches no relay's stage: there it is not chosen, whatever was asked for.
