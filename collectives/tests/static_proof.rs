@@ -114,12 +114,13 @@ fn cases(collective: Collective, algorithm: Algorithm, ranks: u32) -> Vec<Case> 
         return Vec::new();
     }
     let base = Case::new(collective, algorithm, ranks, 1);
-    let maps = if algorithm == Algorithm::Hierarchical { node_maps(ranks) } else { vec![&[][..]] };
-    let few = ranks > if algorithm == Algorithm::Hierarchical { 4 } else { 17 };
     let roots = (0..if collective.rooted() { ranks } else { 1 })
-        .filter(|root| !few || [0, 1, ranks / 2, ranks - 1].contains(root));
-    let bases = roots.flat_map(|root| maps.iter().map(move |nodes| Case { root, nodes, ..base }));
-    let mut cases: Vec<_> = bases.flat_map(|base| cuts(&base)).collect();
+        .filter(|root| ranks <= 17 || [0, 1, ranks / 2, ranks - 1].contains(root));
+    let mut cases: Vec<_> = roots.flat_map(|root| cuts(&Case { root, ..base })).collect();
+    if algorithm == Algorithm::Hierarchical {
+        let maps = node_maps(ranks);
+        cases.iter_mut().zip(maps.iter().cycle()).for_each(|(case, nodes)| case.nodes = nodes);
+    }
     if ranks > 17 {
         cases.retain(|c| [1, u64::from(ranks) + 1, 21 + 5].contains(&c.count));
     }
