@@ -76,6 +76,9 @@ pub struct Config {
     pub report_after: Duration,
     /// The constants of the cost model: a file written by `windlass tune`. `WINDLASS_MODEL`.
     pub model: Model,
+    /// Reductions of device memory over messages are done by its engine, although the transport goes through the host. For tests.
+    #[doc(hidden)]
+    pub adds_on_device: bool,
     origins: Vec<(&'static str, Origin)>,
 }
 
@@ -91,6 +94,7 @@ impl Default for Config {
             reconnect: Duration::from_secs(10),
             report_after: Duration::from_secs(10),
             model: Model::default(),
+            adds_on_device: false,
             origins: Vec::new(),
         }
     }

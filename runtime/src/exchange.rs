@@ -12,6 +12,7 @@ use windlass_collectives::Collective;
 use windlass_kernels::Element;
 
 use crate::communicator::{Blocking, Communicator, Tag, exclusive, in_place, shared};
+use crate::device::{PIECE_BYTES, address};
 use crate::engine::bind;
 use crate::error::{Error, Problem};
 use crate::group::Group;
@@ -248,10 +249,26 @@ impl Group {
         apart(&mut messages.iter().map(range).collect::<Vec<_>>())?;
         let pairs = self.own_pairs(requests, &messages)?;
         for (from, to) in pairs {
-            bind::copy(messages[from].memory, messages[to].memory, messages[to].call.bytes() as usize);
+            self.copy_own(messages[from].memory, messages[to].memory, messages[to].call.bytes() as usize)?;
         }
         messages.retain(|message| message.peer != self.rank);
         Ok(messages)
+    }
+
+    /// Copies a message to this rank itself; through the host where one of both is device memory.
+    fn copy_own(&self, from: *const u8, to: *mut u8, bytes: usize) -> Result<(), Error> {
+        let attached = self.job.attached.get();
+        let (Some(attached), true) = (attached, address::is_device(from) || address::is_device(to)) else {
+            bind::copy(from, to, bytes);
+            return Ok(());
+        };
+        let mut piece = vec![0; bytes.min(PIECE_BYTES)];
+        for at in (0..bytes).step_by(PIECE_BYTES) {
+            let piece = &mut piece[..PIECE_BYTES.min(bytes - at)];
+            attached.read(from.wrapping_add(at), piece, self.job.config.timeout)?;
+            attached.write(to.wrapping_add(at), piece, self.job.config.timeout)?;
+        }
+        Ok(())
     }
 
     /// Which message to this rank itself is taken by which receive.

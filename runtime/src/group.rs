@@ -1,6 +1,7 @@
 //! One communicator of one rank.
 
 mod overdue;
+mod staging;
 
 use std::any::Any;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
@@ -24,6 +25,7 @@ use crate::progress::Kick;
 use crate::request::RawRequest;
 use crate::transfer::Transfers;
 pub(crate) use overdue::{LOOK_AGAIN, Limit, Overdue, STALL_AFTER};
+use staging::Staging;
 
 /// Passes over the stream between two looks at the clock, the lock and the processor's other users: about 2 µs, as each
 /// looks at a line some twenty times.
@@ -49,6 +51,12 @@ pub(crate) struct Group {
     slot: u16,
     stream: Mutex<Stream>,
     pub(crate) transfers: Mutex<Transfers>,
+    /// How many messages that were sought had come to the job when receives without a number were last matched. Stored under the transfers' lock.
+    pub(crate) looked: AtomicU64,
+    /// Taken after the stream's and the transfers' lock, and before the transport's.
+    staging: Mutex<Staging>,
+    /// It has messages. Stored under its lock.
+    stages: AtomicBool,
     /// Events for this group that somebody else has polled.
     pub(crate) inbox: Mutex<Vec<Event>>,
     /// There are some. Changed under the inbox's lock.
@@ -104,6 +112,9 @@ impl Group {
                 slot,
                 stream: Mutex::new(Stream::new(ranks as usize, recorder)),
                 transfers: Mutex::default(),
+                looked: AtomicU64::new(0),
+                staging: Mutex::default(),
+                stages: AtomicBool::new(false),
                 inbox: Mutex::default(),
                 has_mail: AtomicBool::new(false),
                 ended: AtomicU64::new(0),

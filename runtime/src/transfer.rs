@@ -108,8 +108,6 @@ pub(crate) struct Transfers {
     left: usize,
     /// Receives that have no number yet, in the order of their calls: those from any source, and behind one of them those of its tag.
     unmatched: VecDeque<u32>,
-    /// How many messages that were sought had come when they were last looked for.
-    arrivals: u64,
 }
 
 // SAFETY: the raw pointers are those of operations that own or borrow their memory until they end.
@@ -255,7 +253,7 @@ impl Transfers {
             let token = group.transfer_token(index, task.first);
             let sends = call.collective == Collective::Send;
             let address = memory.wrapping_add(piece.offset as usize);
-            group.job.post(sends, group.members[peer as usize], &message, address, token);
+            group.post_message(sends, group.members[peer as usize], &message, address, token);
         }
     }
 
@@ -309,7 +307,7 @@ impl Transfers {
                 self.left -= 1;
                 self.unmatched.retain(|unmatched| *unmatched != index);
                 for (_, chunk) in transfer.execution.in_flight() {
-                    group.job.withdraw(group.transfer_token(index, chunk));
+                    group.withdraw(group.transfer_token(index, chunk));
                 }
             }
             at = transfer.next;

@@ -35,6 +35,12 @@ pub(crate) fn decode(address: *const u8) -> Option<(u32, u64)> {
     Some(((bits >> OFFSET_BITS) as u32 & (MOST_SLOTS - 1), bits as u64 & (MOST_BYTES - 1)))
 }
 
+/// Whether an address stands for device memory.
+#[inline]
+pub(crate) fn is_device(address: *const u8) -> bool {
+    decode(address).is_some()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

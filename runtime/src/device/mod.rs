@@ -31,6 +31,7 @@ use windlass_memory::Promptness;
 use windlass_memory::accelerator::{self, Accelerator, AcceleratorError, Notices, Operand};
 
 use crate::bootstrap::protocol::RegionMessage;
+use crate::engine::bind;
 use crate::error::Error;
 use crate::fork;
 use crate::group::lock;
@@ -229,12 +230,37 @@ impl Attached {
         self.wake.ring();
     }
 
+    /// Copies to the host what an address of this rank stands for, host memory or device memory. Waits while that is on its way.
+    pub(crate) fn read(&self, from: *const u8, to: &mut [u8], timeout: Duration) -> Result<(), Error> {
+        let Some((slot, offset)) = address::decode(from) else {
+            bind::copy(from, to.as_mut_ptr(), to.len());
+            return Ok(());
+        };
+        let name = RegionName { owner: self.rank, segment: self.regions().segment(slot) };
+        self.access(name, "read", timeout, offset, to.len(), |from, piece| {
+            self.accelerator.read(from, &mut to[piece])
+        })
+    }
+
+    /// As [`read`](Self::read), the other way.
+    pub(crate) fn write(&self, to: *mut u8, from: &[u8], timeout: Duration) -> Result<(), Error> {
+        let Some((slot, offset)) = address::decode(to) else {
+            bind::copy(from.as_ptr(), to, from.len());
+            return Ok(());
+        };
+        let name = RegionName { owner: self.rank, segment: self.regions().segment(slot) };
+        self.access(name, "write", timeout, offset, from.len(), |to, piece| {
+            self.accelerator.write(to, &from[piece])
+        })
+    }
+
     /// Does something with each piece of one's own memory while it stays in its place, as often as it takes. A move waits for one piece.
     fn access(
         &self,
         name: RegionName,
         operation: &'static str,
         timeout: Duration,
+        offset: u64,
         bytes: usize,
         mut f: impl FnMut(Operand, Range<usize>) -> Result<(), AcceleratorError>,
     ) -> Result<(), Error> {
@@ -244,7 +270,7 @@ impl Attached {
         while done < bytes {
             let piece = done..bytes.min(done + PIECE_BYTES);
             if self.regions().hold(std::iter::once((name, u32::MAX)), &mut holds)? {
-                let result = match holds[0].operand(piece.start as u64) {
+                let result = match holds[0].operand(offset + piece.start as u64) {
                     Some(operand) => f(operand, piece.clone()),
                     None => Err(AcceleratorError::Gone),
                 };
@@ -461,10 +487,6 @@ impl<T: Element> DeviceBuffer<T> {
         address::encode(self.slot, 0).cast()
     }
 
-    fn name(&self) -> RegionName {
-        RegionName { owner: self.device.job.rank, segment: self.segment }
-    }
-
     /// Copies from the host. Waits while the memory is on its way. O(n).
     ///
     /// # Errors
@@ -474,10 +496,7 @@ impl<T: Element> DeviceBuffer<T> {
         let length = size_of_val(from);
         // SAFETY: elements are plain data, and every byte of them is initialised.
         let bytes = unsafe { std::slice::from_raw_parts(from.as_ptr().cast::<u8>(), length) };
-        let (attached, timeout) = (&self.device.attached, self.device.job.config.timeout);
-        attached.access(self.name(), "write", timeout, length, |to, piece| {
-            attached.accelerator.write(to, &bytes[piece])
-        })
+        self.device.attached.write(address::encode(self.slot, 0), bytes, self.device.job.config.timeout)
     }
 
     /// Copies to the host. Waits while the memory is on its way. O(n).
@@ -489,10 +508,7 @@ impl<T: Element> DeviceBuffer<T> {
         let length = size_of_val(to);
         // SAFETY: elements are plain data, for which every pattern of bits is a value.
         let bytes = unsafe { std::slice::from_raw_parts_mut(to.as_mut_ptr().cast::<u8>(), length) };
-        let (attached, timeout) = (&self.device.attached, self.device.job.config.timeout);
-        attached.access(self.name(), "read", timeout, length, |from, piece| {
-            attached.accelerator.read(from, &mut bytes[piece])
-        })
+        self.device.attached.read(address::encode(self.slot, 0), bytes, self.device.job.config.timeout)
     }
 
     fn check(&self, operation: &'static str, actual: usize) -> Result<(), Error> {

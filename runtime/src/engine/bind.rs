@@ -68,7 +68,7 @@ impl Stream {
         false
     }
 
-    /// On device memory a task is one piece of one block, which its rank reduces.
+    /// On device memory a task is a piece or a few, each a flight.
     fn combine_by_engine(&mut self, group: &Group, task: &Task) -> bool {
         self.flights.task = (task.step, task.first, task.end);
         let before = self.flights.count();
@@ -107,7 +107,7 @@ impl Stream {
                     None => self.own(group, from.role),
                 };
                 let target = self.own(group, to.role).wrapping_add(run.offset);
-                self.copy_bytes(source.wrapping_add(run.offset), target, run.bytes, to.role);
+                self.copy_bytes(group, source.wrapping_add(run.offset), target, run.bytes, to.role);
             }
             Action::Reduce { inputs, outputs, .. } => {
                 self.fold(group, inputs, outputs, run.divisor, run.bytes, |_| run.offset);
@@ -119,7 +119,7 @@ impl Stream {
                     let block = if take == Take::Ours { group.rank } else { q };
                     let [s, t] = [block, q].map(|block| block as usize * run.bytes);
                     let (source, target) = (source.wrapping_add(s), output.wrapping_add(t));
-                    self.copy_bytes(source, target, run.bytes, Role::Output);
+                    self.copy_bytes(group, source, target, run.bytes, Role::Output);
                 }
             }
             _ => {}
@@ -190,7 +190,7 @@ impl Stream {
         let mut copy = |s: Piece, t: Piece| {
             let (source, target) =
                 (source.wrapping_add(s.offset as usize), target.wrapping_add(t.offset as usize));
-            self.copy_bytes(source, target, s.bytes as usize, to.role);
+            self.copy_bytes(group, source, target, s.bytes as usize, to.role);
         };
         if let (Blocks::Range { first: a, end: b }, Blocks::Range { first: c, end: d }) =
             (from.blocks, to.blocks)
@@ -234,7 +234,7 @@ impl Stream {
                 let t = geometry.block_piece(Role::Output, q, a, b);
                 let source = source.wrapping_add(s.offset as usize);
                 let target = output.wrapping_add(t.offset as usize);
-                self.copy_bytes(source, target, s.bytes as usize, Role::Output);
+                self.copy_bytes(group, source, target, s.bytes as usize, Role::Output);
             });
         }
     }
@@ -254,10 +254,20 @@ impl Stream {
         }
     }
 
-    pub(super) fn copy_bytes(&mut self, source: *const u8, target: *mut u8, bytes: usize, to: Role) {
+    pub(super) fn copy_bytes(
+        &mut self,
+        group: &Group,
+        source: *const u8,
+        target: *mut u8,
+        bytes: usize,
+        to: Role,
+    ) {
         let Some(active) = &self.active else { return };
         if bytes == 0 || std::ptr::eq(source, target) {
             return;
+        }
+        if self.devices {
+            return self.launch_copy(group, source, target, bytes);
         }
         let store = active.store(to);
         if self.lists.in_use {

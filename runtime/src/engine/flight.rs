@@ -1,6 +1,6 @@
 //! A Combine over memory that can move: summed and stored by the accelerator's engine, and done again where it must be.
 //!
-//! A flight is one task of a schedule. Its sum goes to scratch first and from there to all outputs, as the scheduler's
+//! A flight is one task of a schedule, or a part of one. Its sum goes to scratch first and from there to all outputs, as the scheduler's
 //! [`Reduction`] says: what it reads is never overwritten before the sum stands, and a store that is done again stores the same. It holds
 //! leases on everything it touches while the engine works, and none while it waits for memory to come back, so that a region
 //! moves between two of its steps.
@@ -50,7 +50,10 @@ struct Flight {
     outputs: Vec<At>,
     bytes: usize,
     divisor: u64,
-    slot: usize,
+    /// It is no sum of the plan's, but a copy.
+    copies: bool,
+    /// Its place in the scratch, once there is one.
+    slot: Option<usize>,
     /// Its single chunk is this task.
     reduction: Reduction,
     holds: Vec<Hold>,
@@ -139,10 +142,20 @@ impl Stream {
         }
     }
 
+    /// Begins a copy of device memory.
+    pub(super) fn launch_copy(&mut self, group: &Group, source: *const u8, target: *mut u8, bytes: usize) {
+        (self.inputs[0], self.outputs[0]) = (source, target);
+        self.launch(group, (1, 1), bytes, 1);
+        if let Some(flight) = self.flights.flights.last_mut() {
+            flight.copies = true;
+        }
+    }
+
     /// Begins a Combine whose operands are in the stream's lists of inputs and outputs.
     pub(super) fn launch(&mut self, group: &Group, counts: (usize, usize), bytes: usize, divisor: u64) {
         let (step, first, end) = self.flights.task;
-        let many = |count: usize| count == group.ranks as usize && count > 1;
+        // By messages all operands are this rank's own, however many they are.
+        let many = |count: usize| count == group.ranks as usize && count > 1 && !self.by_messages;
         let owner = |index: usize, all: bool| if all { index } else { group.rank as usize };
         let attached = group.job.attached.get();
         let at = |address: *const u8, rank: usize| match address::decode(address) {
@@ -162,9 +175,6 @@ impl Stream {
             self.inputs[..inputs].iter().copied().enumerate().map(|i| place(i, many(inputs))).collect();
         let outputs = self.outputs[..outputs].iter().enumerate();
         let outputs = outputs.map(|(i, address)| place((i, address.cast_const()), many(counts.1))).collect();
-        let used = |slot: &usize| self.flights.flights.iter().all(|flight| flight.slot != *slot);
-        // There is room, or the task would not have been taken.
-        let slot = (0..MOST).find(used).unwrap_or(0);
         let reduction = Reduction::new(1, 1, 1, true);
         let (holds, block) = (Vec::new(), group.rank);
         let flight = Flight {
@@ -176,7 +186,8 @@ impl Stream {
             outputs,
             bytes,
             divisor,
-            slot,
+            copies: false,
+            slot: None,
             reduction,
             holds,
             work: None,
@@ -216,9 +227,15 @@ impl Stream {
             }
         }
         let mut at_work = flights.iter().filter(|flight| flight.work.is_some()).count();
+        let under_way = flights.iter().filter(|flight| !flight.reduction.is_delivered());
+        let mut slots: Vec<usize> = under_way.filter_map(|flight| flight.slot).collect();
         for flight in &mut flights {
             if flight.work.is_some() || flight.reduction.is_delivered() || result.is_err() {
                 continue;
+            }
+            if flight.slot.is_none() {
+                flight.slot = (0..MOST).find(|slot| !slots.contains(slot));
+                slots.extend(flight.slot);
             }
             if at_work > 0 && !attached.engine_has_room() {
                 break;
@@ -231,13 +248,14 @@ impl Stream {
                 Err(error) => result = Err(error),
             }
         }
-        flights.retain(|flight| {
-            let over = flight.reduction.is_delivered();
-            if over {
-                self.complete(flight.step, flight.first, flight.end);
+        let mut landed: Vec<_> = flights.extract_if(.., |flight| flight.reduction.is_delivered()).collect();
+        while let Some(Flight { step, first, end, .. }) = landed.pop() {
+            // A task may be several flights.
+            let of_task = |other: &Flight| (other.step, other.first) == (step, first);
+            if !landed.iter().chain(&flights).any(of_task) {
+                self.complete(step, first, end);
             }
-            !over
-        });
+        }
         self.flights.flights = flights;
         result.map(|()| moved)
     }
@@ -254,6 +272,7 @@ impl Stream {
 
     /// Gives a flight's next half to the engine, unless memory for it is on its way.
     fn begin_half(&mut self, attached: &Attached, flight: &mut Flight) -> Result<bool, Error> {
+        let Some(slot) = flight.slot else { return Ok(false) };
         let commits = flight.reduction.poll_commit(0).is_some();
         let scratch = self.scratch_for(attached, flight)?;
         let own = RegionName { owner: attached.rank(), segment: scratch.segment };
@@ -265,9 +284,12 @@ impl Stream {
         if !attached.regions().hold(names.chain([(own, u32::MAX)]), &mut flight.holds)? {
             return Ok(false);
         }
-        let element = self.active.as_ref().map_or(0, |active| active.plan.element_shift);
-        let combine = self.active.as_ref().map(|active| active.plan.reduce);
-        match flight.submit(attached, &scratch, commits, combine, element) {
+        let plan = self.active.as_ref().map(|active| &active.plan);
+        let combine = match plan {
+            Some(plan) if !flight.copies => Some((plan.reduce, plan.element_shift)),
+            _ => None,
+        };
+        match flight.submit(attached, &scratch, slot, commits, combine) {
             Ok(fence) => {
                 if commits {
                     flight.reduction.ledger_mut(0).handle_started(0, Generation(0));
@@ -291,7 +313,11 @@ impl Stream {
         let on_host = |at: &At| matches!(at, At::Host(_));
         let operands = if flight.inputs.iter().any(on_host) { 1 + flight.inputs.len() as u64 } else { 1 };
         let most = self.active.as_ref().map_or(0, |active| {
-            let (layout, rank) = (&active.plan.geometry.layout, flight.block);
+            let geometry = &active.plan.geometry;
+            if self.by_messages {
+                return geometry.chunk_bytes.max(geometry.piece_bytes);
+            }
+            let (layout, rank) = (&geometry.layout, flight.block);
             let part = layout.start(rank + 1) - layout.start(rank);
             active.plan.choice.piece_bytes.max(TASK_BYTES).min(part)
         });
@@ -332,9 +358,9 @@ impl Flight {
         &self,
         attached: &Attached,
         scratch: &Scratch,
+        slot: usize,
         commits: bool,
-        combine: Option<Combine>,
-        element_shift: u32,
+        combine: Option<(Combine, u32)>,
     ) -> Result<Fence, AcceleratorError> {
         let own = RegionName { owner: attached.rank(), segment: scratch.segment };
         let operand = |name: RegionName, offset: u64| {
@@ -342,7 +368,7 @@ impl Flight {
             let missing = AcceleratorError::Away { region: Region::new(0, 0) };
             hold.and_then(|hold| hold.operand(offset)).ok_or(missing)
         };
-        let sum = operand(own, scratch.sum(self.slot))?;
+        let sum = operand(own, scratch.sum(slot))?;
         if commits {
             let outputs: Result<Vec<Operand>, _> = self
                 .outputs
@@ -367,7 +393,7 @@ impl Flight {
             inputs.push(match *at {
                 At::Device { name, offset, .. } => operand(name, offset)?,
                 At::Host(address) => {
-                    let to = operand(own, scratch.operand(self.slot, index))?;
+                    let to = operand(own, scratch.operand(slot, index))?;
                     // SAFETY: the operand lies in memory that the operation owns, borrows or was lent, and that nobody writes now: the
                     // schedule's proof.
                     let bytes = unsafe { std::slice::from_raw_parts(address.cast_const(), self.bytes) };
@@ -376,7 +402,7 @@ impl Flight {
                 }
             });
         }
-        let combine = combine.ok_or(AcceleratorError::Gone)?;
+        let (combine, element_shift) = combine.unwrap_or((Combine::copy(DataType::U8), 0));
         let count = (self.bytes >> element_shift) as u64;
         let work =
             Work { combine, divisor: self.divisor, count, inputs: &inputs, outputs: &[sum], after: None };
@@ -429,7 +455,7 @@ impl Flight {
         for at in &self.outputs {
             let At::Host(address) = *at else { continue };
             let hold = self.holds.iter().find(|hold| hold.name() == own);
-            let from = hold.and_then(|hold| hold.operand(scratch.sum(self.slot)));
+            let from = hold.zip(self.slot).and_then(|(hold, slot)| hold.operand(scratch.sum(slot)));
             let from = from.ok_or(AcceleratorError::Away { region: Region::new(0, 0) })?;
             // SAFETY: the result's memory is the operation's, or was lent to it, and nobody else touches this piece of it now: the
             // schedule's proof.

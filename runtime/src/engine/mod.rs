@@ -34,8 +34,8 @@ mod places;
 pub(crate) mod plan;
 mod relays;
 mod report;
-mod scratch;
-mod shadow;
+pub(crate) mod scratch;
+pub(crate) mod shadow;
 pub(crate) mod wait;
 
 use std::any::Any;
@@ -47,7 +47,7 @@ use std::task::Waker;
 use std::time::Instant;
 
 use windlass_collectives::{
-    Action, Algorithm, Call, Collective, Execution, Fingerprint, History, Peers, Role, Schedule, Task,
+    Action, Algorithm, Call, Execution, Fingerprint, History, Peers, Role, Schedule, Task,
 };
 use windlass_kernels::Store;
 use windlass_memory::{Mapping, Segment};
@@ -55,7 +55,6 @@ use windlass_transports::message::COLLECTIVE_TAG;
 use windlass_transports::shm::{Lend, WAYS};
 use windlass_transports::{Message, MessageId, Token};
 
-use crate::device::address;
 use crate::error::Error;
 use crate::group::{Group, Limit};
 use crate::list::Tables;
@@ -177,8 +176,11 @@ pub(crate) struct Stream {
     folding: fold::Folding,
     /// Host memory in the place of the active operation's device memory.
     shadow: Option<shadow::Shadow>,
+    spare_shadow: Vec<scratch::Line>,
     /// The active operation reaches device memory, its own or a peer's, where it lies.
     devices: bool,
+    /// What peers have comes by messages, which the device's memory is the source and the target of.
+    by_messages: bool,
     /// Signals were raised after which nobody has looked for sleepers.
     unrung: bool,
     /// An operation has ended since: its waiters sleep on this rank, too.
@@ -233,7 +235,9 @@ impl Stream {
             lists: lists::Lists::default(),
             folding: fold::Folding::default(),
             shadow: None,
+            spare_shadow: Vec::new(),
             devices: false,
+            by_messages: false,
             unrung: false,
             ended_unrung: false,
             keep: Vec::new(),
@@ -354,7 +358,9 @@ impl Stream {
         let (input, output) = (input.wrapping_sub(first_in), output.wrapping_sub(first_out));
         let staged = lends.0 == Lend::Stage;
         self.execution = Some(plan.execution(staged));
-        self.scratch.reserve(plan.scratch);
+        if !self.by_messages {
+            self.scratch.reserve(plan.scratch);
+        }
         let fingerprint = plan.fingerprint;
         let history = self.history;
         self.history = history.with(fingerprint);
@@ -373,36 +379,6 @@ impl Stream {
             blocked: None,
             limit,
         });
-    }
-
-    /// The memory that the schedule uses: the caller's, or what stands in for device memory that it cannot reach.
-    #[inline]
-    fn on_host(&mut self, group: &Group, plan: &Plan, input: *mut u8, output: *mut u8) -> (*mut u8, *mut u8) {
-        self.devices = false;
-        let on_device = |address: *mut u8| address::decode(address).is_some();
-        if !on_device(input) && !on_device(output) && !self.lists.in_use {
-            return (input, output);
-        }
-        let reachable = plan.choice.algorithm == Algorithm::Direct && group.ranks > 1 && group.uses_devices();
-        self.devices = reachable
-            && plan.operator.is_none()
-            && match plan.call.collective {
-                Collective::AllReduce => on_device(input) && on_device(output),
-                Collective::ReduceScatter => on_device(input),
-                _ => false,
-            };
-        if self.devices {
-            return (input, output);
-        }
-        let reaches = Self::reaches_pieces(group, plan);
-        match shadow::Shadow::of(plan, &self.lists, reaches, input, output) {
-            Some((shadow, input, output)) => {
-                self.shadow = Some(shadow);
-                self.lists.in_use = lists::is_list(input) || lists::is_list(output);
-                (input, output)
-            }
-            None => (input, output),
-        }
     }
 
     /// Does what is ready, then looks at what is waited for. Whether anything moved.
@@ -456,7 +432,13 @@ impl Stream {
     #[inline]
     fn limit(&self) -> u32 {
         match &self.active {
-            Some(active) if active.staged || active.plan.choice.algorithm == Algorithm::Hierarchical => 1,
+            Some(active)
+                if active.staged
+                    || self.by_messages
+                    || active.plan.choice.algorithm == Algorithm::Hierarchical =>
+            {
+                1
+            }
             Some(active) if self.devices => {
                 (flight::TASK_BYTES / active.plan.choice.piece_bytes.max(1)).max(1) as u32
             }
@@ -516,7 +498,7 @@ impl Stream {
             let message = Message { id, fingerprint, bytes };
             let token = group.token(task.step, chunk);
             let sends = matches!(task.action, Action::Send { .. });
-            group.job.post(sends, group.members[peer as usize], &message, address, token);
+            group.post_message(sends, group.members[peer as usize], &message, address, token);
         }
     }
 
@@ -562,6 +544,7 @@ impl Stream {
     /// The communicator is gone.
     pub(crate) fn close(&mut self, group: &Group) {
         self.flights.close(group);
+        self.scratch.close(group);
     }
 
     /// The communicator has failed: gives up what is under way, so that nobody writes its memory any more.
@@ -582,7 +565,7 @@ impl Stream {
         self.recorder.record_error(&active.plan.series);
         if let Some(execution) = self.execution.take() {
             for (step, chunk) in execution.in_flight() {
-                group.job.withdraw(group.token(step, chunk));
+                group.withdraw(group.token(step, chunk));
             }
         }
         self.detach_output(group, &active);

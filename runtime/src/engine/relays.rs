@@ -93,7 +93,7 @@ impl Stream {
                     plan.geometry.block_piece(to, block, a, b),
                 );
                 let source = source.wrapping_add(s.offset as usize);
-                self.copy_bytes(source, target.wrapping_add(t.offset as usize), s.bytes as usize, to);
+                self.copy_bytes(group, source, target.wrapping_add(t.offset as usize), s.bytes as usize, to);
             });
         }
     }

@@ -22,12 +22,13 @@ impl Job {
             mine.append(&mut inbox);
         }
         let moved = self.poll_messages(Some(group), &mut mine);
+        let unstaged = group.unstage(&mut mine);
         let mut delivered: Result<bool, Error> = Ok(false);
         for event in mine.drain(..) {
             delivered = delivered.and_then(|before| Ok(hand_over(group, stream, event)? || before));
         }
         stream.events = mine;
-        Ok(delivered? || moved)
+        Ok(unstaged? | delivered? | moved)
     }
 
     /// Polls the transport; events of `mine`'s group are appended, the others put into their groups' inboxes.

@@ -15,7 +15,7 @@ impl Transfers {
     /// Gives numbers to the receives that can have one. Whether any could.
     pub(super) fn match_receives(&mut self, group: &Group) -> bool {
         // What arrives from here on is looked for again.
-        self.arrivals = group.job.arrivals.load(Ordering::Acquire);
+        group.looked.store(group.job.arrivals.load(Ordering::Acquire), Ordering::Relaxed);
         let (mut matched, mut at) = (false, 0);
         while let Some(&index) = self.unmatched.get(at) {
             let Some(Some(transfer)) = self.table.get(index as usize) else { return matched };

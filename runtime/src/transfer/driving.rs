@@ -10,7 +10,7 @@ use windlass_collectives::Collective;
 use super::{Request, Ticket};
 use crate::engine::Status;
 use crate::engine::wait::Waiter;
-use crate::error::{Error, Problem};
+use crate::error::Error;
 use crate::group::{Group, LOOK_AGAIN, lock, to_the_end};
 use crate::progress::Kick;
 use crate::request::RawRequest;
@@ -37,10 +37,6 @@ impl Group {
         let checked = transfers.check(self, request)?;
         request.check_memory(checked)?;
         let call = checked.call;
-        if crate::device::address::decode(request.output).is_some() {
-            let (operation, problem) = (call.collective.name(), Problem::OnDevice);
-            return Err(Error::InvalidArgument { operation, argument: "the buffer", problem });
-        }
         let memory =
             if call.collective == Collective::Send { request.input.cast_mut() } else { request.output };
         let RawRequest { root: peer, tag, source, timeout, .. } = *request;
@@ -54,11 +50,12 @@ impl Group {
 
     fn deliver_transfers(&self) -> bool {
         match self.try_deliver() {
+            // The lock only if something has come: this is on every message's way.
             Ok(moved) => {
-                let mut transfers = lock(&self.transfers);
-                let arrived = !transfers.unmatched.is_empty()
-                    && transfers.arrivals != self.job.arrivals.load(Ordering::Acquire);
-                arrived && transfers.match_receives(self) || moved
+                let looked = self.looked.load(Ordering::Relaxed);
+                looked != self.job.arrivals.load(Ordering::Acquire)
+                    && lock(&self.transfers).match_receives(self)
+                    || moved
             }
             Err(error) => {
                 self.fail(error, true);

@@ -1,9 +1,11 @@
 //! Operations over device memory that moves: the result is right to the bit, or an error names what is wrong, and nothing hangs.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
 
+mod by_messages;
 mod fire;
 mod kinds;
 mod liars;
+mod messages;
 mod moves;
 mod refusals;
 mod silence;

@@ -277,6 +277,8 @@ fn world_on(
     // Small chunks, so that modest counts have several.
     (config.model.chunk_bytes, config.model.stage_chunk_bytes) = (2048, 4096);
     config.timeout = std::time::Duration::from_secs(60);
+    // Over messages, too.
+    config.adds_on_device = true;
     let counted = windlass::threads_with(ranks, &config, |comm| {
         let on_device = kinds.contains(&Kind::Device) || kinds.contains(&Kind::DeviceList);
         let device =
@@ -332,6 +334,16 @@ fn on_device_memory() {
 }
 
 #[test]
+fn on_device_memory_by_messages() {
+    sweep("tcp, on the device", TransportChoice::Tcp, &[Kind::Device], 1..=3);
+    let mut cases = 0;
+    for &algorithm in Algorithm::ALL.iter().filter(|algorithm| !algorithm.needs_mapped_peers()) {
+        cases += world(TransportChoice::Tcp, Some(algorithm), 3, &[Kind::Device]);
+    }
+    println!("matrix by every algorithm of messages, on the device: {cases} cases on 3 ranks, all right");
+}
+
+#[test]
 fn of_lists() {
     sweep("shared memory, of lists", TransportChoice::Shm, &[Kind::List, Kind::MixedList], 1..=5);
     sweep("tcp, of lists", TransportChoice::Tcp, &[Kind::MixedList], 1..=4);
@@ -355,6 +367,37 @@ fn on_several_numa_nodes() {
         cases += world_on("2", TransportChoice::Shm, Some(Algorithm::Hierarchical), 3, &[kind]);
     }
     println!("matrix on several NUMA nodes: {cases} cases on 2 to 7 ranks, all right");
+}
+
+/// What the sweep over nodes sweeps is what is chosen there.
+#[test]
+fn numa_nodes_and_accelerators_decide_what_is_hierarchical() {
+    let chosen = |nodes: &str, algorithm, attaches: bool| {
+        let config = Config { nodes: nodes.parse().unwrap(), algorithm, ..Config::default() };
+        let chosen = windlass::threads_with(4, &config, |comm| {
+            if attaches {
+                comm.attach(Arc::new(SimulatedAccelerator::new(Options::default()))).unwrap();
+            }
+            let pair = comm.split(Some(comm.rank() / 2), 0).unwrap().unwrap();
+            let of =
+                |comm: &Communicator| comm.explain(Collective::AllReduce, DataType::F32, 1 << 20).unwrap();
+            [of(&comm), of(&pair)].map(|choice| choice.algorithm)
+        });
+        chosen.unwrap()
+    };
+    let (forced, hierarchical, direct) =
+        (Some(Algorithm::Hierarchical), Algorithm::Hierarchical, Algorithm::Direct);
+    // A communicator of ranks of one node is on one node, whatever the job's ranks are on.
+    assert_eq!(chosen("2", forced, false), [[hierarchical, direct]; 4]);
+    assert_eq!(chosen("0,1,0,1", forced, false), [[hierarchical; 2]; 4]);
+    assert_eq!(chosen("0,1,0,1", forced, true), [[direct; 2]; 4]);
+    assert_eq!(chosen("auto", forced, false), [[direct; 2]; 4]);
+    assert_eq!(chosen("1", None, false), [[direct; 2]; 4]);
+    for nodes in ["0,1,1", "5"] {
+        let config = Config { nodes: nodes.parse().unwrap(), ..Config::default() };
+        let error = windlass::threads_with(4, &config, |_| ()).unwrap_err().to_string();
+        assert!(error.contains("WINDLASS_NODES") && error.contains(nodes), "{error}");
+    }
 }
 
 #[test]

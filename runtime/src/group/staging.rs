@@ -1,0 +1,159 @@
+//! Messages of device memory that go through the host: one that is sent is copied out of the device before it is posted, one that has come is copied
+//! into it before anybody hears of it. Both in pieces, under leases of their own, so that the memory may move in between; a message
+//! whose memory is on its way waits.
+//!
+//! It stands between those who post and the transport: see [`Group::post_message`], [`Group::withdraw`] and [`Group::unstage`].
+
+use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
+
+use windlass_transports::{Event, Message, Token};
+
+use super::{Group, lock};
+use crate::device::{Attached, address};
+use crate::engine::scratch::Line;
+use crate::engine::shadow::{self, Run};
+use crate::error::Error;
+
+/// Memory of messages that are over, kept for the next.
+const SPARE: usize = 8;
+
+/// A message that is in the host's memory.
+#[derive(Debug)]
+struct Staged {
+    sends: bool,
+    peer: u32,
+    message: Message,
+    memory: Vec<Line>,
+    /// What is left to be copied.
+    left: Run,
+}
+
+/// The messages of a communicator that are in the host's memory.
+#[derive(Debug, Default)]
+pub(crate) struct Staging {
+    messages: BTreeMap<Token, Staged>,
+    /// Those that are to be copied now.
+    due: Vec<Token>,
+    spare: Vec<Vec<Line>>,
+}
+
+impl Staging {
+    fn is_empty(&self) -> bool {
+        self.messages.is_empty()
+    }
+
+    fn enter(&mut self, token: Token, staged: Staged) {
+        self.messages.insert(token, staged);
+    }
+
+    fn leave(&mut self, token: Token) -> bool {
+        let Some(staged) = self.messages.remove(&token) else { return false };
+        if self.spare.len() < SPARE {
+            self.spare.push(staged.memory);
+        }
+        true
+    }
+}
+
+impl Staged {
+    fn address(&mut self) -> *mut u8 {
+        self.memory.as_mut_ptr().cast()
+    }
+
+    /// Copies what is left. False while the device's memory is on its way.
+    fn copy(&mut self, attached: &Attached) -> Result<bool, Error> {
+        let (memory, sends) = (&mut self.memory, self.sends);
+        shadow::copy(attached, &mut self.left, |operand, at, bytes| {
+            let bytes = &mut shadow::bytes_of(memory)[at..at + bytes];
+            if sends {
+                attached.accelerator.read(operand, bytes)
+            } else {
+                attached.accelerator.write(operand, bytes)
+            }
+        })
+    }
+}
+
+impl Group {
+    /// Posts a message of host or device memory to rank `peer` of the job.
+    pub(crate) fn post_message(
+        &self,
+        sends: bool,
+        peer: u32,
+        message: &Message,
+        memory: *mut u8,
+        token: Token,
+    ) {
+        let Some((slot, offset)) = address::decode(memory) else {
+            return self.job.post(sends, peer, message, memory, token);
+        };
+        let mut staging = lock(&self.staging);
+        let mut memory = staging.spare.pop().unwrap_or_default();
+        memory.resize(message.bytes.div_ceil(size_of::<Line>()), Line([0; size_of::<Line>()]));
+        let left = Run { slot, offset, at: 0, bytes: message.bytes };
+        let mut staged = Staged { sends, peer, message: *message, memory, left };
+        if sends {
+            staging.due.push(token);
+        } else {
+            // Its memory stays where it is until the message is over.
+            self.job.post(false, peer, message, staged.address(), token);
+        }
+        staging.enter(token, staged);
+        self.stages.store(true, Ordering::Release);
+    }
+
+    /// Forgets a message: see [`Transport::withdraw`](windlass_transports::Transport::withdraw).
+    pub(crate) fn withdraw(&self, token: Token) {
+        self.job.withdraw(token);
+        if self.stages.load(Ordering::Acquire) {
+            let mut staging = lock(&self.staging);
+            staging.due.retain(|due| *due != token);
+            staging.leave(token);
+        }
+    }
+
+    /// What the transport says of messages, for those who have posted them: a message that has to be copied into the device yet is not over, and
+    /// is told of later. Copies what can be copied, and posts what can leave then. Whether anything moved.
+    ///
+    /// # Errors
+    /// The device's memory is lost, or it refuses.
+    pub(crate) fn unstage(&self, events: &mut Vec<Event>) -> Result<bool, Error> {
+        if !self.stages.load(Ordering::Acquire) {
+            return Ok(false);
+        }
+        let Some(attached) = self.job.attached.get() else { return Ok(false) };
+        attached.attend(&self.job);
+        let mut staging = lock(&self.staging);
+        let staging = &mut *staging;
+        events.retain(|event| match event {
+            Event::Received(token) if staging.messages.contains_key(token) => {
+                staging.due.push(*token);
+                false
+            }
+            Event::Sent(token) | Event::Mismatch { token, .. } => {
+                staging.leave(*token);
+                true
+            }
+            _ => true,
+        });
+        let mut moved = false;
+        for token in std::mem::take(&mut staging.due) {
+            let Some(staged) = staging.messages.get_mut(&token) else { continue };
+            if !staged.copy(attached)? {
+                staging.due.push(token);
+                continue;
+            }
+            moved = true;
+            if staged.sends {
+                let (peer, message) = (staged.peer, staged.message);
+                self.job.post(true, peer, &message, staged.address(), token);
+            } else {
+                staging.leave(token);
+                events.push(Event::Received(token));
+            }
+        }
+        self.stages.store(!staging.is_empty(), Ordering::Release);
+        Ok(moved)
+    }
+}
