@@ -373,7 +373,8 @@ fn on_several_numa_nodes() {
 #[test]
 fn numa_nodes_and_accelerators_decide_what_is_hierarchical() {
     let chosen = |nodes: &str, algorithm, attaches: bool| {
-        let config = Config { nodes: nodes.parse().unwrap(), algorithm, ..Config::default() };
+        let mut config = Config::default();
+        (config.nodes, config.algorithm) = (nodes.parse().unwrap(), algorithm);
         let chosen = windlass::threads_with(4, &config, |comm| {
             if attaches {
                 comm.attach(Arc::new(SimulatedAccelerator::new(Options::default()))).unwrap();
@@ -394,7 +395,8 @@ fn numa_nodes_and_accelerators_decide_what_is_hierarchical() {
     assert_eq!(chosen("auto", forced, false), [[direct; 2]; 4]);
     assert_eq!(chosen("1", None, false), [[direct; 2]; 4]);
     for nodes in ["0,1,1", "5"] {
-        let config = Config { nodes: nodes.parse().unwrap(), ..Config::default() };
+        let mut config = Config::default();
+        config.nodes = nodes.parse().unwrap();
         let error = windlass::threads_with(4, &config, |_| ()).unwrap_err().to_string();
         assert!(error.contains("WINDLASS_NODES") && error.contains(nodes), "{error}");
     }
