@@ -464,6 +464,15 @@ fn from_next(group: &Group) -> impl Iterator<Item = u32> + use<> {
     (group.rank + 1..group.ranks).chain(0..=group.rank)
 }
 
+impl Active {
+    /// How results are stored to `to`. What goes through a stage is wanted soon again.
+    #[inline]
+    fn store(&self, to: Role) -> Store {
+        let past = self.plan.streaming && !self.staged && to != Role::Stage;
+        if past { Store::Streaming } else { Store::Cached }
+    }
+}
+
 /// What of a Combine over a single piece can be worked out before the memory is known.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Run {

@@ -46,10 +46,7 @@ use std::sync::atomic::Ordering;
 use std::task::Waker;
 use std::time::Instant;
 
-use windlass_collectives::{
-    Action, Algorithm, Call, Execution, Fingerprint, History, Peers, Role, Schedule, Task,
-};
-use windlass_kernels::Store;
+use windlass_collectives::{Action, Algorithm, Call, Execution, Fingerprint, History, Peers, Schedule, Task};
 use windlass_memory::{Mapping, Segment};
 use windlass_transports::message::COLLECTIVE_TAG;
 use windlass_transports::shm::{Lend, WAYS};
@@ -136,13 +133,6 @@ pub(crate) struct Active {
 impl Active {
     fn lends_stage(&self) -> bool {
         self.lends.0 == Lend::Stage
-    }
-
-    /// How results are stored to `to`. What goes through a stage is wanted soon again.
-    #[inline]
-    fn store(&self, to: Role) -> Store {
-        let past = self.plan.streaming && !self.staged && to != Role::Stage;
-        if past { Store::Streaming } else { Store::Cached }
     }
 }
 
