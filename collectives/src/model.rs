@@ -402,21 +402,55 @@ mod tests {
         assert_eq!(of(1 << 20).algorithm, Algorithm::Direct);
     }
 
+    /// Ranks on so many nodes, each with a core of its own.
+    fn on_nodes(ranks: u32, nodes: u32) -> Topology {
+        let map: Vec<u32> = (0..ranks).map(|rank| rank * nodes / ranks).collect();
+        let nodes = (nodes > 1).then(|| Arc::new(Nodes::of(&map)));
+        Topology { ranks, mapped: true, cores: ranks, nodes }
+    }
+
     #[test]
     fn the_stage_holds_every_geometry() {
         let model = Model::default();
-        for ranks in 1..100 {
-            let topology = Topology { ranks, mapped: true, cores: 2, nodes: None };
-            for &collective in Collective::ALL {
-                if !Schedule::supports(collective, Algorithm::Direct, ranks) {
+        for (ranks, nodes) in
+            (1..100).flat_map(|ranks| [1, 2, 3, ranks].map(|nodes| (ranks, nodes.min(ranks))))
+        {
+            let topology = on_nodes(ranks, nodes);
+            for (&collective, &algorithm) in
+                Collective::ALL.iter().flat_map(|c| Algorithm::ALL.iter().map(move |a| (c, a)))
+            {
+                let call = call(collective, 1 << 24);
+                let serves = algorithm.lends_memory() && model.predict(&call, &topology, algorithm).is_some();
+                if !serves {
                     continue;
                 }
-                let call = call(collective, 1 << 24);
-                let choice = model.choose(&call, &topology, forced(Algorithm::Direct)).unwrap();
-                let schedule = Schedule::new(collective, choice.algorithm, 0, ranks, 0, true).unwrap();
+                let choice = model.choose(&call, &topology, forced(algorithm)).unwrap();
+                let schedule = Schedule::new(collective, algorithm, 0, ranks, 0, true).unwrap();
+                let schedule = topology.nodes.iter().fold(schedule, |schedule, nodes| schedule.on(nodes));
                 let geometry = choice.geometry(&call, ranks, &schedule);
-                assert!(geometry.stage_bytes() <= model.stage_bytes(ranks), "{collective} {ranks}");
+                let held = model.stage_bytes(ranks);
+                assert!(geometry.stage_bytes() <= held, "{collective} {algorithm} {ranks} {nodes}");
             }
+        }
+    }
+
+    #[test]
+    fn on_several_nodes_what_goes_to_several_ranks_of_each_is_hierarchical() {
+        let chosen = |collective, bytes, topology: &Topology, by_rank| {
+            let policy = Policy { algorithm: None, by_rank };
+            Model::default().choose(&call(collective, bytes), topology, policy).unwrap().algorithm
+        };
+        let (two, apart) = (on_nodes(8, 2), on_nodes(2, 2));
+        use Collective as C;
+        for collective in [C::AllReduce, C::Reduce, C::ReduceScatter, C::AllGather, C::Broadcast] {
+            assert_eq!(chosen(collective, 8, &two, false), Algorithm::Publish, "{collective}");
+            assert_eq!(chosen(collective, 8 << 20, &two, false), Algorithm::Hierarchical, "{collective}");
+            assert_eq!(chosen(collective, 8 << 20, &apart, false), Algorithm::Direct, "{collective}");
+            let by_rank = chosen(collective, 8 << 20, &two, true);
+            assert_eq!(by_rank == Algorithm::Direct, collective.reduces(), "{collective}: {by_rank}");
+        }
+        for collective in [C::Gather, C::Scatter, C::AllToAll, C::Scan] {
+            assert_ne!(chosen(collective, 8 << 20, &two, false), Algorithm::Hierarchical, "{collective}");
         }
     }
 

@@ -163,7 +163,7 @@ impl fmt::Display for Unsupported {
         )?;
         let mut any = false;
         for &a in Algorithm::ALL {
-            if Schedule::supports(self.collective, a, self.ranks) {
+            if a != self.algorithm && Schedule::supports(self.collective, a, self.ranks) {
                 write!(f, "{} {a}", if any { "," } else { "" })?;
                 any = true;
             }

@@ -59,7 +59,7 @@ impl NodesChoice {
         match self {
             Self::Auto => Ok(None),
             Self::Blocks(nodes) if *nodes > ranks => {
-                Err(format!("are more nodes than the job's {ranks} ranks"))
+                Err(format!("means more nodes than the job's {ranks} ranks"))
             }
             Self::Blocks(nodes) => {
                 let node = |rank: u32| (u64::from(rank) * u64::from(*nodes) / u64::from(ranks)) as u32;
