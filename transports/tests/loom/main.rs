@@ -286,45 +286,6 @@ mod done {
         });
     }
 
-    /// A relay holds two sums ready in one place, one after the other, and a peer reads each; the second only when the peer is done with the first.
-    fn relay(waits: bool) {
-        loom::model(move || {
-            let marks = Arc::new([Watermark::new(), Watermark::new()]);
-            let stage = Arc::new(Cell::new());
-            let peer = {
-                let (marks, stage) = (Arc::clone(&marks), Arc::clone(&stage));
-                thread::spawn(move || {
-                    let [relayed, done] = &*marks;
-                    for chunk in 1..=2 {
-                        until(|| relayed.reached(5, 2) >= chunk);
-                        assert_eq!(stage.read(), u64::from(chunk));
-                        done.raise(5, chunk);
-                    }
-                })
-            };
-            let [relayed, done] = &*marks;
-            for chunk in 1..=2 {
-                if waits {
-                    until(|| done.reached(5, 2) >= chunk - 1);
-                }
-                stage.write(u64::from(chunk));
-                relayed.raise(5, chunk);
-            }
-            peer.join().unwrap();
-        });
-    }
-
-    #[test]
-    fn a_peer_reads_what_a_relay_has_said_is_ready() {
-        relay(true);
-    }
-
-    #[test]
-    #[should_panic(expected = "Causality violation")]
-    fn canary_a_relay_that_waits_for_nobody() {
-        relay(false);
-    }
-
     #[test]
     fn the_owner_takes_back_what_its_peer_is_done_with() {
         hand_back(Mistake::None);
