@@ -50,6 +50,8 @@ pub(crate) struct Job {
     pub(crate) config: Config,
     /// Cores that the ranks of this host share.
     pub(crate) cores: u32,
+    /// The NUMA node of each rank.
+    pub(crate) nodes: Vec<u32>,
     control: Option<Arc<Control>>,
     clock: Clock,
     /// In a simulation: what its rendezvous has not heard yet.
@@ -101,6 +103,7 @@ impl Job {
     pub(crate) fn join(identity: &Identity, config: Config) -> Result<Arc<Self>, JoinError> {
         fork::mark();
         config.check()?;
+        let told = config.nodes_of(identity.ranks)?;
         let server = match &identity.rendezvous {
             Some(address) if identity.serves => Some(Server::start_at(identity.ranks, address)?),
             _ => None,
@@ -129,8 +132,11 @@ impl Job {
         let welcome = control.join(identity, &config, board.as_ref(), unconnected.address())?;
         let board = Arc::new(Board::open(std::os::fd::AsFd::as_fd(&welcome.board))?);
         let carriers = unconnected.connect(identity.rank, &board, &segments, &welcome.tcp)?;
-        let job =
-            Self::assemble(identity, config, welcome.cores, Some(control), Some(board), reached, carriers)?;
+        // One that is not bound may be anywhere: then all count as near.
+        let bound = || welcome.nodes.into_iter().collect::<Option<Vec<u32>>>();
+        let nodes = told.or_else(bound).unwrap_or_else(|| vec![0; identity.ranks as usize]);
+        let place = (welcome.cores, nodes);
+        let job = Self::assemble(identity, config, place, Some(control), Some(board), reached, carriers)?;
         *lock(&job.server) = server;
         Self::listen(&job)?;
         Ok(job)
@@ -139,7 +145,7 @@ impl Job {
     fn alone(config: Config) -> Result<Arc<Self>, JoinError> {
         let identity = Identity { rank: 0, ranks: 1, rendezvous: None, serves: false };
         let carriers = Carriers { messages: None, mapped: true, clock: Clock::Machine };
-        Self::assemble(&identity, config, 1, None, None, Self::unshared(1), carriers)
+        Self::assemble(&identity, config, (1, vec![0]), None, None, Self::unshared(1), carriers)
     }
 
     /// Memory that nobody is told of.
@@ -157,7 +163,9 @@ impl Job {
         carriers: Carriers,
     ) -> Result<Arc<Self>, JoinError> {
         let identity = Identity { rank, ranks, rendezvous: None, serves: false };
-        let job = Self::assemble(&identity, config, ranks, None, board, Self::unshared(ranks), carriers)?;
+        let nodes = config.nodes_of(ranks)?.unwrap_or_else(|| vec![0; ranks as usize]);
+        let job =
+            Self::assemble(&identity, config, (ranks, nodes), None, board, Self::unshared(ranks), carriers)?;
         job.progress.forbid();
         Ok(job)
     }
@@ -165,7 +173,7 @@ impl Job {
     fn assemble(
         identity: &Identity,
         config: Config,
-        cores: u32,
+        (cores, nodes): (u32, Vec<u32>),
         control: Option<Arc<Control>>,
         board: Option<Arc<Board>>,
         reached: Arc<Reached>,
@@ -186,6 +194,7 @@ impl Job {
             ranks: identity.ranks,
             config,
             cores,
+            nodes,
             control,
             clock: carriers.clock,
             untold,
