@@ -311,6 +311,19 @@ impl Stream {
     }
 }
 
+/// How often the lines that only some operations raise are raised by others. Numbers are compared modulo 2³²: a line that stood still for half of
+/// that would seem to be ahead.
+const FRESH: u64 = 1 << 30;
+
+/// An operation is over, and with it all that it could have told.
+#[inline]
+pub(super) fn keep_fresh(board: &Board, me: u32, sequence: u64) {
+    if sequence.is_multiple_of(FRESH) {
+        board.done(me as usize).raise(sequence, u32::MAX);
+        board.relayed(me as usize).raise(sequence, u32::MAX);
+    }
+}
+
 /// The next operation begins with stores to a line that peers have read, and to a slot.
 pub(super) fn prepare_next(group: &Group, board: &Board, active: &Active) {
     let (me, next, input) = (group.rank as usize, active.sequence + 1, active.plan.checked.input);
@@ -357,6 +370,33 @@ mod tests {
 
     use super::*;
     use crate::request::RawRequest;
+
+    #[test]
+    fn a_line_that_nothing_raises_is_never_ahead() {
+        crate::threads_with(2, &crate::Config::default(), |comm| {
+            if comm.rank() > 0 {
+                return;
+            }
+            let Some(board) = &comm.group().board else { unreachable!("ranks of one host have a board") };
+            let (done, relayed) = (board.done(0), board.relayed(0));
+            for line in [done, relayed] {
+                line.raise(5, 3);
+                // This is why.
+                assert_eq!((line.reached(1 << 31, 4), line.reached(6 + (1 << 31), 4)), (0, 4));
+            }
+            for sequence in (1..=9).map(|nth| nth * FRESH) {
+                keep_fresh(board, 0, sequence - 1);
+                keep_fresh(board, 0, sequence);
+                for line in [done, relayed] {
+                    assert_eq!((line.reached(sequence - 1, 4), line.reached(sequence, 4)), (4, 4));
+                    for ahead in [1, 7, FRESH - 1, FRESH, FRESH + 100] {
+                        assert_eq!(line.reached(sequence + ahead, 4), 0, "{ahead} after {sequence}");
+                    }
+                }
+            }
+        })
+        .unwrap();
+    }
 
     #[test]
     fn registered_memory_is_lent_itself_and_heap_memory_by_the_stage() {

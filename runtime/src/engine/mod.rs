@@ -521,6 +521,7 @@ impl Stream {
         }
         if let Some(board) = &group.board {
             board.ended(group.rank as usize).store(active.sequence + 1);
+            flags::keep_fresh(board, group.rank, active.sequence);
             flags::prepare_next(group, board, &active);
         }
         self.recorder.record(&active.plan.series, active.started);
