@@ -16,7 +16,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { MAX_RANKS = 128, MAX_ITERATIONS = 8192, BUFFERS = 4, PROBES = 20, PROBE_BATCH = 10 };
+enum { MAX_RANKS = BENCH_MAX_RANKS, MAX_ITERATIONS = 8192, BUFFERS = 4, PROBES = 20, PROBE_BATCH = 10 };
 
 /* Below this an exchange of flags stays within one core's siblings. */
 static const double NEAR_NS = 110.0;
@@ -41,6 +41,11 @@ static const struct row {
     [BENCH_ALL_TO_ALL] = {"all_to_all", BLOCKS, BLOCKS, 0},
     [BENCH_SCAN] = {"scan", WHOLE, WHOLE, 1},
     [BENCH_EXSCAN] = {"exscan", WHOLE, WHOLE, 1},
+    [BENCH_ALL_GATHER_V] = {"all_gather_v", BLOCK, BLOCKS, 0},
+    [BENCH_REDUCE_SCATTER_V] = {"reduce_scatter_v", BLOCKS, BLOCK, 0},
+    [BENCH_ALL_TO_ALL_V] = {"all_to_all_v", BLOCKS, BLOCKS, 0},
+    [BENCH_GATHER_V] = {"gather_v", BLOCK, BLOCKS_AT_ROOT, 0},
+    [BENCH_SCATTER_V] = {"scatter_v", BLOCKS_AT_ROOT, BLOCK, 0},
 };
 enum { ROW_COUNT = sizeof ROWS / sizeof ROWS[0] };
 
@@ -71,6 +76,13 @@ struct bench {
     float *inputs[BUFFERS], *outputs[BUFFERS];
     size_t capacity;
 };
+
+size_t bench_block(int collective, size_t count, int ranks, int from, int to) {
+    size_t parts = (size_t)ranks + 1, block = (size_t)from;
+    if (collective < BENCH_ALL_GATHER_V) return count;
+    if (collective == BENCH_ALL_TO_ALL_V) block = (size_t)((from + to) % ranks);
+    return count * (block + 1) * (block + 2) / parts - count * block * (block + 1) / parts;
+}
 
 size_t bench_control_bytes(void) { return sizeof(struct control); }
 
@@ -203,12 +215,18 @@ static int blocks_of(enum extent extent, const struct bench *b) {
     return 0;
 }
 
+/* The elements of a block of this rank's operand or result, which may be the only one: then it is the rank's own. */
+static size_t length_of(enum extent extent, int block, const struct bench *b) {
+    int alone = extent == BLOCK;
+    return bench_block((int)b->shared->collective, b->shared->count, b->ranks, alone ? b->rank : block, b->rank);
+}
+
 /* Every rank's values are its number, from 1, times those of the element. */
-static void fill(float *values, int blocks, const struct bench *b, uint64_t iteration) {
-    size_t count = b->shared->count;
-    for (int block = 0; block < blocks; block++)
-        for (size_t i = 0; i < count; i++)
-            values[(size_t)block * count + i] = element(i, (uint32_t)block, iteration) * (float)(b->rank + 1);
+static void fill(float *values, enum extent extent, const struct bench *b, uint64_t iteration) {
+    for (int block = 0; block < blocks_of(extent, b); block++) {
+        size_t length = length_of(extent, block, b);
+        for (size_t i = 0; i < length; i++) *values++ = element(i, (uint32_t)block, iteration) * (float)(b->rank + 1);
+    }
 }
 
 /* By what the elements of a block of this rank's result are multiplied: the sum of the numbers of those who are in it. */
@@ -217,9 +235,13 @@ static float weight(const struct bench *b, int block) {
     switch (b->shared->collective) {
         case BENCH_ALL_GATHER:
         case BENCH_GATHER:
-        case BENCH_ALL_TO_ALL: return (float)(block + 1);
+        case BENCH_ALL_TO_ALL:
+        case BENCH_ALL_GATHER_V:
+        case BENCH_GATHER_V:
+        case BENCH_ALL_TO_ALL_V: return (float)(block + 1);
         case BENCH_BROADCAST:
-        case BENCH_SCATTER: return (float)(b->shared->root + 1);
+        case BENCH_SCATTER:
+        case BENCH_SCATTER_V: return (float)(b->shared->root + 1);
         case BENCH_SEND: return 1.0f;
         case BENCH_SCAN: return (float)((rank + 1) * (rank + 2) / 2);
         /* Rank 0's memory is as it was. */
@@ -230,7 +252,6 @@ static float weight(const struct bench *b, int block) {
 
 static uint64_t count_wrong(const float *values, const struct bench *b, uint64_t iteration) {
     const struct row *row = &ROWS[b->shared->collective];
-    size_t count = b->shared->count;
     uint32_t wrong = 0;
     if (b->shared->collective == BENCH_SEND && b->rank > 1) return 0;
     /* Where each rank gets one block of several, it is the one of its number. */
@@ -238,8 +259,8 @@ static uint64_t count_wrong(const float *values, const struct bench *b, uint64_t
     uint32_t source = scattered ? (uint32_t)b->rank : 0;
     for (int block = 0; block < blocks_of(row->output, b); block++) {
         float factor = weight(b, block);
-        const float *part = values + (size_t)block * count;
-        for (size_t i = 0; i < count; i++) wrong += part[i] != element(i, source, iteration) * factor;
+        size_t length = length_of(row->output, block, b);
+        for (size_t i = 0; i < length; i++) wrong += *values++ != element(i, source, iteration) * factor;
     }
     return wrong;
 }
@@ -282,7 +303,7 @@ static void run(struct bench *b) {
     for (uint64_t i = 0; i < warmup + iterations; i++) {
         float *input = b->inputs[i % BUFFERS];
         float *output = row->in_place ? input : b->outputs[i % BUFFERS];
-        fill(input, blocks_of(row->input, b), b, i);
+        fill(input, row->input, b, i);
         if (i >= warmup && (i - warmup) % stride == 0) {
             char now = probe(b);
             if (b->rank == 0) relabel(shared->labels, batch, i - warmup, before, now);

@@ -19,6 +19,8 @@
 extern "C" {
 #endif
 
+enum { BENCH_MAX_RANKS = 128 };
+
 enum bench_collective {
     BENCH_ALL_REDUCE,
     BENCH_REDUCE_SCATTER,
@@ -31,8 +33,17 @@ enum bench_collective {
     BENCH_SCATTER,
     BENCH_ALL_TO_ALL,
     BENCH_SCAN,
-    BENCH_EXSCAN
+    BENCH_EXSCAN,
+    BENCH_ALL_GATHER_V,
+    BENCH_REDUCE_SCATTER_V,
+    BENCH_ALL_TO_ALL_V,
+    BENCH_GATHER_V,
+    BENCH_SCATTER_V
 };
+
+/* The elements of a block: of the vector, or of what goes from one rank to another. Those of the last five differ as
+ * windlass's (benches/src/uneven.rs), and are COUNT each on the average. */
+size_t bench_block(int collective, size_t count, int ranks, int from, int to);
 
 /* Does one operation on floats, by sum where it reduces. `input` equals `output` where operand and result are
  * of the same shape, but for a reduction to the root, all-to-all and send. */

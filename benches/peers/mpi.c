@@ -15,6 +15,39 @@ static void ping_pong(float *input, float *output, int n) {
     if (rank == 1) MPI_Send(output, n, MPI_FLOAT, 0, 0, MPI_COMM_WORLD);
 }
 
+/* The blocks' lengths and starts, made anew when the call is another one. What goes to a rank is as long as what comes from it. */
+static struct lists {
+    int collective, lengths[BENCH_MAX_RANKS], starts[BENCH_MAX_RANKS];
+    size_t count;
+} lists = {.collective = -1};
+
+static const struct lists *lists_of(int collective, size_t count) {
+    if (lists.collective == collective && lists.count == count) return &lists;
+    for (int other = 0, start = 0; other < ranks; other++) {
+        lists.lengths[other] = (int)bench_block(collective, count, ranks, other, rank);
+        lists.starts[other] = start;
+        start += lists.lengths[other];
+    }
+    lists.collective = collective;
+    lists.count = count;
+    return &lists;
+}
+
+static void uneven(int collective, int root, float *input, float *output, size_t count) {
+    const MPI_Datatype type = MPI_FLOAT;
+    const MPI_Comm comm = MPI_COMM_WORLD;
+    const struct lists *l = lists_of(collective, count);
+    const int *lengths = l->lengths, *starts = l->starts, own = lengths[rank];
+    switch (collective) {
+        case BENCH_ALL_GATHER_V: MPI_Allgatherv(input, own, type, output, lengths, starts, type, comm); break;
+        case BENCH_REDUCE_SCATTER_V: MPI_Reduce_scatter(input, output, lengths, type, MPI_SUM, comm); break;
+        case BENCH_ALL_TO_ALL_V: MPI_Alltoallv(input, lengths, starts, type, output, lengths, starts, type, comm); break;
+        case BENCH_GATHER_V: MPI_Gatherv(input, own, type, output, lengths, starts, type, root, comm); break;
+        case BENCH_SCATTER_V: MPI_Scatterv(input, lengths, starts, type, output, own, type, root, comm); break;
+        default: MPI_Abort(comm, 1);
+    }
+}
+
 static void operation(int collective, int root, float *input, float *output, size_t count) {
     const MPI_Datatype type = MPI_FLOAT;
     const MPI_Comm comm = MPI_COMM_WORLD;
@@ -32,7 +65,7 @@ static void operation(int collective, int root, float *input, float *output, siz
         case BENCH_ALL_TO_ALL: MPI_Alltoall(input, n, type, output, n, type, comm); break;
         case BENCH_SCAN: MPI_Scan(MPI_IN_PLACE, output, n, type, MPI_SUM, comm); break;
         case BENCH_EXSCAN: MPI_Exscan(MPI_IN_PLACE, output, n, type, MPI_SUM, comm); break;
-        default: MPI_Abort(comm, 1);
+        default: uneven(collective, root, input, output, count);
     }
 }
 

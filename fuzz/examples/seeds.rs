@@ -32,9 +32,11 @@ fn streams() {
     let none = Detail::Credits { bytes: 0, messages: 0 };
     // A receive each of message 1 (8 bytes) and 2 (100 bytes), and a send of message 3 (40 bytes).
     let posts = [1, 1, 2, 1, 2, 7, 0, 3, 5];
-    let with = |name, cut, frames: &[Vec<u8>]| {
-        seed("stream", name, &[&[3, cut][..], &posts, &frames.concat()].concat())
+    let after = |posts: &[u8], name, cut, frames: &[Vec<u8>]| {
+        let count = posts.len() as u8 / 3;
+        seed("stream", name, &[&[count, cut][..], posts, &frames.concat()].concat());
     };
+    let with = |name, cut, frames: &[Vec<u8>]| after(&posts, name, cut, frames);
     with("eager", 255, &[frame(Kind::Eager, 1, 2, none), frame(Kind::Eager, 4, 3, none)]);
     with(
         "pieces",
@@ -46,6 +48,24 @@ fn streams() {
     with("cleared", 64, &[frame(Kind::Clear, 3, 5, none), frame(Kind::Rescind, 3, 5, none)]);
     with("announced", 64, &[frame(Kind::Announce, 5, 5, none), frame(Kind::Retract, 5, 5, none)]);
     with("stalled", 64, &[frame(Kind::Stalled, 0, 0, none), frame(Kind::Resumed, 0, 0, none)]);
+    // Three sends of 40 bytes are more than may be announced: the peer seeks the last, and one that is never posted.
+    let sends = [0, 3, 5, 0, 4, 5, 0, 5, 5];
+    let seek = |id| frame(Kind::Seek, id, 0, none);
+    after(
+        &sends,
+        "asked",
+        255,
+        &[seek(5), seek(6), frame(Kind::Forget, 6, 0, none), frame(Kind::Clear, 5, 5, none)],
+    );
+    // A stalled sender finds what is sought here; the other message comes by itself.
+    let searches = [2, 6, 0, 2, 7, 0];
+    let stalled = frame(Kind::Stalled, 0, 0, none);
+    after(
+        &searches,
+        "sought",
+        255,
+        &[stalled, frame(Kind::Found, 6, 5, none), frame(Kind::Eager, 7, 2, none)],
+    );
     with("refused", 64, &[frame(Kind::RefuseClear, 2, 6, none), frame(Kind::RefuseMessage, 9, 0, none)]);
     with("credit", 64, &[frame(Kind::Credit, 0, 0, Detail::Credits { bytes: 1, messages: 1 })]);
 }
@@ -75,6 +95,19 @@ fn steps() {
     seed("frames", "pieces", &[2, 2, 7, 0, 10, 2, 7, 60, 10, 2, 7, 40]);
     seed("frames", "sends", &[0, 3, 5, 0, 9, 3, 5, 0, 6, 0, 0, 99, 13, 3, 5, 0, 4, 0, 0, 0]);
     seed("frames", "withdrawn", &[2, 2, 7, 0, 4, 0, 0, 0, 10, 2, 7, 100, 14, 2, 7, 0]);
+    seed(
+        "frames",
+        "asked",
+        &[0, 3, 5, 0, 0, 4, 5, 0, 0, 5, 5, 0, 22, 5, 0, 0, 6, 0, 0, 99, 24, 7, 0, 0, 9, 5, 5, 0, 6, 0, 0, 99],
+    );
+    seed(
+        "frames",
+        "sought",
+        &[
+            25, 6, 0, 0, 25, 7, 0, 0, 18, 0, 0, 0, 23, 6, 5, 0, 7, 7, 2, 0, 2, 6, 5, 0, 10, 6, 5, 40, 6, 0,
+            0, 99,
+        ],
+    );
     let mut all = Vec::new();
     for name in 0..64 {
         all.extend([0, name, 0, 0, 5, 0, 0, 70, 7, 0, 0, 50, 2, name, 0, 0, 5, 0, 1, 200, 8, 0, 1, 90]);
@@ -88,6 +121,13 @@ fn steps() {
             .chain((0..24).flat_map(|name| [2, name, 0, 0]))
             .collect::<Vec<_>>(),
     );
+    // Many sends of one class, so that the sender stalls; each second message is sought before it is received.
+    let classes = (0..64u8).filter(|name| name & 7 == 0);
+    let sent = classes.clone().flat_map(|name| [0, name, 0, 0]);
+    let told = [5, 0, 0, 255, 7, 0, 0, 255];
+    let sought = classes.clone().rev().flat_map(|name| [10, name, 0, 0]).chain([5, 0, 1, 255, 7, 0, 1, 255]);
+    let received = classes.rev().step_by(2).flat_map(|name| [2, name, 0, 0]);
+    seed("pair", "sought", &sent.chain(told).chain(sought).chain(told).chain(received).collect::<Vec<_>>());
     seed("pair", "withdrawn", &[2, 0, 0, 0, 5, 0, 1, 200, 4, 0, 1, 0, 0, 0, 0, 0, 7, 0, 1, 255, 5, 0, 0, 50]);
     seed("pair", "odd", &[2, 8, 255, 0, 0, 8, 0, 0, 0, 16, 0, 0, 2, 16, 255, 0]);
 }

@@ -85,6 +85,13 @@ impl Desk {
         }
     }
 
+    /// Asks for a message that is not received yet, as a receive from any source does.
+    pub(crate) fn seek(&mut self, message: &Message) {
+        if !self.live.values().any(|live| !live.is_send && live.id == message.id) {
+            self.link.seek(&message.id);
+        }
+    }
+
     /// What has ended since.
     pub(crate) fn ended(&mut self) -> Vec<(Live, End)> {
         let events = std::mem::take(&mut self.events);

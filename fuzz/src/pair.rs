@@ -61,6 +61,14 @@ impl Pair {
         self.note(at);
     }
 
+    /// Who is to receive the message asks for it before.
+    fn seek(&mut self, name: u8) {
+        let course = self.courses.entry(name).or_default();
+        if !course.posted[0] {
+            self.desks[1 - usize::from(name & 1)].seek(&message(name));
+        }
+    }
+
     fn note(&mut self, at: usize) {
         for (live, end) in self.desks[at].ended() {
             let course = self.courses.get_mut(&live.name).expect("what ends was posted");
@@ -121,7 +129,7 @@ pub fn run(bytes: &[u8]) {
         Pair { desks: [Desk::new(1), Desk::new(0)], pipes: Default::default(), courses: BTreeMap::new() };
     for &[what, name, variant, amount] in bytes.as_chunks().0 {
         let (name, amount) = (name % MESSAGES, usize::from(amount));
-        match what % 10 {
+        match what % 11 {
             0 | 1 => pair.post(name, true, false),
             2 | 3 => pair.post(name, false, variant > 240),
             4 => {
@@ -131,6 +139,7 @@ pub fn run(bytes: &[u8]) {
                 }
             }
             5 | 6 => pair.out(usize::from(variant & 1), amount),
+            10 => pair.seek(name),
             _ => pair.over(usize::from(variant & 1), amount),
         }
     }

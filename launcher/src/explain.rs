@@ -25,7 +25,7 @@ model predicts, to compare algorithms; `windlass bench` measures.";
 /// The flags of `windlass explain`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct ExplainArguments {
-    #[arg(value_name = "COLLECTIVE", value_parser = sized, help = names(|_| true))]
+    #[arg(value_name = "COLLECTIVE", value_parser = sized, help = names(|c| !c.is_uneven()))]
     collective: Collective,
     /// How many ranks, all on one host.
     #[arg(short = 'n', long = "ranks", value_name = "N", default_value_t = 2,

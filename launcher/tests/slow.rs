@@ -84,8 +84,10 @@ fn a_planted_fault_shows_at_every_size() {
             }
         }
     }
-    // Over shared memory also what only moves is moved by Combines.
-    for collective in ["all_gather", "broadcast", "gather", "scatter", "all_to_all"] {
+    // Over shared memory also what only moves is moved by Combines; uneven blocks are checked as they lie.
+    let even = ["all_gather", "broadcast", "gather", "scatter", "all_to_all"];
+    let uneven = ["all_gather_v", "reduce_scatter_v", "gather_v", "scatter_v", "all_to_all_v"];
+    for collective in even.into_iter().chain(uneven) {
         for memory in ["registered", "heap"] {
             shows(&faulty, collective, memory, variants[0]);
         }

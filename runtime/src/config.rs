@@ -128,6 +128,19 @@ fn seconds(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(value).map_err(|_| "must be a number of seconds, not negative".to_owned())
 }
 
+/// A setting in seconds, called as its field is.
+macro_rules! time {
+    ($field:ident, $variable:literal, shared: $shared:literal) => {
+        Setting {
+            key: stringify!($field),
+            variable: $variable,
+            shared: $shared,
+            apply: |c, v| seconds(v).map(|time| c.$field = time),
+            show: |c| c.$field.as_secs_f64().to_string(),
+        }
+    };
+}
+
 /// The one table of settings.
 const SETTINGS: &[Setting] = &[
     Setting {
@@ -175,34 +188,10 @@ const SETTINGS: &[Setting] = &[
         },
         show: |c| c.reproducible.to_string(),
     },
-    Setting {
-        key: "timeout",
-        variable: "WINDLASS_TIMEOUT",
-        shared: false,
-        apply: |c, v| seconds(v).map(|d| c.timeout = d),
-        show: |c| c.timeout.as_secs_f64().to_string(),
-    },
-    Setting {
-        key: "join_timeout",
-        variable: "WINDLASS_JOIN_TIMEOUT",
-        shared: false,
-        apply: |c, v| seconds(v).map(|d| c.join_timeout = d),
-        show: |c| c.join_timeout.as_secs_f64().to_string(),
-    },
-    Setting {
-        key: "reconnect",
-        variable: "WINDLASS_RECONNECT",
-        shared: true,
-        apply: |c, v| seconds(v).map(|d| c.reconnect = d),
-        show: |c| c.reconnect.as_secs_f64().to_string(),
-    },
-    Setting {
-        key: "report_after",
-        variable: "WINDLASS_REPORT_AFTER",
-        shared: false,
-        apply: |c, v| seconds(v).map(|d| c.report_after = d),
-        show: |c| c.report_after.as_secs_f64().to_string(),
-    },
+    time!(timeout, "WINDLASS_TIMEOUT", shared: false),
+    time!(join_timeout, "WINDLASS_JOIN_TIMEOUT", shared: false),
+    time!(reconnect, "WINDLASS_RECONNECT", shared: true),
+    time!(report_after, "WINDLASS_REPORT_AFTER", shared: false),
     Setting {
         key: "rdma_devices",
         variable: "WINDLASS_RDMA_DEVICES",

@@ -7,7 +7,7 @@ use std::fmt;
 use std::ops::{Deref, DerefMut, Index, IndexMut};
 
 use windlass_collectives::{Collective, Extent, Fingerprint};
-use windlass_kernels::Element;
+use windlass_kernels::{DataType, Element};
 
 use crate::error::{Error, Failed, Problem};
 use crate::memory::{Memory, MemoryMut, Span, collide};
@@ -23,6 +23,26 @@ pub struct Piece {
     pub address: *mut u8,
     /// How many.
     pub count: usize,
+}
+
+impl Piece {
+    /// Buffers in the order of [`List::by_rank`], for a [`RawRequest`]: of each as many parts as there are ranks, first those of rank 0.
+    ///
+    /// # Errors
+    /// `NotDivisible` when one of them cannot be cut so.
+    pub fn by_rank(members: &[Self], data_type: DataType, ranks: u32) -> Result<Vec<Self>, Problem> {
+        let parts = ranks.max(1) as usize;
+        if let Some(wrong) = members.iter().find(|member| !member.count.is_multiple_of(parts)) {
+            return Err(Problem::NotDivisible { length: wrong.count as u64, by: parts as u64 });
+        }
+        let part_of = |part: usize, member: &Self| {
+            let count = member.count / parts;
+            // What overflows is refused with the request.
+            let offset = (part * count).wrapping_mul(data_type.size_bytes());
+            Self { address: member.address.wrapping_add(offset), count }
+        };
+        Ok((0..parts).flat_map(|part| members.iter().map(move |member| part_of(part, member))).collect())
+    }
 }
 
 /// Many buffers as one vector: what [`Vec<T>`] or [`Buffer<T>`](crate::Buffer) are to a call, a list of them is as well. One operation over a hundred

@@ -14,6 +14,7 @@ use serde::Serialize;
 use windlass::{Call, Collective, DataType, ReduceOp};
 
 use crate::stats::{Label, by_label};
+use crate::uneven::even;
 pub use session::{Block, MOST_ITERATIONS, Session};
 
 /// Somebody else's runtime.
@@ -278,7 +279,7 @@ pub fn summarize(peer: Peer, version: &str, ranks: usize, call: &Call, block: &B
         version: version.to_owned(),
         collective: call.collective.name(),
         ranks,
-        bytes: call.size_bytes(ranks as u32) as usize,
+        bytes: even(call).size_bytes(ranks as u32) as usize,
         iterations: summary.count,
         min_us: summary.min_ns / 1e3,
         median_us: summary.median_ns / 1e3,

@@ -19,6 +19,7 @@ use super::install::{last_lines, system};
 use super::{Budget, Launch, Peer, PeerError, Prepared};
 use crate::limits::{MAX_RANKS, cpus};
 use crate::stats::{Label, Sample};
+use crate::uneven::even;
 
 /// The most operations one command can hold.
 pub const MOST_ITERATIONS: usize = 8192;
@@ -195,7 +196,7 @@ impl Session {
         self.check(call)?;
         let Call { collective, count, root, .. } = *call;
         let align = u8::from(matches!(self.peer, Peer::OpenMpi | Peer::Mpich));
-        let bytes = call.size_bytes(self.ranks as u32);
+        let bytes = even(call).size_bytes(self.ranks as u32);
         let doing = format!("doing {iterations} {collective} of {bytes} bytes");
         let command = format!("run {collective} {count} {root} {iterations} {warmup} {align}\n");
         let written = self.commands.as_mut().map(|pipe| pipe.write_all(command.as_bytes()).and(pipe.flush()));
@@ -217,7 +218,7 @@ impl Session {
         }
         // MPI counts in int, and also the bytes of a vector of blocks are to be fewer.
         let least = if call.collective == Collective::Barrier { 0 } else { size_of::<f32>() };
-        check("bytes", call.size_bytes(self.ranks as u32) as usize, least, i32::MAX as usize)?;
+        check("bytes", even(call).size_bytes(self.ranks as u32) as usize, least, i32::MAX as usize)?;
         check("the root", call.root as usize, 0, self.ranks - 1)
     }
 

@@ -174,6 +174,32 @@ typedef windlass_op *windlass_op_t;
 // One of `windlass_collective`, for `windlass_post`.
 typedef int32_t windlass_collective_t;
 
+// One buffer of a list.
+typedef struct {
+    // Its first element; of an empty one, anything.
+    void *data;
+    // Its elements.
+    size_t count;
+} windlass_member_t;
+
+// Many buffers as one vector, one after the other: a hundred gradients as one operation. Peers reach each
+// where it lies, so nothing is packed. The list is read during the call only; its buffers are the operation's
+// until that ends. Buffers that are written may not overlap.
+//
+// `count`, or the lists of counts, are of the whole vector, as of one buffer. Where that has a block for each
+// rank, a member may be a block: `WINDLASS_ALL_GATHER` into as many buffers as there are ranks. Or, with
+// `by_rank`, each member has a block of every rank: `WINDLASS_ALL_GATHER` of many shards, each into a whole of
+// its own.
+typedef struct {
+    // The buffers, all of the request's data type.
+    const windlass_member_t *members;
+    // How many.
+    size_t count;
+    // Not 0: each member is cut into as many equal parts as there are ranks, and the vector is all members'
+    // parts of rank 0, then those of rank 1, and so on.
+    int by_rank;
+} windlass_list_t;
+
 // A call as C gives it: what a collective has no use for is not looked at.
 typedef struct {
     // sizeof(windlass_request_t): says which fields the program knows of.
@@ -202,6 +228,10 @@ typedef struct {
     double scalar;
     // Where a recv says who has sent; NULL: nowhere.
     int *source;
+    // In the place of `input`: many buffers as one vector. NULL: `input`.
+    const windlass_list_t *input_list;
+    // In the place of `output`, or of a broadcast's buffer. The same members as `input_list`: in place.
+    const windlass_list_t *output_list;
 } windlass_request_t;
 
 #ifdef __cplusplus

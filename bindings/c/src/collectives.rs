@@ -8,6 +8,7 @@ use windlass::{Collective, Communicator, DataType, Extent, RawRequest, ReduceOp}
 
 use crate::communicator::{find, windlass_comm_t};
 use crate::error::{Failure, guard, windlass_result_t};
+use crate::list::{Lists, windlass_list_t};
 use crate::operation::{start, windlass_op_t};
 use crate::operator::operator;
 
@@ -186,6 +187,10 @@ pub struct windlass_request_t {
     pub scalar: f64,
     /// Where a recv says who has sent; NULL: nowhere.
     pub source: *mut c_int,
+    /// In the place of `input`: many buffers as one vector. NULL: `input`.
+    pub input_list: *const windlass_list_t,
+    /// In the place of `output`, or of a broadcast's buffer. The same members as `input_list`: in place.
+    pub output_list: *const windlass_list_t,
 }
 
 /// Runs a request to its end: the collectives as data, for bindings and tables.
@@ -222,8 +227,11 @@ unsafe fn perform(
     request: &windlass_request_t,
 ) -> Result<(), Failure> {
     let communicator = find(function, comm)?;
+    let mut lists = Lists::default();
+    // SAFETY: the lists are valid, as the caller promises.
+    let request = unsafe { request.with_lists(function, &communicator, &mut lists) }?;
     // SAFETY: the memory is valid during the call, as the caller promises.
-    Ok(unsafe { communicator.blocking().perform(&request.checked(function, &communicator)?) }?)
+    Ok(unsafe { communicator.blocking().perform(&request) }?)
 }
 
 impl windlass_request_t {
@@ -243,6 +251,8 @@ impl windlass_request_t {
             output_counts: std::ptr::null(),
             scalar: 1.0,
             source: std::ptr::null_mut(),
+            input_list: std::ptr::null(),
+            output_list: std::ptr::null(),
         }
     }
 
@@ -262,7 +272,7 @@ impl windlass_request_t {
         Ok(unsafe { *all })
     }
 
-    /// The call for the runtime, which checks what it means.
+    /// The call for the runtime, which checks what it means; without its lists.
     #[inline]
     pub(crate) fn checked(
         &self,

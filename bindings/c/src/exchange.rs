@@ -2,7 +2,7 @@
 
 use std::ffi::{c_int, c_void};
 
-use windlass::{Collective, Communicator, RawRequest};
+use windlass::{Collective, Communicator, Error, Problem, RawRequest};
 
 use crate::collectives::{windlass_data_type_t, windlass_request_t};
 use crate::communicator::{find, windlass_comm_t};
@@ -107,7 +107,14 @@ fn checked(
     communicator: &Communicator,
     requests: &[windlass_request_t],
 ) -> Result<Vec<RawRequest>, Failure> {
-    requests.iter().map(|request| request.checked(function, communicator)).collect()
+    let checked = |request: &windlass_request_t| {
+        if request.is_listed() {
+            let (operation, argument, problem) = (function, "the buffer", Problem::Listed);
+            return Err(Error::InvalidArgument { operation, argument, problem }.into());
+        }
+        request.checked(function, communicator)
+    };
+    requests.iter().map(checked).collect()
 }
 
 /// # Safety

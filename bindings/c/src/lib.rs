@@ -7,6 +7,7 @@
 //! | [`communicator`] | joining a job, and its communicators |
 //! | [`collectives`] | one row for each collective, from which its two functions are made |
 //! | [`exchange`] | several messages as one call |
+//! | [`list`] | many buffers as one vector |
 //! | [`operator`] | operators that a program brings along |
 //! | [`operation`] | what has been started and has not been waited for |
 //! | [`memory`] | registered memory |
@@ -26,6 +27,7 @@ pub mod collectives;
 pub mod communicator;
 pub mod error;
 pub mod exchange;
+pub mod list;
 pub mod memory;
 pub mod operation;
 pub mod operator;
@@ -36,6 +38,7 @@ pub use collectives::*;
 pub use communicator::*;
 pub use error::*;
 pub use exchange::*;
+pub use list::*;
 pub use memory::*;
 pub use operation::*;
 pub use operator::*;

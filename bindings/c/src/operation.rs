@@ -10,6 +10,7 @@ use windlass::{Error, Operation};
 use crate::collectives::windlass_request_t;
 use crate::communicator::{find, windlass_comm_t};
 use crate::error::{Failure, guard, required, windlass_result_t};
+use crate::list::Lists;
 use crate::memory::Held;
 use crate::table::{PLACES, Table};
 
@@ -83,8 +84,10 @@ pub(crate) unsafe fn start(
     let operation = unsafe { required(operation, function, "operation") }?;
     *operation = std::ptr::null_mut();
     let communicator = find(function, comm)?;
-    let request = request?.checked(function, &communicator)?;
-    let held = Held::at([request.input, request.output]);
+    let mut lists = Lists::default();
+    // SAFETY: the lists are valid during the call, by the crate's contract.
+    let request = unsafe { request?.with_lists(function, &communicator, &mut lists) }?;
+    let held = lists.hold(&request);
     // SAFETY: the memory is valid until the operation has ended, by the crate's contract, and C hears of the end from the operation alone.
     give_out(function, operation, || unsafe { communicator.post(&request, held) })
 }

@@ -13,7 +13,7 @@ use windlass::{Collective, DataType, ReduceOp};
 use windlass_c::DECLARATIONS;
 
 /// In the order in which a reader wants the functions. Not lib.rs: cbindgen would follow it to its modules, and find them twice.
-const SOURCES: [&str; 9] = [
+const SOURCES: [&str; 10] = [
     "version",
     "error",
     "communicator",
@@ -22,6 +22,7 @@ const SOURCES: [&str; 9] = [
     GENERATED,
     "exchange",
     "operation",
+    "list",
     "collectives",
 ];
 const GENERATED: &str = "";

@@ -243,8 +243,10 @@ fn what_must_not_be_done_is_refused() {
         return;
     }
     let installed = Installed::new();
-    let program = installed.build(&here("tests/c/torture.c"), &SANITIZED);
-    assert_eq!(runs(&program, 2).matches("everything was refused").count(), 2);
+    for (source, said) in [("torture", "everything was refused"), ("lists", "every list was refused")] {
+        let program = installed.build(&here(&format!("tests/c/{source}.c")), &SANITIZED);
+        assert_eq!(runs(&program, 2).matches(said).count(), 2);
+    }
 }
 
 /// The program in the README, as it stands there, also linked to the static library.

@@ -97,7 +97,7 @@ impl<'c, 'py> Call<'c, 'py> {
         let mut request = RawRequest::new(self.collective, side.data_type(), side.count());
         (request.input, request.output) = (side.address(), side.address());
         let mut resolved = Resolved::from(request);
-        if let Some(pieces) = side.pieces() {
+        if let Some(pieces) = self.pieces(&side)? {
             resolved.request.input_pieces = &raw const pieces[..];
             resolved.request.output_pieces = resolved.request.input_pieces;
             resolved.pieces.push(pieces);
@@ -144,13 +144,20 @@ impl<'c, 'py> Call<'c, 'py> {
         request.output = output.as_ref().map_or(std::ptr::null_mut(), Side::address);
         let mut pieces = Vec::new();
         for (side, to) in [(&input, &mut request.input_pieces), (&output, &mut request.output_pieces)] {
-            if let Some(list) = side.as_ref().and_then(Side::pieces) {
+            if let Some(side) = side
+                && let Some(list) = self.pieces(side)?
+            {
                 *to = &raw const list[..];
                 pieces.push(list);
             }
         }
         input.into_iter().chain(output).for_each(|side| side.hand_to(held));
         Ok(Resolved { request, lengths, pieces })
+    }
+
+    fn pieces(&self, side: &Side) -> PyResult<Option<Vec<Piece>>> {
+        let pieces = side.pieces(self.communicator.runtime().size()).transpose();
+        pieces.map_err(|problem| self.wrong("an array of the list", problem))
     }
 
     fn data_type(&self, input: Option<&Side>, output: Option<&Side>) -> PyResult<DataType> {

@@ -34,6 +34,8 @@ mod _native {
     #[pymodule_export]
     use crate::exit::at_exit;
     #[pymodule_export]
+    use crate::list::ByRank;
+    #[pymodule_export]
     use crate::operation::{Bell, Operation};
     #[pymodule_export]
     use crate::operator::Operator;

@@ -26,6 +26,8 @@ Columns: those of nccl-tests (busbw by its factors; 1 for scan and exscan, of wh
 the 99th percentile. Times are per operation, the slowest rank's, the median: from a common start until the last rank has what
 it gets, so that a root or a leaf that runs ahead hides nothing. Every element of every iteration is checked outside the timed region;
 inputs change from iteration to iteration and 4 buffers rotate (fewer where they would exceed 256 MiB in all).
+Where blocks differ (all_gather_v and its like), block r of p is r + 1 parts of 1 + 2 + ... + p, and all together are the size; of
+all_to_all_v the block from rank r to rank q is number (r + q) mod p.
 
 Windlass and what it is compared with take turns in blocks of at most 10 ms (at least one operation). A probe before
 and after each block tells whether the ranks' cores are near or far; medians are of, and ratios within, the label that
@@ -136,9 +138,9 @@ pub(crate) fn names(of: impl Fn(Collective) -> bool) -> String {
     names.collect::<Vec<_>>().join(", ")
 }
 
-/// A size says nothing of lengths that differ, and a receive is measured with its send.
+/// A receive is measured with its send.
 fn is_benchable(collective: Collective) -> bool {
-    collective != Collective::Recv && !collective.is_uneven()
+    collective != Collective::Recv
 }
 
 fn benchable() -> String {

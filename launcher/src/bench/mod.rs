@@ -7,6 +7,7 @@
 
 mod arguments;
 mod block;
+mod limit;
 mod moves;
 mod overlap;
 mod pattern;

@@ -12,8 +12,10 @@ use windlass::accelerator::simulated::{Options, SimulatedAccelerator};
 use windlass::{Call, Collective, Communicator, DataType, Device, ReduceOp, TransportChoice};
 use windlass_benches::limits::{cpus, pin};
 use windlass_benches::stats::{Label, Sample, Summary, by_label};
+use windlass_benches::uneven::even;
 
 use super::block::{Arrival, Block, Stopwatch};
+use super::limit::Limits;
 use super::moves;
 use super::overlap;
 use super::pattern::Patterns;
@@ -21,7 +23,7 @@ use super::peers::{self, Rival};
 use super::progress::Progress;
 use super::report::{self, Comparison, Row};
 use super::shared::{MOST_ITERATIONS, Shared};
-use super::subject::{Limits, Place, Windlass, Work};
+use super::subject::{Place, Windlass, Work};
 use super::{MemoryKind, Pattern, Plan, RankError};
 
 /// How long a block may take. The cores seldom move within it.
@@ -298,7 +300,8 @@ impl Bench<'_> {
         let times: Vec<_> = self.rivals.iter().map(|rival| (rival.name(), rival.median_us(label))).collect();
         let peers: BTreeMap<_, _> =
             times.iter().map(|(name, time)| ((*name).to_owned(), time.map(|time| time.us))).collect();
-        let bytes = Call { count: count as u64, ..self.call(0) }.size_bytes(self.plan.ranks as u32);
+        let call = Call { count: count as u64, ..self.call(0) };
+        let bytes = even(&call).size_bytes(self.plan.ranks as u32);
         let algbw_gbps = if summary.median_ns > 0.0 { bytes as f64 / summary.median_ns } else { 0.0 };
         let row = Row {
             collective: self.collective.to_string(),

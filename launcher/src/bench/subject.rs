@@ -1,6 +1,5 @@
-//! What is timed: windlass, and the limits.
+//! What is timed: windlass.
 
-use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::rc::Rc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -9,12 +8,12 @@ use windlass::{
     Buffer, Collective, Communicator, DataType, Device, DeviceBuffer, Extent, Memory, Piece, RawRequest,
     ReduceOp,
 };
-use windlass_benches::limits::{Direct, Heap, Limit, Tcp};
+use windlass_benches::uneven::{block, lengths};
 
+use super::RankError;
 use super::block::Subject;
 use super::pattern::{Patterns, Values, block_start};
 use super::shared::Shared;
-use super::{LimitKind, RankError};
 
 /// Where a rank's buffers lie.
 #[derive(Clone, Debug)]
@@ -129,24 +128,24 @@ impl Bytes {
     }
 }
 
-/// Cuts what lies in pieces where its blocks of so many bytes end: of each run the block, and the bytes of that before it.
+/// Cuts what lies in pieces where its blocks, of so many elements each, end: of each run the block, and the bytes of that before it.
 fn runs<'a, T: 'a>(
     pieces: impl Iterator<Item = T> + 'a,
-    block: usize,
+    (blocks, size): (&'a [usize], usize),
     length: impl Fn(&T) -> usize + 'a,
     split: impl Fn(T, usize) -> (T, T) + 'a,
 ) -> impl Iterator<Item = (usize, usize, T)> + 'a {
-    let mut at = 0;
+    let (mut block, mut at) = (0, 0);
     pieces.flat_map(move |mut piece| {
         let mut runs = Vec::new();
         while length(&piece) > 0 {
-            let (run, rest) = {
-                let within = block - at % block;
-                let take = within.min(length(&piece));
-                split(piece, take)
-            };
-            runs.push((at / block, at % block, run));
-            at += length(&runs[runs.len() - 1].2);
+            while at == blocks[block] * size {
+                (block, at) = (block + 1, 0);
+            }
+            let take = (blocks[block] * size - at).min(length(&piece));
+            let (run, rest) = split(piece, take);
+            runs.push((block, at, run));
+            at += take;
             piece = rest;
         }
         runs
@@ -159,6 +158,8 @@ struct Lane {
     memory: Bytes,
     /// Where input and output are not the same.
     result: Option<Bytes>,
+    /// The elements of each block of both.
+    blocks: [Vec<usize>; 2],
     /// The members of both, where they are lists.
     pieces: [Vec<Piece>; 2],
     request: RawRequest,
@@ -209,10 +210,20 @@ impl Work {
         (values, self.operand(rank, rank).1)
     }
 
-    /// A rank's bytes of an extent. The sizes that can be asked for are far from what cannot be counted.
-    fn bytes(&self, extent: Extent, count: usize, shared: Shared) -> usize {
-        let elements = extent.elements(count, shared.ranks, shared.rank == self.root);
-        elements.unwrap_or(usize::MAX).saturating_mul(self.data_type.size_bytes())
+    /// The elements of each block of a rank's extent. The sizes that can be asked for are far from what cannot be counted.
+    fn blocks(&self, extent: Extent, count: usize, shared: Shared) -> Vec<usize> {
+        let lengths = match self.collective.is_uneven() {
+            true => lengths(count, shared.ranks),
+            false => vec![count; shared.ranks],
+        };
+        let block = |from| block(self.collective, &lengths, from, shared.rank);
+        match extent {
+            Extent::WholeAtRoot | Extent::BlocksAtRoot if shared.rank != self.root => Vec::new(),
+            Extent::Nothing => Vec::new(),
+            Extent::Whole | Extent::WholeAtRoot => vec![count],
+            Extent::Block => vec![block(shared.rank)],
+            Extent::Blocks | Extent::BlocksAtRoot => (0..shared.ranks).map(block).collect(),
+        }
     }
 }
 
@@ -274,15 +285,14 @@ impl Windlass {
             Collective::Send if shared.rank > 1 => return 0,
             _ => {}
         }
-        let (result, is_operand) = lane.told();
+        let (result, blocks, is_operand) = lane.told();
         let size = work.data_type.size_bytes();
-        let block = (lane.request.count * size).max(1);
         let wrong = |(at, within, bytes): (usize, usize, &[u8])| {
             let (values, start) =
                 if is_operand { work.operand(shared.rank, at) } else { work.expected(shared.rank, at) };
             work.patterns.wrong(bytes, values, iteration, start + within / size)
         };
-        runs(result.get().into_iter(), block, |run| run.len(), <[u8]>::split_at).map(wrong).sum()
+        runs(result.get().into_iter(), (blocks, size), |run| run.len(), <[u8]>::split_at).map(wrong).sum()
     }
 
     /// Whether barriers hold back: in turn every rank comes late by more than any exchange takes.
@@ -312,15 +322,16 @@ impl Lane {
         let (operand, result) = (work.collective.input(), work.collective.output());
         let in_place =
             operand == result && work.collective.may_be_in_place() && !work.collective.is_point_to_point();
-        let bytes = |extent| {
-            let length = work.bytes(extent, count, shared);
+        let blocks = [operand, result].map(|extent| work.blocks(extent, count, shared));
+        let bytes = |blocks: &Vec<usize>| {
+            let length = blocks.iter().sum::<usize>() * work.data_type.size_bytes();
             if work.tensors > 1 {
                 return Bytes::list(communicator, work, length);
             }
             Bytes::new(communicator, &work.place, length)
         };
-        let memory = bytes(operand)?;
-        let result = if in_place { None } else { Some(bytes(result)?) };
+        let memory = bytes(&blocks[0])?;
+        let result = if in_place { None } else { Some(bytes(&blocks[1])?) };
         let mut request = RawRequest::new(work.collective, work.data_type, count);
         request.op = work.op;
         request.scalar = Patterns::scalar(shared.rank);
@@ -328,15 +339,19 @@ impl Lane {
         if work.collective.is_point_to_point() {
             request.root = 1 - (shared.rank as u32).min(1);
         }
-        Ok(Self { memory, result, pieces: [Vec::new(), Vec::new()], request })
+        if work.collective.is_uneven() {
+            request.count = work.blocks(Extent::Block, count, shared)[0];
+            (request.input_lengths, request.output_lengths) = (&raw const *blocks[0], &raw const *blocks[1]);
+        }
+        Ok(Self { memory, result, blocks, pieces: [Vec::new(), Vec::new()], request })
     }
 
-    /// What to look at after the operation, and whether it is the operand: where there is no result, that must be as it was.
-    fn told(&self) -> (&Bytes, bool) {
+    /// What to look at after the operation, its blocks, and whether it is the operand: where there is no result, that must be as it was.
+    fn told(&self) -> (&Bytes, &[usize], bool) {
         match &self.result {
-            Some(result) if result.length() == 0 => (&self.memory, true),
-            Some(result) => (result, false),
-            None => (&self.memory, false),
+            Some(result) if result.length() == 0 => (&self.memory, &self.blocks[0], true),
+            Some(result) => (result, &self.blocks[1], false),
+            None => (&self.memory, &self.blocks[0], false),
         }
     }
 
@@ -350,9 +365,8 @@ impl Lane {
 
     fn fill(&mut self, shared: Shared, work: &Work, iteration: usize) -> Result<(), RankError> {
         let size = work.data_type.size_bytes();
-        let block = (self.request.count * size).max(1);
-        let memory = self.memory.get_mut().into_iter();
-        for (at, within, bytes) in runs(memory, block, |run| run.len(), <[u8]>::split_at_mut) {
+        let (memory, blocks) = (self.memory.get_mut().into_iter(), (&self.blocks[0][..], size));
+        for (at, within, bytes) in runs(memory, blocks, |run| run.len(), <[u8]>::split_at_mut) {
             let (values, start) = work.operand(shared.rank, at);
             work.patterns.fill(bytes, values, iteration, start + within / size);
         }
@@ -438,146 +452,5 @@ impl Subject for Windlass {
         // Where there is a root some wait for it alone or it alone waits; of a prefix rank 0 waits for nobody.
         let collective = self.work.collective;
         !collective.rooted() && !matches!(collective, Collective::Scan | Collective::ExScan)
-    }
-}
-
-/// The limits that a bench compares with, made once: they count their operations.
-#[derive(Debug)]
-pub(super) struct Limits {
-    shared: Shared,
-    direct: Direct,
-    heap: Heap,
-    tcp: Option<Tcp>,
-}
-
-/// One limit at one size.
-#[derive(Debug)]
-pub(super) struct LimitOf<'l> {
-    limits: &'l mut Limits,
-    kind: LimitKind,
-    counts: Vec<usize>,
-    patterns: Rc<Patterns>,
-    private: Vec<Vec<f32>>,
-    /// Whether each run does two operations, on this buffer and the next: as windlass does with two communicators.
-    paired: bool,
-}
-
-impl Limits {
-    pub(super) fn new(shared: Shared, kinds: &[LimitKind]) -> Result<Self, RankError> {
-        let tcp = kinds.contains(&LimitKind::Tcp) && shared.ranks == 2;
-        let tcp = if tcp { Some(Limit::tcp(connect(&shared)?)?) } else { None };
-        let (direct, heap) =
-            (Limit::direct(shared.arena, shared.rank), Limit::heap(shared.arena, shared.rank));
-        Ok(Self { shared, direct, heap, tcp })
-    }
-
-    pub(super) fn of(
-        &mut self,
-        kind: LimitKind,
-        counts: &[usize],
-        patterns: &Rc<Patterns>,
-        paired: bool,
-    ) -> LimitOf<'_> {
-        let private = match kind {
-            LimitKind::Direct => Vec::new(),
-            _ => counts.iter().map(|&count| vec![0.0; count]).collect(),
-        };
-        LimitOf {
-            limits: self,
-            kind,
-            counts: counts.to_vec(),
-            patterns: Rc::clone(patterns),
-            private,
-            paired,
-        }
-    }
-}
-
-/// A connection between ranks 0 and 1.
-fn connect(shared: &Shared) -> Result<TcpStream, RankError> {
-    let await_port = |of: usize| loop {
-        if let Ok(port @ 1..) = u16::try_from(shared.port(of).load(Ordering::Acquire)) {
-            return port;
-        }
-        std::thread::yield_now();
-    };
-    if shared.rank == 0 {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
-        shared.port(0).store(listener.local_addr()?.port().into(), Ordering::Release);
-        let expected = await_port(1);
-        loop {
-            // Somebody else on this machine may connect to the port first.
-            let (stream, from) = listener.accept()?;
-            if from.port() == expected {
-                return Ok(stream);
-            }
-        }
-    }
-    let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, await_port(0)))?;
-    shared.port(1).store(stream.local_addr()?.port().into(), Ordering::Release);
-    Ok(stream)
-}
-
-impl LimitOf<'_> {
-    /// The buffers of one run.
-    fn indices(&self, index: usize) -> impl Iterator<Item = usize> + use<> {
-        let next = (index + 1) % self.counts.len();
-        [index, next].into_iter().take(1 + usize::from(self.paired))
-    }
-
-    fn bytes(&self, index: usize) -> &[u8] {
-        let length = self.counts[index] * size_of::<f32>();
-        let address: *const u8 = match self.private.get(index) {
-            Some(values) => values.as_ptr().cast(),
-            None => self.limits.shared.arena.buffer(self.limits.shared.rank, index).cast(),
-        };
-        // SAFETY: the buffer is this rank's and so long; the operation on it has ended on all ranks that write it.
-        unsafe { std::slice::from_raw_parts(address, length) }
-    }
-
-    fn bytes_mut(&mut self, index: usize) -> &mut [u8] {
-        let length = self.counts[index] * size_of::<f32>();
-        let address: *mut u8 = match self.private.get_mut(index) {
-            Some(values) => values.as_mut_ptr().cast(),
-            None => self.limits.shared.arena.buffer(self.limits.shared.rank, index).cast(),
-        };
-        // SAFETY: as above; no operation is under way, and every pattern of bits is a float.
-        unsafe { std::slice::from_raw_parts_mut(address, length) }
-    }
-}
-
-impl Subject for LimitOf<'_> {
-    fn fill(&mut self, iteration: usize, index: usize) -> Result<(), RankError> {
-        let (own, patterns) = (Values::Of(self.limits.shared.rank), Rc::clone(&self.patterns));
-        for index in self.indices(index) {
-            patterns.fill(self.bytes_mut(index), own, iteration, 0);
-        }
-        Ok(())
-    }
-
-    #[inline]
-    fn run(&mut self, index: usize) -> Result<(), RankError> {
-        for index in self.indices(index) {
-            match (self.kind, &mut self.limits.tcp) {
-                (LimitKind::Direct, _) => self.limits.direct.run(index, self.counts[index]),
-                (LimitKind::Heap, _) => self.limits.heap.run(&mut self.private[index]),
-                (LimitKind::Tcp, Some(tcp)) => tcp.exchange(&self.private[index])?,
-                (LimitKind::Tcp, None) => {}
-            }
-        }
-        Ok(())
-    }
-
-    fn wrong(&mut self, iteration: usize, index: usize) -> Result<u64, RankError> {
-        // The exchange only moves bytes, and keeps what arrived to itself.
-        if self.kind == LimitKind::Tcp {
-            return Ok(0);
-        }
-        let wrong = |index| self.patterns.wrong(self.bytes(index), Values::Reduced, iteration, 0);
-        Ok(self.indices(index).map(wrong).sum())
-    }
-
-    fn operations(&self) -> f64 {
-        if self.paired { 2.0 } else { 1.0 }
     }
 }

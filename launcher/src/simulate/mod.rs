@@ -50,7 +50,7 @@ const ENOUGH_MESSAGES: u64 = 4_000_000;
 /// The flags of `windlass simulate`.
 #[derive(Debug, Clone, Args)]
 pub(crate) struct SimulateArguments {
-    #[arg(value_name = "COLLECTIVE", value_parser = sized, help = names(|c| !c.is_point_to_point()))]
+    #[arg(value_name = "COLLECTIVE", value_parser = sized, help = names(|c| !c.is_point_to_point() && !c.is_uneven()))]
     collective: Collective,
     /// How many ranks.
     #[arg(short = 'n', long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=65_536))]

@@ -7,9 +7,10 @@ use std::process::Command;
 pub(crate) fn example(name: &str) -> PathBuf {
     let folder = Path::new(env!("CARGO_BIN_EXE_windlass")).parent().unwrap();
     let path = folder.join("examples").join(name);
-    // One that was left from before a change would speak another protocol.
+    // One that was left from before a change would speak another protocol. Of the whole workspace: built for its package alone, what it depends on would
+    // have other features than in a run of all tests, and be built once more.
     let mut cargo = Command::new(env!("CARGO"));
-    cargo.args(["build", "--quiet", "--locked", "-p", "windlass-examples", "--example", name]);
+    cargo.args(["build", "--quiet", "--locked", "--workspace", "--example", name]);
     if folder.ends_with("release") {
         cargo.arg("--release");
     }

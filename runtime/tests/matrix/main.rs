@@ -1,4 +1,4 @@
-//! Every collective × type × operator × transport × kind of memory × 1…9 ranks, against a reference that shares nothing with what is tested.
+//! Every collective × type × operator, one of the program's own included, × transport × kind of memory × 1…9 ranks, against a reference that shares nothing with what is tested.
 //!
 //! Counts, roots, and whether a call is in place, change from case to case. The tests print how many cases there were.
 
@@ -6,6 +6,7 @@
 
 mod reference;
 
+use std::fmt;
 use std::sync::Arc;
 
 use reference::{Case, mix};
@@ -244,8 +245,25 @@ fn run(comm: &Communicator, device: Option<&Device>, kind: Kind, case: &Case, in
     );
 }
 
+/// An operator of this program's own for every type: one that tells in which order, and from which side, operands are folded.
+fn own_operators(comm: &Communicator) -> Vec<(DataType, ReduceOp)> {
+    let register = |&data_type: &DataType| {
+        let fold = move |acc: *mut u8, x: *const u8, count: usize| {
+            let bytes = count * data_type.size_bytes();
+            // SAFETY: the runtime gives two runs of so many elements, which nobody else touches meanwhile.
+            let (acc, x) =
+                unsafe { (std::slice::from_raw_parts_mut(acc, bytes), std::slice::from_raw_parts(x, bytes)) };
+            acc.iter_mut().zip(x).for_each(|(acc, x)| *acc = reference::own(data_type, *acc, *x));
+        };
+        // SAFETY: it touches no more than it is given.
+        let op = unsafe { comm.register_raw_op(&format!("own of {data_type}"), data_type, fold) };
+        (data_type, op.unwrap())
+    };
+    DataType::ALL.iter().map(register).collect()
+}
+
 /// What a collective is tried with: every type, and every operator that is defined on it.
-fn kinds_of_elements(collective: Collective) -> Vec<(DataType, ReduceOp)> {
+fn kinds_of_elements(collective: Collective, own: &[(DataType, ReduceOp)]) -> Vec<(DataType, ReduceOp)> {
     let types = DataType::ALL.iter().copied();
     if !collective.reduces() {
         return types.map(|data_type| (data_type, ReduceOp::Sum)).collect();
@@ -256,11 +274,31 @@ fn kinds_of_elements(collective: Collective) -> Vec<(DataType, ReduceOp)> {
         // A scaled sum is a sum of what was scaled before; an average is none of a scan's.
         .filter(|(data_type, op)| op.supports(*data_type) && *op != ReduceOp::ScaledSum)
         .filter(|(_, op)| !(scan && *op == ReduceOp::Avg))
+        .chain(own.iter().copied())
         .collect()
 }
 
+/// How many cases there were, and how many of them with an operator of the program's own.
+#[derive(Clone, Copy, Default)]
+struct Cases {
+    all: u64,
+    own: u64,
+}
+
+impl std::iter::Sum for Cases {
+    fn sum<I: Iterator<Item = Self>>(cases: I) -> Self {
+        cases.fold(Self::default(), |sum, more| Self { all: sum.all + more.all, own: sum.own + more.own })
+    }
+}
+
+impl fmt::Display for Cases {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} cases, {} of them with an operator of the program's own,", self.all, self.own)
+    }
+}
+
 /// All cases of a world of so many ranks; how many they were.
-fn world(transport: TransportChoice, algorithm: Option<Algorithm>, ranks: u32, kinds: &[Kind]) -> u64 {
+fn world(transport: TransportChoice, algorithm: Option<Algorithm>, ranks: u32, kinds: &[Kind]) -> Cases {
     let mut config = Config::default();
     (config.transport, config.algorithm) = (transport, algorithm);
     // Small chunks, so that modest counts have several.
@@ -272,14 +310,16 @@ fn world(transport: TransportChoice, algorithm: Option<Algorithm>, ranks: u32, k
         let on_device = kinds.contains(&Kind::Device) || kinds.contains(&Kind::DeviceList);
         let device =
             on_device.then(|| comm.attach(Arc::new(SimulatedAccelerator::new(Options::default()))).unwrap());
-        let mut cases = 0u64;
+        let own = own_operators(&comm);
+        let mut cases = Cases::default();
         for &collective in
             Collective::ALL.iter().filter(|c| !c.is_point_to_point() && **c != Collective::Barrier)
         {
-            for (data_type, op) in kinds_of_elements(collective) {
+            for (data_type, op) in kinds_of_elements(collective, &own) {
                 for &kind in kinds {
-                    cases += 1;
-                    let chance = mix(cases);
+                    cases.all += 1;
+                    cases.own += u64::from(matches!(op, ReduceOp::User(_)));
+                    let chance = mix(cases.all);
                     let case = Case {
                         collective,
                         data_type,
@@ -287,7 +327,7 @@ fn world(transport: TransportChoice, algorithm: Option<Algorithm>, ranks: u32, k
                         ranks,
                         root: (chance % u64::from(ranks)) as u32,
                         count: COUNTS[(chance >> 20) as usize % COUNTS.len()],
-                        salt: cases,
+                        salt: cases.all,
                     };
                     let in_place = chance >> 40 & 1 == 1 && collective.may_be_in_place();
                     run(&comm, device.as_ref(), kind, &case, in_place);
@@ -300,9 +340,9 @@ fn world(transport: TransportChoice, algorithm: Option<Algorithm>, ranks: u32, k
 }
 
 fn sweep(name: &str, transport: TransportChoice, kinds: &[Kind], ranks: std::ops::RangeInclusive<u32>) {
-    let cases: u64 = ranks.clone().map(|ranks| world(transport, None, ranks, kinds)).sum();
-    println!("matrix over {name}: {cases} cases on {ranks:?} ranks, all right");
-    assert!(cases > 1000);
+    let cases: Cases = ranks.clone().map(|ranks| world(transport, None, ranks, kinds)).sum();
+    println!("matrix over {name}: {cases} on {ranks:?} ranks, all right");
+    assert!(cases.all > 1000 && cases.own > 100);
 }
 
 const HOST: [Kind; 3] = [Kind::Registered, Kind::Heap, Kind::Mixed];
@@ -338,11 +378,10 @@ fn on_device_memory() {
 #[test]
 fn on_device_memory_by_messages() {
     sweep("tcp, on the device", TransportChoice::Tcp, &[Kind::Device], 1..=3);
-    let mut cases = 0;
-    for &algorithm in Algorithm::ALL.iter().filter(|algorithm| !algorithm.needs_mapped_peers()) {
-        cases += world(TransportChoice::Tcp, Some(algorithm), 3, &[Kind::Device]);
-    }
-    println!("matrix by every algorithm of messages, on the device: {cases} cases on 3 ranks, all right");
+    let by_messages = Algorithm::ALL.iter().filter(|algorithm| !algorithm.needs_mapped_peers());
+    let each = by_messages.map(|&algorithm| world(TransportChoice::Tcp, Some(algorithm), 3, &[Kind::Device]));
+    let cases: Cases = each.sum();
+    println!("matrix by every algorithm of messages, on the device: {cases} on 3 ranks, all right");
 }
 
 #[test]
@@ -354,12 +393,24 @@ fn of_lists() {
 
 #[test]
 fn by_every_algorithm() {
-    let mut cases = 0;
-    for &algorithm in Algorithm::ALL {
+    let each = Algorithm::ALL.iter().map(|&algorithm| {
         let transport =
             if algorithm.needs_mapped_peers() { TransportChoice::Shm } else { TransportChoice::Tcp };
         let kinds = [Kind::Registered, Kind::Heap, Kind::List];
-        cases += world(transport, Some(algorithm), 3, &kinds);
+        world(transport, Some(algorithm), 3, &kinds)
+    });
+    let cases: Cases = each.sum();
+    println!("matrix by every algorithm: {cases} on 3 ranks, all right");
+}
+
+/// What the matrix relies on: of any two or three operands that differ, another order or other brackets show.
+#[test]
+fn the_own_operator_tells_order_and_brackets() {
+    for &data_type in DataType::ALL {
+        let fold = |acc, x| reference::own(data_type, acc, x);
+        let (a, b, c) = if data_type == DataType::Bool { (1, 0, 1) } else { (1, 2, 3) };
+        assert_ne!(fold(a, b), fold(b, a), "{data_type}");
+        let brackets = (fold(fold(a, a), c), fold(a, fold(a, c)));
+        assert_ne!(brackets.0, brackets.1, "{data_type}");
     }
-    println!("matrix by every algorithm: {cases} cases on 3 ranks, all right");
 }

@@ -22,6 +22,15 @@ pub(crate) const fn mix(word: u64) -> u64 {
     word ^ word >> 31
 }
 
+/// What the program's own operator makes of a byte of the fold so far and one of the next operand: nothing that could be swapped or bracketed otherwise.
+pub(crate) const fn own(data_type: DataType, acc: u8, x: u8) -> u8 {
+    match data_type {
+        // Only these two bytes are truth values.
+        DataType::Bool => acc & (x ^ 1),
+        _ => acc.rotate_left(3).wrapping_add(x),
+    }
+}
+
 impl Case {
     /// The elements that a rank has for another where blocks differ: up to twice the count, and at times none.
     fn length(&self, from: u32, to: u32) -> usize {
@@ -150,6 +159,9 @@ impl Case {
 
     /// Appends the reduction of element `index` of the operands of these ranks.
     fn reduction(&self, ranks: std::ops::Range<u32>, index: usize, bytes: &mut Vec<u8>) {
+        if let ReduceOp::User(_) = self.op {
+            return self.own_reduction(ranks, index, bytes);
+        }
         let values: Vec<i64> = ranks.clone().map(|rank| self.value(rank, index)).collect();
         let all = values.iter().copied();
         let is = |truth: bool| i64::from(truth);
@@ -178,6 +190,20 @@ impl Case {
             other => panic!("the reference does not know {other}"),
         };
         self.encode(value, place, bytes);
+    }
+
+    /// The same by the program's own operator: a fold from the left, in rank order.
+    fn own_reduction(&self, mut ranks: std::ops::Range<u32>, index: usize, bytes: &mut Vec<u8>) {
+        let begin = bytes.len();
+        if let Some(first) = ranks.next() {
+            self.operand(first, index, bytes);
+        }
+        let mut next = Vec::new();
+        for rank in ranks {
+            next.clear();
+            self.operand(rank, index, &mut next);
+            bytes[begin..].iter_mut().zip(&next).for_each(|(acc, x)| *acc = own(self.data_type, *acc, *x));
+        }
     }
 
     /// A rank's result; `None` where what was there stays.

@@ -114,6 +114,19 @@ fn a_message_that_does_not_come_is_given_up() {
     }
 }
 
+/// What rank 0 does while rank 1 stays away.
+fn alone(transport: TransportChoice, work: impl Fn(&Communicator) + Sync) {
+    let over = Meeting::default();
+    windlass::threads_with(2, &config(transport, None), |comm| {
+        comm.blocking().barrier().unwrap();
+        if comm.rank() == 0 {
+            work(&comm);
+        }
+        over.of(2);
+    })
+    .unwrap();
+}
+
 #[test]
 fn an_exchange_has_one_limit() {
     for transport in TRANSPORTS {
@@ -169,13 +182,7 @@ fn it_may_be_longer_than_the_general_limit() {
 #[test]
 fn the_time_runs_while_others_are_before_it() {
     for transport in TRANSPORTS {
-        let over = Meeting::default();
-        windlass::threads_with(2, &config(transport, None), |comm| {
-            comm.blocking().barrier().unwrap();
-            if comm.rank() == 1 {
-                over.of(2);
-                return;
-            }
+        alone(transport, |comm| {
             let begin = Instant::now();
             let first = comm.all_reduce(vec![0u8; 4], ReduceOp::Sum);
             let second = comm.with_timeout(SHORT).all_reduce(vec![0u16; 4], ReduceOp::Sum);
@@ -186,22 +193,14 @@ fn the_time_runs_while_others_are_before_it() {
                 "{transport}: {error}"
             );
             assert_eq!(first.wait().unwrap_err().error, error);
-            over.of(2);
-        })
-        .unwrap();
+        });
     }
 }
 
 #[test]
 fn the_progress_thread_gives_up_in_time_too() {
     for transport in TRANSPORTS {
-        let over = Meeting::default();
-        windlass::threads_with(2, &config(transport, None), |comm| {
-            comm.blocking().barrier().unwrap();
-            if comm.rank() == 1 {
-                over.of(2);
-                return;
-            }
+        alone(transport, |comm| {
             let begin = Instant::now();
             let operation = comm.with_timeout(SHORT).all_reduce(vec![0u8; 4], ReduceOp::Sum);
             // Nobody waits for it: the progress thread gives it up.
@@ -210,8 +209,6 @@ fn the_progress_thread_gives_up_in_time_too() {
             }
             in_time(begin.elapsed(), SHORT);
             assert!(matches!(operation.wait().unwrap_err().error, Error::TimedOut { .. }));
-            over.of(2);
-        })
-        .unwrap();
+        });
     }
 }

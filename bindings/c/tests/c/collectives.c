@@ -6,7 +6,7 @@ enum { COUNT = 1000, MOST_RANKS = 8 };
 /* Every row: COLLECTIVES comes from the runtime's table, and a row without a test fails below. */
 static const int rows[] = {COLLECTIVES};
 
-static int rank, size;
+static int rank, size, registered;
 static windlass_comm_t comm;
 static int64_t *input, *output, *right;
 
@@ -196,6 +196,130 @@ static void raw(int collective, int root, int start)
     OK(windlass_wait(&other));
 }
 
+/* A vector that lies in members of its own, cut by rank or not. */
+struct vector {
+    windlass_member_t members[3];
+    windlass_list_t list;
+};
+
+/* Copies between a vector and its members, in the list's order. */
+static void copy(struct vector *in_members, int64_t *vector, int back)
+{
+    size_t parts = in_members->list.by_rank ? (size_t)size : 1;
+    for (size_t part = 0; part < parts; part++)
+        for (int m = 0; m < 3; m++) {
+            size_t length = in_members->members[m].count / parts;
+            if (length == 0)
+                continue;
+            int64_t *member = (int64_t *)in_members->members[m].data + part * length;
+            memcpy(back ? vector : member, back ? member : vector, length * sizeof *vector);
+            vector += length;
+        }
+}
+
+static void scatter_to_members(struct vector *vector, int64_t *from, size_t count, int by_rank)
+{
+    size_t parts = by_rank ? (size_t)size : 1, part = count / parts;
+    size_t lengths[3] = {part / 3, 0, part - part / 3};
+    for (int m = 0; m < 3; m++) {
+        vector->members[m].count = lengths[m] * parts;
+        vector->members[m].data = NULL;
+        size_t bytes = lengths[m] * parts * sizeof *from;
+        if (bytes > 0 && registered)
+            OK(windlass_mem_alloc(comm, &vector->members[m].data, bytes));
+        else if (bytes > 0)
+            vector->members[m].data = malloc(bytes);
+    }
+    vector->list.members = vector->members;
+    vector->list.count = 3;
+    vector->list.by_rank = by_rank;
+    copy(vector, from, 0);
+}
+
+static void free_members(struct vector *vector)
+{
+    for (int m = 0; m < 3; m++) {
+        if (registered)
+            OK(windlass_mem_free(vector->members[m].data));
+        else
+            free(vector->members[m].data);
+    }
+}
+
+/* The elements of this rank's operand or result. */
+static size_t elements(int collective, int root, int of_output)
+{
+    size_t all = 0, block = length(collective, rank, 0);
+    for (int r = 0; r < size; r++)
+        all += collective != WINDLASS_ALL_TO_ALL_V ? length(collective, r, 0) : of_output ? length(collective, r, rank) : length(collective, rank, r);
+    switch (collective) {
+    case WINDLASS_BROADCAST: return of_output ? COUNT : 0;
+    case WINDLASS_REDUCE: return !of_output || rank == root ? COUNT : 0;
+    case WINDLASS_ALL_TO_ALL:
+    case WINDLASS_ALL_TO_ALL_V: return all;
+    case WINDLASS_ALL_GATHER:
+    case WINDLASS_ALL_GATHER_V: return of_output ? all : block;
+    case WINDLASS_REDUCE_SCATTER:
+    case WINDLASS_REDUCE_SCATTER_V: return of_output ? block : all;
+    case WINDLASS_GATHER:
+    case WINDLASS_GATHER_V: return !of_output ? block : rank == root ? all : 0;
+    case WINDLASS_SCATTER:
+    case WINDLASS_SCATTER_V: return of_output ? block : rank == root ? all : 0;
+    default: return COUNT;
+    }
+}
+
+/* Many buffers as one vector: of the operand, of the result, and of both; each member for itself where there is a block for each rank. */
+static void lists(int collective, int root, int start)
+{
+    if (collective == WINDLASS_BARRIER || collective == WINDLASS_SEND || collective == WINDLASS_RECV)
+        return;
+    int gathers = collective == WINDLASS_ALL_GATHER || collective == WINDLASS_GATHER || collective == WINDLASS_ALL_TO_ALL;
+    int scatters = collective == WINDLASS_REDUCE_SCATTER || collective == WINDLASS_SCATTER || collective == WINDLASS_ALL_TO_ALL;
+    size_t sent[MOST_RANKS], received[MOST_RANKS];
+    for (int r = 0; r < size; r++) {
+        sent[r] = collective == WINDLASS_ALL_TO_ALL_V ? length(collective, rank, r) : length(collective, r, 0);
+        received[r] = collective == WINDLASS_ALL_TO_ALL_V ? length(collective, r, rank) : sent[r];
+    }
+    for (int which = 1; which < 4; which++)
+        for (int by_rank = 0; by_rank <= (gathers || scatters); by_rank++) {
+            prepare(collective, root);
+            struct vector from, to;
+            scatter_to_members(&from, input, elements(collective, root, 0), by_rank && scatters);
+            scatter_to_members(&to, output, elements(collective, root, 1), by_rank && gathers);
+            windlass_request_t request = {
+                .bytes = sizeof request, .collective = collective, .data_type = WINDLASS_I64, .op = WINDLASS_SUM, .root = root,
+                .count = length(collective, rank, 0), .input = input, .output = output, .input_counts = sent, .output_counts = received,
+                .input_list = which & 1 ? &from.list : NULL, .output_list = which & 2 ? &to.list : NULL,
+            };
+            windlass_op_t op = NULL;
+            if (start)
+                OK(windlass_post(&request, comm, &op));
+            else
+                OK(windlass_perform(&request, comm));
+            /* They are read during the call only. */
+            from.list.count = to.list.count = SIZE_MAX;
+            OK(windlass_wait(&op));
+            if (which & 2)
+                copy(&to, output, 1);
+            verify(collective, root, by_rank ? "lists by rank" : "lists");
+            free_members(&from);
+            free_members(&to);
+        }
+    if (collective != WINDLASS_ALL_REDUCE)
+        return;
+    /* In place. */
+    struct vector both;
+    prepare(collective, root);
+    scatter_to_members(&both, input, COUNT, 0);
+    windlass_request_t request = {.bytes = sizeof request, .collective = collective, .data_type = WINDLASS_I64, .op = WINDLASS_SUM,
+                                  .count = COUNT, .input_list = &both.list, .output_list = &both.list};
+    OK(windlass_perform(&request, comm));
+    copy(&both, output, 1);
+    verify(collective, root, "a list in place");
+    free_members(&both);
+}
+
 /* Messages as one call: along a ring, and everybody with everybody, itself included. */
 static void exchanges(void)
 {
@@ -324,7 +448,7 @@ int main(void)
     const size_t bytes = sizeof(int64_t) * COUNT * (size_t)size;
     CHECK(windlass_type_size(WINDLASS_I64) == sizeof(int64_t));
     right = malloc(bytes);
-    for (int registered = 0; registered < 2; registered++) {
+    for (registered = 0; registered < 2; registered++) {
         void *memory[2] = {NULL, NULL};
         for (int i = 0; i < 2; i++) {
             if (registered)
@@ -352,6 +476,7 @@ int main(void)
                     prepare(collective, root);
                     raw(collective, root, start);
                     verify(collective, root, start ? "posted" : "performed");
+                    lists(collective, root, start);
                 }
             }
         }

@@ -100,6 +100,16 @@ refused("read-only", "all_reduce", [ones, frozen])
 refused("not contiguous", "all_reduce", (ones, ones[::2]))
 refused("of class NoneType", "all_to_all", [None] * SIZE)
 refused("of class list", "all_reduce", [[ones]])
+# Arrays that each have a block of every rank.
+wide = lambda *lengths: windlass.ByRank(*(numpy.ones(n, "float32") for n in lengths))
+refused("an array of the list has", "all_gather", ones, out=wide(SIZE + 1, 5 * SIZE - 1))
+refused("the input has", "reduce_scatter", wide(SIZE, 5 * SIZE), out=numpy.ones(5, "float32"))
+refused("the output has", "all_gather", ones, out=wide(SIZE, SIZE))
+refused("empty list", "all_gather", ones, out=windlass.ByRank())
+refused("of type f32 and of type f64", "all_to_all", windlass.ByRank(ones, numpy.ones(6)))
+refused("read-only", "all_gather", frozen, out=windlass.ByRank(frozen))
+refused("of class windlass.ByRank", "all_reduce", [wide(6)])
+refused("the list of counts is missing", "all_gather_v", mine, out=wide(SIZE))
 # Messages.
 for wrong, text in [
     (7, "(array, rank)"),
@@ -187,6 +197,8 @@ for call in (
     lambda: comm.all_reduce([ones, ones]),
     lambda: comm.all_reduce([ones, ones], out=[ones[:6], ones.copy()]),
     lambda: comm.send([ones, ones], (RANK + 1) % SIZE),
+    lambda: comm.send(wide(6), (RANK + 1) % SIZE),
+    lambda: comm.all_gather(ones, out=windlass.ByRank(*[numpy.ones(3 * SIZE, "float32")] * 2)),
     lambda: comm.recv_async([ones, ones.copy()], (RANK + 1) % SIZE).wait(),
     lambda: comm.reduce_scatter(numpy.ones(SIZE, "float32"), "scaled_sum"),
     # What a rank has for itself is as long on either side.

@@ -135,6 +135,42 @@ def several(dtype):
         [equal("broadcast, list", *both) for both in zip(given, mine(SIZE - 1))]
 
 
+def by_rank(dtype):
+    """Many arrays, one operation, each for itself."""
+    lengths = [3 * scale, 0, 1]
+    part = lambda r, q, i: array(r, q, i, shape=(lengths[i],), dtype=dtype)
+    every = range(len(lengths))
+    shards = lambda r, q=0: [part(r, q, i) for i in every]
+    wholes = lambda parts: [numpy.concatenate([parts(r)[i] for r in range(SIZE)]) for i in every]
+    empty = lambda wide: [numpy.zeros(n * (SIZE if wide else 1), dtype) for n in lengths]
+    same = lambda what, got, expected: [equal(what, *both) for both in zip(got, expected, strict=True)]
+    mine, gathered = wholes(lambda q: shards(RANK, q)), wholes(lambda r: shards(r))
+    for call in doors("all_gather"):
+        out = empty(True)
+        given = windlass.ByRank(*out)
+        assert call(shards(RANK), out=given) is given
+        same("all_gather, by rank", out, gathered)
+        joined = numpy.concatenate([numpy.concatenate(shards(r)) for r in range(SIZE)])
+        equal("all_gather of a list", call(shards(RANK)), joined)
+    for call in doors("gather"):
+        out = empty(True)
+        call(shards(RANK), out=windlass.ByRank(*out))
+        same("gather, by rank", out, gathered if RANK == 0 else empty(True))
+    for call in doors("reduce_scatter"):
+        out = empty(False)
+        call(windlass.ByRank(*mine), out=out)
+        expected = [numpy.add.reduce([part(r, RANK, i) for r in range(SIZE)], dtype=dtype) for i in every]
+        same("reduce_scatter, by rank", out, expected)
+    for call in doors("scatter"):
+        out = empty(False)
+        call(windlass.ByRank(*mine) if RANK == 0 else None, out=out)
+        same("scatter, by rank", out, shards(0, RANK))
+    for call in doors("all_to_all"):
+        out = empty(True)
+        call(windlass.ByRank(*mine), out=windlass.ByRank(*out))
+        same("all_to_all, by rank", out, wholes(lambda r: shards(r, RANK)))
+
+
 def exchanges(dtype):
     right, left = (RANK + 1) % SIZE, (RANK - 1) % SIZE
     of = lambda r, q: array(r, q, shape=(3 * q + scale,), dtype=dtype)
@@ -204,6 +240,7 @@ for scale in (1, 7, 2000):
             vectors(dtype, rest)
             even_lists(dtype, rest)
         several(dtype)
+        by_rank(dtype)
         exchanges(dtype)
         operators(dtype)
         from_anybody(dtype)
