@@ -55,6 +55,8 @@ pub struct Cluster<'a> {
     /// By rank: messages that were sought and have arrived.
     arrived: Vec<Vec<(Rank, MessageId)>>,
     events: Vec<Event>,
+    /// When nothing has moved for so long, nothing is under way.
+    quiet: Duration,
 }
 
 impl std::fmt::Debug for Cluster<'_> {
@@ -71,6 +73,7 @@ impl<'a> Cluster<'a> {
         name: &'static str,
         endpoints: Vec<Box<dyn Transport>>,
         drive: &'a mut dyn FnMut(),
+        quiet: Duration,
     ) -> Self {
         let ranks = endpoints.len();
         Self {
@@ -83,6 +86,7 @@ impl<'a> Cluster<'a> {
             refused: vec![Vec::new(); ranks],
             arrived: vec![Vec::new(); ranks],
             events: Vec::new(),
+            quiet,
         }
     }
 
@@ -309,7 +313,7 @@ impl<'a> Cluster<'a> {
     pub fn settle(&mut self) {
         let mut still = 0;
         let mut quiet_since = Instant::now();
-        while still < 500 || quiet_since.elapsed() < Duration::from_millis(5) {
+        while still < 500 || quiet_since.elapsed() < self.quiet {
             if self.turn() {
                 still = 0;
                 quiet_since = Instant::now();

@@ -10,6 +10,8 @@ mod seeking;
 
 pub use cluster::Cluster;
 
+use std::time::Duration;
+
 use crate::Transport;
 
 /// One case of the suite.
@@ -64,7 +66,20 @@ pub fn run_case(
     make: &mut dyn FnMut(usize) -> Vec<Box<dyn Transport>>,
     drive: &mut dyn FnMut(),
 ) {
-    let mut cluster = Cluster::new(case.name, make(case.ranks), drive);
+    run_case_at_leisure(case, make, drive, Duration::from_millis(5));
+}
+
+/// Runs one case over a transport whose messages may be under way for up to `quiet` while no rank notices anything.
+///
+/// # Panics
+/// It fails.
+pub fn run_case_at_leisure(
+    case: &Case,
+    make: &mut dyn FnMut(usize) -> Vec<Box<dyn Transport>>,
+    drive: &mut dyn FnMut(),
+    quiet: Duration,
+) {
+    let mut cluster = Cluster::new(case.name, make(case.ranks), drive, quiet);
     (case.check)(&mut cluster);
     cluster.check_untouched();
 }
