@@ -505,6 +505,16 @@ impl Link {
             })
     }
 
+    /// All receives that have not ended.
+    pub(super) fn posted_mut(&mut self) -> impl Iterator<Item = &mut Posted> {
+        let under_way = self.cursor.transfer().and_then(|transfer| transfer.posted.as_mut());
+        let waiting = self.incoming.values_mut().filter_map(|incoming| match incoming {
+            Incoming::Posted { posted, .. } => Some(posted),
+            other => other.posted()?.as_mut(),
+        });
+        under_way.into_iter().chain(waiting)
+    }
+
     pub(super) fn withdraw_recv(&mut self, token: Token) -> bool {
         let of = |posted: &Option<Posted>| posted.as_ref().is_some_and(|posted| posted.token == token);
         if let Some(transfer) = self.cursor.transfer()

@@ -163,6 +163,12 @@ impl Link {
             || self.replay.as_ref().is_some_and(|replay| replay.exposes_any(within))
     }
 
+    /// The device does not have memory of which this is so any more: the peer is not told of it again, as it otherwise would be when a receive is cleared
+    /// anew. What it was told is ended by a break, before.
+    pub fn unregister(&mut self, within: &dyn Fn(*const u8) -> bool) {
+        self.posted_mut().filter(|posted| within(posted.memory)).for_each(|posted| posted.place = None);
+    }
+
     /// A break ends all places.
     pub(super) fn forget_places(&mut self) {
         self.generation = Generation::default();

@@ -426,6 +426,7 @@ impl Transport for Rdma {
             if self.peers[peer as usize].link.exposes_any(within) {
                 self.fence(peer);
             }
+            self.peers[peer as usize].link.unregister(within);
         }
         for rail in &mut self.rails {
             rail.forget(segment);
