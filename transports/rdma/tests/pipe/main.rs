@@ -1,13 +1,21 @@
 //! Random posts, withdrawals and breaks between two ranks over a simulated device that keeps no order: its writes are applied piece by piece, in any
 //! order among each other and within themselves, and complete in any order. The device checks what no program could: that it never touches memory
-//! whose operation has ended, and that every write finds a receive.
+//! whose operation has ended or that was taken back, and that every write finds a receive.
+//!
+//! Some memory is such as the processor does not touch: it is named by addresses that fault. It is taken back from the device, is on its way to another
+//! place, comes back and is registered anew, at any time.
+
+mod memory;
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use windlass_rdma::pipe::{CREDITS, Kind, Landed, Pipe, Planted, Shape, Source, Target, Write};
 use windlass_transports::ledger::Generation;
-use windlass_transports::link::{Limits, Link, Wants, Withdrawal};
+use windlass_transports::link::{self, COPIED_BYTES, Limits, Link, Wants, Withdrawal};
 use windlass_transports::{Event, Message, MessageId, Token};
+
+use memory::Memories;
 
 const SHAPE: Shape = Shape { slots: 8, slot_bytes: 500, placed_bytes: 20_000 };
 const LIMITS: Limits = Limits { eager_bytes: 64, credit_bytes: 200, credit_messages: 3, announcements: 2 };
@@ -25,6 +33,12 @@ enum Fault {
     Pipe(Planted),
     /// A withdrawal does not wait until the device is silent.
     NoFence,
+    /// Memory is taken back although the device may be at it.
+    NoRelease,
+    /// The peer is told of memory that was taken back.
+    NoUnregister,
+    /// Foreign memory is never copied to the host.
+    NoLoad,
     /// Both ends take a new connection for the old one.
     SameGeneration,
     /// What has left is taken for delivered.
@@ -57,8 +71,32 @@ struct Operation {
     rank: usize,
     identity: u64,
     is_send: bool,
-    registered: bool,
-    memory: Vec<u8>,
+}
+
+/// What happens besides messages.
+#[derive(Clone, Copy, Debug, Default)]
+struct Disturbances {
+    withdrawals: bool,
+    breaks: bool,
+    /// Memory is taken back, leaves and comes back.
+    releases: bool,
+}
+
+/// What a walk has seen.
+#[derive(Clone, Copy, Debug, Default)]
+struct Seen {
+    /// Connections made anew.
+    mended: u64,
+    /// Bytes that were placed.
+    placed: u64,
+    /// Releases that had to break the connection.
+    fenced: u64,
+    /// Walks that ended because a message was torn.
+    torn: u64,
+    /// Of foreign memory: see [`Memories::counts`].
+    missed: u64,
+    loaded: u64,
+    stored: u64,
 }
 
 struct Walk {
@@ -67,11 +105,11 @@ struct Walk {
     ends: [End; 2],
     generation: u32,
     live: HashMap<u64, Operation>,
+    memories: Arc<Memories>,
     ended: HashMap<(usize, u64, bool), u32>,
     spoilt: Vec<u64>,
     tokens: u64,
-    mended: u32,
-    placed: u64,
+    seen: Seen,
     slow: bool,
 }
 
@@ -85,10 +123,11 @@ fn fill(identity: u64, at: usize) -> u8 {
 }
 
 impl End {
-    fn new(peer: u32, fault: Fault) -> Self {
+    fn new(peer: u32, fault: Fault, memories: &Arc<Memories>) -> Self {
         let ring = vec![0; SHAPE.ring_bytes()];
         let pipe = Self::pipe(fault);
-        let mut link = Link::placing(peer, LIMITS);
+        let planted = (fault == Fault::TrustCompletion).then_some(link::Planted::TrustCompletion);
+        let mut link = Link::placing_planted(peer, LIMITS, planted).with_register(Some(memories.clone()));
         link.enter(Generation(1));
         let (flights, completions) = (Vec::new(), Vec::new());
         let receives = RECEIVES;
@@ -120,17 +159,18 @@ impl End {
 
 impl Walk {
     fn new(seed: u64, fault: Fault) -> Self {
+        let memories = Arc::default();
         Self {
             chance: seed.wrapping_mul(0x9e37_79b9_7f4a_7c15),
             fault,
-            ends: [End::new(1, fault), End::new(0, fault)],
+            ends: [End::new(1, fault, &memories), End::new(0, fault, &memories)],
             generation: 1,
             live: HashMap::new(),
+            memories,
             ended: HashMap::new(),
             spoilt: Vec::new(),
             tokens: 0,
-            mended: 0,
-            placed: 0,
+            seen: Seen::default(),
             slow: seed.is_multiple_of(3),
         }
     }
@@ -150,23 +190,25 @@ impl Walk {
             return;
         }
         let message = message(identity);
-        let mut memory: Vec<u8> =
-            (0..message.bytes).map(|at| if is_send { fill(identity, at) } else { 0 }).collect();
+        let memory = (0..message.bytes).map(|at| if is_send { fill(identity, at) } else { 0 }).collect();
         self.tokens += 1;
-        let (key, token) = (self.tokens as u32, Token(self.tokens));
-        let registered = self.chance(4) > 0;
+        let token = Token(self.tokens);
+        let foreign = message.bytes > COPIED_BYTES && self.chance(3) > 0;
+        let address = self.memories.add(token.0, memory, foreign);
+        if self.chance(4) > 0 {
+            self.memories.register(token.0);
+        }
         let mut events = Vec::new();
-        let address = memory.as_mut_ptr();
-        let reach = (registered && message.bytes > 64).then_some((address.expose_provenance() as u64, key));
+        let reach = if message.bytes > 64 { self.memories.known(address) } else { None };
         let link = &mut self.ends[rank].link;
-        // SAFETY: the memory lives in `live` until the operation has ended or is withdrawn.
+        // SAFETY: the memory lives among `memories`, or is foreign, until the operation has ended or is withdrawn.
         unsafe {
             match is_send {
                 true => link.post_send(&message, address, token, &mut events),
                 false => link.post_recv_at(&message, address, reach, token, &mut events),
             }
         }
-        self.live.insert(self.tokens, Operation { rank, identity, is_send, registered, memory });
+        self.live.insert(self.tokens, Operation { rank, identity, is_send });
         self.note(rank, events);
     }
 
@@ -177,12 +219,14 @@ impl Walk {
                 // The message of a withdrawn receive was being thrown away when a new receive was posted.
                 Event::Mismatch { token, theirs, .. } if self.spoilt.contains(&theirs.id.sequence) => {
                     self.live.remove(&token.0);
+                    self.memories.remove(token.0);
                     continue;
                 }
                 other => panic!("{other:?}"),
             };
             let operation = self.live.remove(&token).expect("events name live operations");
-            let Operation { identity, is_send, memory, .. } = operation;
+            let Operation { identity, is_send, .. } = operation;
+            let memory = self.memories.remove(token);
             assert_eq!((operation.rank, is_send), (rank, matches!(event, Event::Sent(_))));
             let right = memory.iter().enumerate().all(|(at, &byte)| byte == fill(identity, at));
             assert!(right, "wrong bytes of {identity}");
@@ -214,21 +258,20 @@ impl Walk {
                     Landed::Placed { bytes } => {
                         assert!(matches!(end.link.wants(), Wants::Payload(..)));
                         end.link.landed(bytes, &mut events).expect("it was lent");
-                        self.placed += bytes as u64;
+                        self.seen.placed += bytes as u64;
                     }
                 }
             }
             if let Some(immediate) = end.pipe.credit() {
                 end.post(Write { immediate, source: Source::Slot(0), target: Target::Slot(0), bytes: 0 });
             }
-            let live = &self.live;
-            let registered = |memory: *const u8, _bytes: usize| {
-                let of = |operation: &Operation| operation.memory.as_ptr_range().contains(&memory);
-                let found = live.iter().find(|(_, operation)| of(operation) && operation.registered);
-                found.map(|(key, _)| (memory.expose_provenance() as u64, *key as u32))
-            };
-            while let Some(write) = end.pipe.depart(&mut end.link, &mut end.staging, registered, &mut events)
-            {
+            let known = |memory: *const u8, _bytes: usize| self.memories.known(memory);
+            loop {
+                if self.fault != Fault::NoLoad {
+                    end.link.load();
+                }
+                let departed = end.pipe.depart(&mut end.link, &mut end.staging, known, &mut events);
+                let Some(write) = departed else { break };
                 end.post(write);
             }
         }
@@ -257,21 +300,14 @@ impl Walk {
         let packet: Vec<u8> = match source {
             Source::Slot(slot) => from.staging[SHAPE.offset(slot) + skip..][..step].to_vec(),
             Source::Memory { address, key } => {
-                let operation =
-                    self.live.get(&u64::from(key)).expect("memory is read after its send has ended");
-                let begin = address as usize - operation.memory.as_ptr().addr() + skip;
-                operation.memory[begin..begin + step].to_vec()
+                self.memories.at(address + skip as u64, key, step, |bytes| bytes.to_vec())
             }
         };
         match target {
             Target::Slot(slot) => to.ring[SHAPE.offset(slot) + skip..][..step].copy_from_slice(&packet),
             Target::Place { address, key } => {
-                let operation = self
-                    .live
-                    .get_mut(&u64::from(key))
-                    .expect("memory is written after its receive has ended");
-                let begin = address as usize - operation.memory.as_ptr().addr() + skip;
-                operation.memory[begin..begin + step].copy_from_slice(&packet);
+                let write = |bytes: &mut [u8]| bytes.copy_from_slice(&packet);
+                self.memories.at(address + skip as u64, key, step, write);
             }
         }
         if from.flights[at].left.is_empty() {
@@ -293,6 +329,7 @@ impl Walk {
         end.completions.clear();
         (end.open, end.credits) = (false, 0);
         end.link.broke(&mut events);
+        assert!(!end.link.exposes_any(&|_| true), "a device that is silent touches nothing");
         self.note(rank, events);
     }
 
@@ -318,27 +355,43 @@ impl Walk {
             (end.pipe, end.receives, end.open) = (End::pipe(self.fault), RECEIVES, true);
             self.note(rank, events);
         }
-        self.mended += 1;
+        self.seen.mended += 1;
     }
 
-    fn withdraw(&mut self) {
+    /// Any live operation; often a send that the device is at, as few are at any time.
+    fn any(&mut self) -> Option<u64> {
         let mut tokens: Vec<u64> = self.live.keys().copied().collect();
         tokens.sort_unstable();
-        if tokens.is_empty() {
+        if self.chance(3) == 0 {
+            let of = |token: &u64| &self.live[token];
+            let is_read = |token: &u64| self.ends[of(token).rank].link.exposes(Token(*token));
+            tokens.retain(|token| of(token).is_send && is_read(token));
+        }
+        let at = self.chance(tokens.len().max(1) as u64) as usize;
+        tokens.get(at).copied()
+    }
+
+    /// What was under way from or to the memory of an operation is fenced. Says whether the operation is live still: what was leaving from a copy ends.
+    fn fence(&mut self, token: u64) -> bool {
+        self.break_at(self.live[&token].rank);
+        self.live.contains_key(&token)
+    }
+
+    /// The peer is lost if a message is torn by it.
+    fn withdraw(&mut self, token: u64) {
+        let rank = self.live[&token].rank;
+        let exposed = self.ends[rank].open && self.ends[rank].link.exposes(Token(token));
+        if exposed && self.fault != Fault::NoFence && !self.fence(token) {
             return;
         }
-        let token = tokens[self.chance(tokens.len() as u64) as usize];
-        let rank = self.live[&token].rank;
-        if self.ends[rank].open && self.ends[rank].link.exposes(Token(token)) && self.fault != Fault::NoFence
-        {
-            self.break_at(rank);
-            if !self.live.contains_key(&token) {
-                // What was leaving from a copy has ended instead.
-                return;
-            }
+        let withdrawal = self.ends[rank].link.withdraw(Token(token));
+        if withdrawal == Withdrawal::Torn {
+            assert!(self.live[&token].is_send && self.memories.is_away(token), "it can be read");
+            return self.lose();
         }
-        assert_eq!(self.ends[rank].link.withdraw(Token(token)), Withdrawal::Done);
-        if let Some(Operation { rank, identity, is_send, .. }) = self.live.remove(&token) {
+        assert_eq!(withdrawal, Withdrawal::Done);
+        if let Some(Operation { rank, identity, is_send }) = self.live.remove(&token) {
+            self.memories.remove(token);
             if is_send {
                 // It may have reached the peer, so its identity is used up.
                 self.ended.insert((rank, identity, true), 1);
@@ -347,15 +400,72 @@ impl Walk {
         }
     }
 
+    /// Both ends are lost to each other: nothing of any operation is touched from here on.
+    fn lose(&mut self) {
+        for rank in 0..2 {
+            self.break_at(rank);
+            self.ends[rank].link.clear();
+            self.ends[rank].open = true;
+        }
+        for (token, _) in self.live.drain() {
+            self.memories.remove(token);
+        }
+        for step in 0..100 {
+            self.poll(step % 2);
+            self.carry(step % 2);
+        }
+        self.seen.torn += 1;
+    }
+
+    /// What a device holds of an operation's memory is taken back, as an owner does that moves it; or it comes back.
+    fn shift(&mut self, withdrawals: bool) {
+        let Some(token) = self.any() else { return };
+        if self.chance(2) == 0 {
+            self.memories.come_back(token);
+            if self.chance(2) == 0 && !self.memories.is_registered(token) {
+                self.memories.register(token);
+            }
+            return;
+        }
+        let link = &self.ends[self.live[&token].rank].link;
+        if link.exposes_any(&|memory| self.memories.holds(token, memory)) && self.fault != Fault::NoRelease {
+            self.seen.fenced += 1;
+            if !self.fence(token) {
+                return;
+            }
+        }
+        let rank = self.live[&token].rank;
+        let within = |memory: *const u8| self.memories.holds(token, memory);
+        if self.fault != Fault::NoUnregister {
+            self.ends[rank].link.unregister(&within);
+        }
+        self.memories.forget(token);
+        if self.chance(2) == 0 {
+            self.memories.leave(token);
+            if withdrawals && self.chance(3) == 0 {
+                // It does not come back.
+                self.withdraw(token);
+            }
+        }
+    }
+
     /// Takes random steps, then finishes.
-    fn run(&mut self, withdrawals: bool, breaks: bool) {
+    fn run(&mut self, disturbances: Disturbances) {
+        let Disturbances { withdrawals, breaks, releases } = disturbances;
         for _ in 0..1500 {
+            if self.seen.torn > 0 {
+                return;
+            }
             match self.chance(20) {
                 0..3 => {
                     let (identity, is_send) = (self.chance(IDENTITIES), self.chance(2) == 0);
                     self.post(identity, is_send);
                 }
-                3 if withdrawals && self.chance(2) == 0 => self.withdraw(),
+                3 if withdrawals && self.chance(2) == 0 => {
+                    if let Some(token) = self.any() {
+                        self.withdraw(token);
+                    }
+                }
                 4..8 => {
                     let rank = self.chance(2) as usize;
                     self.poll(rank);
@@ -367,19 +477,30 @@ impl Walk {
                     }
                 }
                 9 => self.mend(),
+                10 if releases && self.chance(2) == 0 => self.shift(withdrawals),
                 _ => {
                     let rank = self.chance(2) as usize;
                     (0..3).for_each(|_| self.carry(rank));
                 }
             }
         }
+        if self.seen.torn > 0 {
+            return;
+        }
         for identity in 0..IDENTITIES {
             self.post(identity, true);
             self.post(identity, false);
         }
         self.slow = false;
-        for _ in 0..6000 {
+        for step in 0..6000 {
             self.mend();
+            if releases && step < 300 {
+                if step % 8 == 0 {
+                    self.shift(false);
+                }
+            } else {
+                self.live.keys().for_each(|&token| self.memories.come_back(token));
+            }
             for rank in 0..2 {
                 self.poll(rank);
                 (0..8).for_each(|_| self.carry(rank));
@@ -393,54 +514,66 @@ impl Walk {
     }
 }
 
-/// Says how often the connection was made anew, and how much was placed.
-fn walk(seed: u64, withdrawals: bool, breaks: bool, fault: Fault) -> (u32, u64) {
+fn walk(seed: u64, disturbances: Disturbances, fault: Fault) -> Seen {
     let mut walk = Walk::new(seed, fault);
-    if fault == Fault::TrustCompletion {
-        let planted = Some(windlass_transports::link::Planted::TrustCompletion);
-        for (rank, end) in walk.ends.iter_mut().enumerate() {
-            end.link = Link::placing_planted(1 - rank as u32, LIMITS, planted);
-            end.link.enter(Generation(1));
-        }
-    }
-    walk.run(withdrawals, breaks);
-    (walk.mended, walk.placed)
+    walk.run(disturbances);
+    let [missed, loaded, stored] = walk.memories.counts();
+    Seen { missed, loaded, stored, ..walk.seen }
 }
 
-fn sum(seeds: std::ops::Range<u64>, withdrawals: bool, breaks: bool) -> (u32, u64) {
-    let all = seeds.map(|seed| walk(seed, withdrawals, breaks, Fault::None));
-    all.fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
+fn sum(seeds: std::ops::Range<u64>, disturbances: impl Fn(u64) -> Disturbances) -> Seen {
+    let sum =
+        seeds.map(|seed| walk(seed, disturbances(seed), Fault::None)).fold(Seen::default(), |a, b| Seen {
+            mended: a.mended + b.mended,
+            placed: a.placed + b.placed,
+            fenced: a.fenced + b.fenced,
+            torn: a.torn + b.torn,
+            missed: a.missed + b.missed,
+            loaded: a.loaded + b.loaded,
+            stored: a.stored + b.stored,
+        });
+    println!("{sum:?}");
+    sum
 }
 
 #[test]
 fn undisturbed_messages_all_arrive() {
-    let (mended, placed) = sum(0..60, false, false);
-    println!("{placed} bytes placed");
-    assert!(mended == 0 && placed > 60 << 20, "{mended} {placed}");
+    let seen = sum(0..60, |_| Disturbances::default());
+    assert!(seen.mended == 0 && seen.placed > 60 << 20, "{seen:?}");
+    assert!(seen.loaded > 10 << 20 && seen.stored > 10 << 20, "{seen:?}");
 }
 
 #[test]
 fn withdrawals_are_fenced_and_disturb_nobody_else() {
-    let (mended, placed) = sum(100..200, true, false);
-    println!("{mended} connections anew, {placed} bytes placed");
-    assert!(mended > 100 && placed > 10 << 20, "{mended} {placed}");
+    let seen = sum(100..200, |_| Disturbances { withdrawals: true, ..Disturbances::default() });
+    assert!(seen.mended > 100 && seen.placed > 10 << 20, "{seen:?}");
 }
 
 #[test]
 fn breaks_lose_nothing_and_repeat_nothing() {
-    let (mended, placed) = (200..350).fold((0, 0), |sum, seed| {
-        let one = walk(seed, seed % 2 == 0, true, Fault::None);
-        (sum.0 + one.0, sum.1 + one.1)
+    let seen =
+        sum(200..350, |seed| Disturbances { withdrawals: seed % 2 == 0, breaks: true, releases: false });
+    assert!(seen.mended > 500 && seen.placed > 10 << 20, "{seen:?}");
+}
+
+#[test]
+fn memory_that_is_taken_back_is_not_touched_and_its_messages_arrive() {
+    let seen = sum(400..600, |seed| Disturbances {
+        withdrawals: seed % 2 == 0,
+        breaks: seed % 3 == 0,
+        releases: true,
     });
-    println!("{mended} connections anew, {placed} bytes placed");
-    assert!(mended > 500 && placed > 10 << 20, "{mended} {placed}");
+    assert!(seen.fenced > 200 && seen.torn > 2 && seen.missed > 500, "{seen:?}");
+    assert!(seen.placed > 10 << 20 && seen.loaded > 10 << 20 && seen.stored > 10 << 20, "{seen:?}");
 }
 
 /// Walks until one shows the fault; none may need so many.
 fn caught(fault: Fault) {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
-    let found = (0..300).find(|&seed| std::panic::catch_unwind(|| walk(seed, true, true, fault)).is_err());
+    let releases = matches!(fault, Fault::NoRelease | Fault::NoUnregister);
+    let all = Disturbances { withdrawals: true, breaks: true, releases };
+    let found = (0..300).find(|&seed| std::panic::catch_unwind(|| walk(seed, all, fault)).is_err());
     std::panic::set_hook(hook);
     println!("{fault:?}: {found:?}");
     assert!(found.is_some(), "{fault:?} was not noticed");
@@ -453,6 +586,9 @@ fn planted_faults_are_noticed() {
     caught(Fault::Pipe(Planted::ManyCredits));
     caught(Fault::Pipe(Planted::Overdraft));
     caught(Fault::NoFence);
+    caught(Fault::NoRelease);
+    caught(Fault::NoUnregister);
+    caught(Fault::NoLoad);
     caught(Fault::SameGeneration);
     caught(Fault::TrustCompletion);
 }
