@@ -330,16 +330,20 @@ impl Outbound {
         self.current.as_ref().is_some_and(|(frame, _)| frame.exposes_any(within))
     }
 
-    /// Copies what leaves next, if it cannot leave as it is.
+    /// Copies the piece that leaves next, if it cannot leave as it is. One that is away lets those of other messages pass, and is tried again.
     pub(super) fn load(&mut self, buffers: &mut Buffers) {
-        let front = match &mut self.current {
-            Some((frame, _)) => Some(frame),
-            None => self.pieces.front_mut(),
-        };
-        if let Some(frame) = front.filter(|frame| frame.is_stuck()) {
-            // What is away stays, and is tried again.
-            let _ = frame.own(buffers);
+        for _ in 0..self.pieces.len() {
+            let Some(frame) = self.pieces.front_mut().filter(|frame| frame.is_stuck()) else { return };
+            if frame.own(buffers).is_some() {
+                return;
+            }
+            self.pieces.rotate_left(1);
         }
+    }
+
+    /// A piece, if it can leave as it is.
+    fn piece(&self, at: usize) -> Option<&Frame> {
+        self.pieces.get(at).filter(|frame| !frame.is_stuck())
     }
 
     pub(super) fn forget_places(&mut self) {
@@ -365,7 +369,7 @@ impl Outbound {
         for frame in [self.small.front_mut(), self.pieces.front_mut()].into_iter().flatten() {
             frame.stamp(watermark);
         }
-        let carried = room > 0 && !(self.small.is_empty() && self.pieces.is_empty());
+        let carried = room > 0 && !(self.small.is_empty() && self.piece(0).is_none());
         if owed && !carried {
             self.ack = Some(Frame::notice(&Header::ack(watermark)));
         }
@@ -386,7 +390,7 @@ impl Outbound {
             let (frame, skip) = match current.take().or_else(|| ack.take().map(|frame| (frame, 0))) {
                 Some(first) => first,
                 None if smalls + pieces >= room => break,
-                None => match Self::choose(self.small.get(smalls), self.pieces.get(pieces), overtaken) {
+                None => match Self::choose(self.small.get(smalls), self.piece(pieces), overtaken) {
                     Some(Lane::Small) => {
                         smalls += 1;
                         overtaken += 1;
@@ -400,9 +404,6 @@ impl Outbound {
                     None => break,
                 },
             };
-            if frame.is_stuck() {
-                break;
-            }
             if frame.place.is_some() {
                 let limit = limit.min(bytes + HEADER_BYTES.saturating_sub(skip));
                 frame.lend(skip, slices, &mut filled, &mut bytes, limit);
@@ -445,7 +446,7 @@ impl Outbound {
         if let Some(ack) = self.ack.take() {
             return Some(ack);
         }
-        match Self::choose(self.small.front(), self.pieces.front(), self.overtaken)? {
+        match Self::choose(self.small.front(), self.piece(0), self.overtaken)? {
             Lane::Small => {
                 self.overtaken += 1;
                 self.small.pop_front()
