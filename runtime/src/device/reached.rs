@@ -65,10 +65,11 @@ impl Reached {
         settled
     }
 
-    /// Nothing that was kept for a slot is wanted any more.
-    pub(crate) fn forget(&self, slot: u32) {
+    /// Nothing that was kept for this memory is wanted any more. What was kept for the rest of its slot is.
+    pub(crate) fn forget(&self, memory: &Run) {
         if self.keeps.load(Ordering::Acquire) {
-            lock(&self.kept).retain(|(run, _)| run.slot != slot);
+            let all = memory.offset..memory.offset + memory.bytes as u64;
+            lock(&self.kept).retain(|(run, _)| run.slot != memory.slot || !all.contains(&run.offset));
         }
     }
 }
@@ -102,11 +103,33 @@ unsafe impl Register for Reached {
     fn store(&self, to: *mut u8, from: &[u8]) {
         let (Some((slot, offset)), Some(attached)) = (address::decode(to), self.attached()) else { return };
         let mut run = Run { slot, offset, at: 0, bytes: from.len() };
-        // If the memory is lost, whoever waits for the message finds that out.
-        if !matches!(store(&attached, &mut run, from), Ok(true)) {
+        // What is kept came before it, and may be for the same bytes: half a message whose sender has withdrawn. If the memory is lost, whoever waits
+        // for the message finds that out.
+        let is_first = matches!(self.settle(slot), Ok(true));
+        if !is_first || !matches!(store(&attached, &mut run, from), Ok(true)) {
             let rest = from[run.at..].to_vec();
             lock(&self.kept).push((Run { at: 0, ..run }, rest));
             self.keeps.store(true, Ordering::Release);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use windlass_memory::Pool;
+
+    use super::*;
+
+    #[test]
+    fn a_withdrawn_receive_takes_nothing_from_others_of_its_memory() {
+        let pool = Arc::new(Pool::new(Box::new(|_| Ok(()))));
+        let reached = Reached::new(Arc::new(Segments::new(1, pool)));
+        for (slot, offset) in [(1, 0), (1, 100), (1, 199), (1, 200), (2, 100)] {
+            lock(&reached.kept).push((Run { slot, offset, at: 0, bytes: 1 }, vec![7]));
+        }
+        reached.keeps.store(true, Ordering::Release);
+        reached.forget(&Run { slot: 1, offset: 100, at: 0, bytes: 100 });
+        let left: Vec<_> = lock(&reached.kept).iter().map(|(run, _)| (run.slot, run.offset)).collect();
+        assert_eq!(left, [(1, 0), (1, 200), (2, 100)]);
     }
 }

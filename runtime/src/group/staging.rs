@@ -26,8 +26,8 @@ const SPARE: usize = 8;
 enum Passing {
     /// By way of the host.
     Staged(Staged),
-    /// The transport reaches the memory in this slot itself.
-    Direct(u32),
+    /// The transport reaches this memory itself.
+    Direct(Run),
 }
 
 /// A message that is in the host's memory.
@@ -96,15 +96,15 @@ impl Group {
         let Some((slot, offset)) = address::decode(memory) else {
             return self.job.post(sends, peer, message, memory, token);
         };
+        let left = Run { slot, offset, at: 0, bytes: message.bytes };
         let mut staging = lock(&self.staging);
         self.stages.store(true, Ordering::Release);
         if self.job.reaches_devices && message.bytes > COPIED_BYTES {
-            staging.messages.insert(token, Passing::Direct(slot));
+            staging.messages.insert(token, Passing::Direct(left));
             return self.job.post(sends, peer, message, memory, token);
         }
         let mut memory = staging.spare.pop().unwrap_or_default();
         memory.resize(message.bytes.div_ceil(size_of::<Line>()), Line([0; size_of::<Line>()]));
-        let left = Run { slot, offset, at: 0, bytes: message.bytes };
         let mut staged = Staged { sends, peer, message: *message, memory, left };
         if sends {
             staging.due.push(token);
@@ -121,8 +121,8 @@ impl Group {
         if self.stages.load(Ordering::Acquire) {
             let mut staging = lock(&self.staging);
             staging.due.retain(|due| *due != token);
-            if let Some(Passing::Direct(slot)) = staging.messages.get(&token) {
-                self.job.reached.forget(*slot);
+            if let Some(Passing::Direct(run)) = staging.messages.get(&token) {
+                self.job.reached.forget(run);
             }
             staging.leave(token);
         }
@@ -157,7 +157,7 @@ impl Group {
             let settled = match staging.messages.get_mut(&token) {
                 None => continue,
                 Some(Passing::Staged(staged)) => staged.copy(attached)?,
-                Some(Passing::Direct(slot)) => self.job.reached.settle(*slot)?,
+                Some(Passing::Direct(run)) => self.job.reached.settle(run.slot)?,
             };
             if !settled {
                 staging.due.push(token);
@@ -176,8 +176,8 @@ impl Group {
             }
         }
         for passing in staging.messages.values() {
-            if let Passing::Direct(slot) = passing
-                && let Some(error) = attached.regions().lost_in(*slot)
+            if let Passing::Direct(run) = passing
+                && let Some(error) = attached.regions().lost_in(run.slot)
             {
                 return Err(error);
             }
