@@ -178,13 +178,16 @@ impl Geometry {
                 | Operands::All(span)
                 | Operands::First(_, span)
                 | Operands::Of(_, span)
+                | Operands::Node(span)
                 | Operands::Pair(span, _) => self.chunks_of(span),
-                // No step stores to what it has received.
-                Operands::Received(..) => self.pieces,
+                // No step stores to what it has received, or to what others hold ready.
+                Operands::Received(..) | Operands::Relays(_) => self.pieces,
             },
-            Action::Gather { .. } | Action::Scan { .. } | Action::Signal { .. } | Action::Wait { .. } => {
-                self.pieces
-            }
+            Action::Gather { .. }
+            | Action::Fetch { .. }
+            | Action::Scan { .. }
+            | Action::Signal { .. }
+            | Action::Wait { .. } => self.pieces,
         }
     }
 
@@ -194,7 +197,9 @@ impl Geometry {
                 let layout = self.layout_of(span.role);
                 clamp_chunks(layout.start(end) - layout.start(first), self.chunk_bytes)
             }
-            Blocks::One(_) | Blocks::Each | Blocks::Others(_) => self.pieces,
+            Blocks::One(_) | Blocks::Each | Blocks::Others(_) | Blocks::Relayed | Blocks::Unrelayed => {
+                self.pieces
+            }
         }
     }
 

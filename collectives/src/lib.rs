@@ -13,6 +13,7 @@
 //! | [`layout`] | blocks and chunks to byte ranges |
 //! | [`schedule`] | an algorithm's steps for one rank |
 //! | [`execution`] | which step is ready now |
+//! | [`nodes`] | which ranks share a NUMA node, and which relays what |
 //! | [`model`] | what an algorithm will cost, and which one is chosen |
 #![forbid(unsafe_code)]
 
@@ -21,6 +22,7 @@ pub mod call;
 pub mod execution;
 pub mod layout;
 pub mod model;
+pub mod nodes;
 pub mod schedule;
 pub mod step;
 
@@ -28,8 +30,9 @@ pub use call::{Call, Collective, Extent, Fingerprint, History, hash_of_lengths};
 pub use execution::{Execution, Task, WINDOW};
 pub use layout::{Geometry, Layout, Piece};
 pub use model::{Choice, Model, Policy, Topology};
+pub use nodes::Nodes;
 pub use schedule::{Algorithm, Association, Schedule, Unsupported};
-pub use step::{Action, Blocks, Dependency, Operands, Peers, Phase, Role, Rule, Span, Step, Take};
+pub use step::{Action, Blocks, Dependency, Holder, Operands, Peers, Phase, Role, Rule, Span, Step, Take};
 
 /// A rank's number inside its communicator.
 pub type Rank = u32;

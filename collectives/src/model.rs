@@ -3,12 +3,15 @@
 //! The choice is a pure function of the call, the topology, the model and the configuration, all of
 //! which the ranks agree on when a communicator is made; so all ranks choose alike.
 
+use std::sync::Arc;
+
 use crate::call::{Call, Collective};
 use crate::layout::{Geometry, Layout};
+use crate::nodes::Nodes;
 use crate::schedule::{Algorithm, Schedule, Unsupported};
 
 /// Who takes part, and over what.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Topology {
     /// Ranks of the communicator.
     pub ranks: u32,
@@ -16,6 +19,8 @@ pub struct Topology {
     pub mapped: bool,
     /// Cores that the ranks of the most loaded host share.
     pub cores: u32,
+    /// The ranks' NUMA nodes, where they share a host and are bound to more than one.
+    pub nodes: Option<Arc<Nodes>>,
 }
 
 /// The constants of the cost model: what `windlass tune` measures. Times in nanoseconds.
@@ -29,6 +34,10 @@ pub struct Model {
     pub switch_ns: f64,
     /// Reading or writing a byte of cached shared memory.
     pub cached_byte_ns: f64,
+    /// What an exchange of flags takes more where it crosses NUMA nodes.
+    pub node_flag_ns: f64,
+    /// A byte between two NUMA nodes, over the link that all ranks of the two share.
+    pub node_byte_ns: f64,
     /// One message to a peer and its receipt.
     pub message_ns: f64,
     /// A byte of a message.
@@ -44,13 +53,16 @@ pub struct Model {
 }
 
 impl Default for Model {
-    /// One current x86 host: shared memory and loopback TCP.
+    /// One current x86 host: shared memory and loopback TCP. Between sockets, what is published of two with two links: 34 GB/s of reads from the
+    /// other's memory, and some 60 ns more for a line, of which an exchange of flags takes two.
     fn default() -> Self {
         Self {
             flag_ns: 110.0,
             line_ns: 25.0,
             switch_ns: 1_100.0,
             cached_byte_ns: 0.02,
+            node_flag_ns: 120.0,
+            node_byte_ns: 0.03,
             message_ns: 6_000.0,
             message_byte_ns: 0.25,
             reduce_byte_ns: 0.08,
@@ -119,6 +131,68 @@ impl Model {
         (self.stage_chunk_bytes / u64::from(ranks.max(1))).max(MIN_PIECE_BYTES).next_multiple_of(64)
     }
 
+    /// The bytes of a block's piece under `algorithm`: fewer blocks have larger ones, and the same stage holds them.
+    fn piece_of(&self, call: &Call, topology: &Topology, algorithm: Algorithm) -> u64 {
+        let piece = self.piece_bytes(topology.ranks);
+        match &topology.nodes {
+            Some(nodes) if algorithm == Algorithm::Hierarchical && !call.collective.has_blocks() => {
+                (piece * u64::from(topology.ranks) / u64::from(nodes.widest())) & !63
+            }
+            _ => piece,
+        }
+    }
+
+    /// What the bytes between NUMA nodes add: those over the busiest link between two.
+    fn crossing(&self, call: &Call, topology: &Topology, algorithm: Algorithm) -> f64 {
+        use Collective as C;
+        let Some(nodes) = &topology.nodes else { return 0.0 };
+        let (n, p) = (call.size_bytes(topology.ranks) as f64, f64::from(topology.ranks));
+        let (widest, next) = nodes.widest_two();
+        let (widest, pairs) = (f64::from(widest), f64::from(widest) * f64::from(next));
+        let publishes = algorithm == Algorithm::Publish;
+        let bytes = match call.collective.even() {
+            C::Barrier => 0.0,
+            C::AllToAll => pairs * n / p,
+            C::Gather | C::Scatter => widest * n / p,
+            // Where each rank reaches for itself, a byte goes to each rank of a node.
+            C::AllReduce | C::Scan | C::ExScan if publishes => pairs * n,
+            C::Broadcast | C::Reduce if publishes => widest * n,
+            C::Broadcast if algorithm == Algorithm::Direct => widest * n,
+            C::ReduceScatter | C::AllGather
+                if matches!(algorithm, Algorithm::Publish | Algorithm::Direct) =>
+            {
+                pairs * n / p
+            }
+            // Operands go one way, and results the other.
+            C::Reduce if algorithm == Algorithm::Direct => (pairs + widest) * n / p,
+            _ if algorithm == Algorithm::Direct => 2.0 * pairs * n / p,
+            // Else to each node once, as by messages it does at least.
+            C::ReduceScatter | C::AllGather => widest * n / p,
+            _ => n,
+        };
+        bytes * self.node_byte_ns
+    }
+
+    /// What ranks touch in a hierarchical schedule, in bytes, and in how many chunks; nothing where they are on one node.
+    fn relayed(&self, call: &Call, topology: &Topology) -> Option<(f64, f64)> {
+        use Collective as C;
+        let nodes = topology.nodes.as_ref()?;
+        let n = call.size_bytes(topology.ranks) as f64;
+        let (p, count, lanes) = (topology.ranks, f64::from(nodes.count()), nodes.widest());
+        // The ranks of the narrowest node relay most.
+        let relayed = n / f64::from(nodes.narrowest());
+        let own = n / f64::from(p);
+        let bytes = match call.collective.even() {
+            C::AllReduce => n + relayed + count * relayed + n,
+            C::Reduce => n + relayed + count * relayed + relayed,
+            C::ReduceScatter => n + relayed + count * own + own,
+            _ => 2.0 * relayed + 2.0 * n,
+        };
+        let blocks = if call.collective.has_blocks() { p } else { lanes };
+        let piece = self.piece_of(call, topology, Algorithm::Hierarchical) as f64;
+        Some((bytes, (n / f64::from(blocks) / piece).ceil().max(1.0)))
+    }
+
     /// Whether a rank's slot can hold what it would publish.
     fn publishes(&self, call: &Call, ranks: u32) -> bool {
         let blocks = if call.collective.has_blocks() { u64::from(ranks) } else { 1 };
@@ -141,7 +215,8 @@ impl Model {
         // Before all have come to an exchange, or have had a round's message, every rank of a core has had it.
         let sharing = topology.ranks.div_ceil(topology.cores.max(1));
         let turns = if sharing > 1 { f64::from(sharing) * self.switch_ns } else { 0.0 };
-        let flags = |k: f64| k * (self.flag_ns + (p - 2.0).max(0.0) * self.line_ns + turns);
+        let apart = if topology.nodes.is_some() { self.node_flag_ns } else { 0.0 };
+        let flags = |k: f64| k * (self.flag_ns + apart + (p - 2.0).max(0.0) * self.line_ns + turns);
         let touch = |bytes: f64| bytes * self.cached_byte_ns;
         let message = self.message_ns + turns;
         let send = |bytes: f64| message + bytes * self.message_byte_ns;
@@ -151,7 +226,7 @@ impl Model {
         let pipeline = |hops: f64, hop: &dyn Fn(f64) -> f64| hops * hop(chunk) + hop(n - chunk) - hop(0.0);
         let rounds = f64::from(topology.ranks.next_power_of_two().ilog2());
         let folded = if topology.ranks.is_power_of_two() { 0.0 } else { 2.0 };
-        Some(match (algorithm, call.collective.even()) {
+        let within = match (algorithm, call.collective.even()) {
             (Algorithm::Publish, _) if !self.publishes(call, topology.ranks) => return None,
             (Algorithm::Publish, C::AllReduce | C::Reduce) => flags(1.0) + touch(2.0 * n + p * n + n),
             (Algorithm::Publish, C::ReduceScatter) => flags(1.0) + touch(2.0 * n + n + n / p),
@@ -174,6 +249,11 @@ impl Model {
             (Algorithm::Direct, C::Scatter) => flags(2.0) + touch(2.0 * n / p),
             (Algorithm::Direct, C::Scan | C::ExScan) => flags(2.0) + touch(n * (p + 1.0) / 2.0 + n),
             (Algorithm::Direct, _) => flags(2.0) + touch(2.0 * n),
+            (Algorithm::Hierarchical, _) => {
+                let (bytes, chunks) = self.relayed(call, topology)?;
+                // While some chunks are exchanged, the ring has others.
+                flags(3.0) * (1.0 + (chunks - 1.0) / f64::from(DEPTH)) + touch(bytes)
+            }
             (Algorithm::Ring, C::AllReduce) => 2.0 * (p - 1.0) * send(n / p) + (p - 1.0) / p * add(n),
             (Algorithm::Ring, C::ReduceScatter) => (p - 1.0) * (send(n / p) + add(n / p)),
             (Algorithm::Ring, _) => (p - 1.0) * send(n / p),
@@ -215,7 +295,8 @@ impl Model {
             (Algorithm::Collect, _) => (p - 1.0) * (send(n) + add(n)),
             (Algorithm::Dissemination, _) => rounds * message,
             (Algorithm::Pair, _) => send(n),
-        })
+        };
+        Some(within + self.crossing(call, topology, algorithm))
     }
 
     /// The algorithm and chunk sizes for a call. The policy's algorithm overrides the choice where it can serve.
@@ -253,7 +334,7 @@ impl Model {
             collective: call.collective,
             ranks: topology.ranks,
         })?;
-        let piece_bytes = self.piece_bytes(topology.ranks);
+        let piece_bytes = self.piece_of(call, topology, algorithm);
         Ok(Choice { algorithm, chunk_bytes: self.chunk_bytes, piece_bytes, predicted_ns })
     }
 }
@@ -279,7 +360,7 @@ mod tests {
                 for (mapped, bytes) in
                     [(false, 8), (false, 4096), (false, 1 << 30), (true, 8), (true, 1 << 30)]
                 {
-                    let topology = Topology { ranks, mapped, cores: 2 };
+                    let topology = Topology { ranks, mapped, cores: 2, nodes: None };
                     for algorithm in [None, Some(Algorithm::Ring), Some(Algorithm::Exchange)] {
                         let policy = Policy { algorithm, by_rank: true };
                         let choice =
@@ -298,7 +379,7 @@ mod tests {
             for ranks in 1..70 {
                 for mapped in [false, true] {
                     for bytes in [0, 8, 4096, 1 << 20, 1 << 34] {
-                        let topology = Topology { ranks, mapped, cores: 2 };
+                        let topology = Topology { ranks, mapped, cores: 2, nodes: None };
                         let choice = Model::default()
                             .choose(&call(collective, bytes), &topology, Policy::default())
                             .unwrap();
@@ -311,7 +392,7 @@ mod tests {
 
     #[test]
     fn small_is_published_and_large_is_direct() {
-        let topology = Topology { ranks: 2, mapped: true, cores: 2 };
+        let topology = Topology { ranks: 2, mapped: true, cores: 2, nodes: None };
         let of = |bytes| {
             Model::default()
                 .choose(&call(Collective::AllReduce, bytes), &topology, Policy::default())
@@ -321,27 +402,61 @@ mod tests {
         assert_eq!(of(1 << 20).algorithm, Algorithm::Direct);
     }
 
+    /// Ranks on so many nodes, each with a core of its own.
+    fn on_nodes(ranks: u32, nodes: u32) -> Topology {
+        let map: Vec<u32> = (0..ranks).map(|rank| rank * nodes / ranks).collect();
+        let nodes = (nodes > 1).then(|| Arc::new(Nodes::of(&map)));
+        Topology { ranks, mapped: true, cores: ranks, nodes }
+    }
+
     #[test]
     fn the_stage_holds_every_geometry() {
         let model = Model::default();
-        for ranks in 1..100 {
-            let topology = Topology { ranks, mapped: true, cores: 2 };
-            for &collective in Collective::ALL {
-                if !Schedule::supports(collective, Algorithm::Direct, ranks) {
+        for (ranks, nodes) in
+            (1..100).flat_map(|ranks| [1, 2, 3, ranks].map(|nodes| (ranks, nodes.min(ranks))))
+        {
+            let topology = on_nodes(ranks, nodes);
+            for (&collective, &algorithm) in
+                Collective::ALL.iter().flat_map(|c| Algorithm::ALL.iter().map(move |a| (c, a)))
+            {
+                let call = call(collective, 1 << 24);
+                let serves = algorithm.lends_memory() && model.predict(&call, &topology, algorithm).is_some();
+                if !serves {
                     continue;
                 }
-                let call = call(collective, 1 << 24);
-                let choice = model.choose(&call, &topology, forced(Algorithm::Direct)).unwrap();
-                let schedule = Schedule::new(collective, choice.algorithm, 0, ranks, 0, true).unwrap();
+                let choice = model.choose(&call, &topology, forced(algorithm)).unwrap();
+                let schedule = Schedule::new(collective, algorithm, 0, ranks, 0, true).unwrap();
+                let schedule = topology.nodes.iter().fold(schedule, |schedule, nodes| schedule.on(nodes));
                 let geometry = choice.geometry(&call, ranks, &schedule);
-                assert!(geometry.stage_bytes() <= model.stage_bytes(ranks), "{collective} {ranks}");
+                let held = model.stage_bytes(ranks);
+                assert!(geometry.stage_bytes() <= held, "{collective} {algorithm} {ranks} {nodes}");
             }
         }
     }
 
     #[test]
+    fn on_several_nodes_what_goes_to_several_ranks_of_each_is_hierarchical() {
+        let chosen = |collective, bytes, topology: &Topology, by_rank| {
+            let policy = Policy { algorithm: None, by_rank };
+            Model::default().choose(&call(collective, bytes), topology, policy).unwrap().algorithm
+        };
+        let (two, apart) = (on_nodes(8, 2), on_nodes(2, 2));
+        use Collective as C;
+        for collective in [C::AllReduce, C::Reduce, C::ReduceScatter, C::AllGather, C::Broadcast] {
+            assert_eq!(chosen(collective, 8, &two, false), Algorithm::Publish, "{collective}");
+            assert_eq!(chosen(collective, 8 << 20, &two, false), Algorithm::Hierarchical, "{collective}");
+            assert_eq!(chosen(collective, 8 << 20, &apart, false), Algorithm::Direct, "{collective}");
+            let by_rank = chosen(collective, 8 << 20, &two, true);
+            assert_eq!(by_rank == Algorithm::Direct, collective.reduces(), "{collective}: {by_rank}");
+        }
+        for collective in [C::Gather, C::Scatter, C::AllToAll, C::Scan] {
+            assert_ne!(chosen(collective, 8 << 20, &two, false), Algorithm::Hierarchical, "{collective}");
+        }
+    }
+
+    #[test]
     fn a_wrong_override_names_what_serves() {
-        let topology = Topology { ranks: 3, mapped: false, cores: 2 };
+        let topology = Topology { ranks: 3, mapped: false, cores: 2, nodes: None };
         let error =
             Model::default().choose(&call(Collective::AllReduce, 8), &topology, forced(Algorithm::Direct));
         assert!(error.unwrap_err().to_string().contains("ring"));

@@ -5,10 +5,11 @@ use std::str::FromStr;
 
 use crate::Rank;
 use crate::algorithms::{
-    binomial, chain, circulant, collect, direct, dissemination, double_tree, doubling, exchange, linear,
-    pair, pairwise, publish, rabenseifner, ring,
+    binomial, chain, circulant, collect, direct, dissemination, double_tree, doubling, exchange,
+    hierarchical, linear, pair, pairwise, publish, rabenseifner, ring,
 };
 use crate::call::Collective;
+use crate::nodes::Nodes;
 use crate::step::Step;
 
 /// In which order the reductions of an algorithm take the operands: what bits a sum of floats has.
@@ -91,12 +92,19 @@ algorithms! {
     Exchange = 13, "exchange", ByRank, exchange;
     /// Each rank collects the operands whole, and folds them at once: one round of p-1 messages. For small messages.
     Collect = 14, "collect", ByRank, collect;
+    /// Each NUMA node reduces, or fetches, within itself what then crosses between nodes once. Shared memory, on several nodes.
+    Hierarchical = 15, "hierarchical", Own, hierarchical;
 }
 
 impl Algorithm {
     /// Whether its steps reach peers' memory instead of sending messages.
     pub const fn needs_mapped_peers(self) -> bool {
-        matches!(self, Self::Publish | Self::Direct)
+        matches!(self, Self::Publish | Self::Direct | Self::Hierarchical)
+    }
+
+    /// Whether its ranks lend each other their memory, or a stage in its place.
+    pub const fn lends_memory(self) -> bool {
+        matches!(self, Self::Direct | Self::Hierarchical)
     }
 
     /// Whether what it makes of a collective has the bits that every other such algorithm makes.
@@ -155,7 +163,7 @@ impl fmt::Display for Unsupported {
         )?;
         let mut any = false;
         for &a in Algorithm::ALL {
-            if Schedule::supports(self.collective, a, self.ranks) {
+            if a != self.algorithm && Schedule::supports(self.collective, a, self.ranks) {
                 write!(f, "{} {a}", if any { "," } else { "" })?;
                 any = true;
             }
@@ -180,6 +188,9 @@ pub struct Schedule {
     pub(crate) ranks: u32,
     pub(crate) root: Rank,
     pub(crate) staged: bool,
+    /// Of a hierarchical one: into how many parts a vector is cut that has no blocks, and whether this rank's node is the root's.
+    lanes: u32,
+    pub(crate) near_root: bool,
     len: u32,
 }
 
@@ -200,6 +211,7 @@ impl Schedule {
                 C::AllReduce,
                 A::Ring | A::RecursiveDoubling | A::Rabenseifner | A::Circulant | A::DoubleTree,
             )
+            | (C::AllReduce | C::ReduceScatter | C::AllGather | C::Broadcast | C::Reduce, A::Hierarchical)
             | (C::ReduceScatter | C::AllGather, A::Ring)
             | (C::AllGather, A::Circulant)
             | (C::Broadcast | C::Reduce, A::BinomialTree | A::Chain)
@@ -232,11 +244,22 @@ impl Schedule {
         if !Self::supports(collective, algorithm, ranks) {
             return Err(Unsupported { algorithm, collective, ranks });
         }
-        let staged = staged && algorithm == Algorithm::Direct && ranks > 1;
+        let staged = staged && algorithm.lends_memory() && ranks > 1;
         let even = collective.even();
-        let mut schedule = Self { collective, even, algorithm, rank, ranks, root, staged, len: 0 };
+        let (lanes, near_root) = (ranks, true);
+        let mut schedule =
+            Self { collective, even, algorithm, rank, ranks, root, staged, lanes, near_root, len: 0 };
         schedule.len = len(&schedule);
         Ok(schedule)
+    }
+
+    /// The same on these NUMA nodes; without, a hierarchical schedule has its ranks on one.
+    #[must_use]
+    pub fn on(mut self, nodes: &Nodes) -> Self {
+        self.lanes = nodes.widest();
+        self.near_root = nodes.node_of(self.rank) == nodes.node_of(self.root);
+        self.len = len(&self);
+        self
     }
 
     /// The algorithm.
@@ -278,6 +301,7 @@ impl Schedule {
             _ if self.even.has_blocks() => self.ranks,
             (C::AllReduce, A::Direct | A::Ring | A::Circulant | A::Exchange)
             | (C::Reduce | C::Scan | C::ExScan, A::Direct | A::Exchange) => self.ranks,
+            (_, A::Hierarchical) => self.lanes,
             (C::AllReduce, A::Rabenseifner) => rabenseifner::participants(self.ranks),
             (C::AllReduce, A::DoubleTree) if self.ranks > 1 => double_tree::TREES,
             _ => 1,

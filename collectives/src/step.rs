@@ -18,7 +18,7 @@ pub enum Role {
     /// What a small operation publishes to all local peers; it stays readable after the operation
     /// has ended locally, until every peer has ended it too.
     Slot,
-    /// The ring of chunks that stands in for heap memory on shared-memory schedules.
+    /// The ring of chunks that stands in for heap memory on shared-memory schedules, and in which a rank holds ready what it relays.
     Stage,
     /// A private ring of chunks that a message is received into when a reduction follows.
     Scratch(u8),
@@ -44,6 +44,10 @@ pub enum Blocks {
     Each,
     /// Every block but one; chunk `c` is the `c`-th piece of each of them.
     Others(u32),
+    /// Every block that the executing rank relays for its NUMA node; chunk `c` is the `c`-th piece of each of them.
+    Relayed,
+    /// Every other block, cut alike.
+    Unrelayed,
 }
 
 /// Blocks of one rank's memory.
@@ -72,6 +76,19 @@ pub enum Operands {
     /// These blocks of the operands of the ranks below a number, in rank order, where messages have brought them: that of rank `q` in
     /// the executing rank's `Partial(q)`, its own in its `Input`.
     Received(Rank, Blocks),
+    /// This span of every rank of the executing rank's NUMA node, in rank order; its own part is its own `Input` or `Output`.
+    Node(Span),
+    /// These blocks where each node's relay holds them ready, in its `Stage`, in the order of the nodes.
+    Relays(Blocks),
+}
+
+/// Who has a block that is fetched.
+#[derive(Clone, Copy, Debug, Eq, PartialEq, Hash)]
+pub enum Holder {
+    /// The rank with the block's number, in what it lends for its `Input`.
+    Owner,
+    /// The rank of the executing rank's NUMA node that relays it, in its `Stage`.
+    Relay,
 }
 
 /// Which ranks a signal goes to or a wait is for. The executing rank is never meant.
@@ -83,7 +100,7 @@ pub enum Peers {
     One(Rank),
 }
 
-/// Which of a rank's two watermarks a signal raises.
+/// Which of a rank's watermarks a signal raises.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Hash)]
 pub enum Phase {
     /// The rank has entered the operation and its input is readable, its output writable, up to the
@@ -91,6 +108,8 @@ pub enum Phase {
     Arrival,
     /// The rank has finished touching its peers' memory up to the signalled chunk.
     Done,
+    /// What the rank relays for its NUMA node is ready in its stage up to the signalled chunk.
+    Relayed,
 }
 
 /// Which of a peer's blocks a [`Action::Gather`] reads.
@@ -132,6 +151,16 @@ pub enum Action {
         from: Role,
         /// Which block is read there.
         take: Take,
+    },
+    /// Combine, one copy for each block: from whoever holds it to the same block of one's own memory. What is there already stays
+    /// untouched, as with [`Action::Copy`].
+    Fetch {
+        /// Who has it.
+        from: Holder,
+        /// Which blocks.
+        blocks: Blocks,
+        /// One's own `Stage` or `Output`.
+        to: Role,
     },
     /// Combine, one for each rank: block `r` of every rank's scan, where `r` is the executing rank's number. In place, a scan
     /// overwrites an operand of all the later ones, so the last rank's comes first.
@@ -287,6 +316,8 @@ impl fmt::Display for Span {
             Blocks::One(block) => write!(f, "[{block}]"),
             Blocks::Each => write!(f, "[each]"),
             Blocks::Others(block) => write!(f, "[all but {block}]"),
+            Blocks::Relayed => write!(f, "[relayed]"),
+            Blocks::Unrelayed => write!(f, "[not relayed]"),
         }
     }
 }
@@ -302,6 +333,8 @@ impl fmt::Display for Operands {
             Self::Received(ranks, blocks) => {
                 write!(f, "received from ranks below {ranks} {}", Span { role: Role::Input, blocks: *blocks })
             }
+            Self::Node(span) => write!(f, "node {span}"),
+            Self::Relays(blocks) => write!(f, "relays {}", Span { role: Role::Stage, blocks: *blocks }),
         }
     }
 }
@@ -317,6 +350,15 @@ impl fmt::Display for Action {
             Self::Gather { from, take: Take::Theirs } => write!(f, "gather {from:?} of each rank -> output"),
             Self::Gather { from, take: Take::Ours } => {
                 write!(f, "gather one's own block of {from:?} of each rank -> output")
+            }
+            Self::Fetch { from, blocks, to } => {
+                let (source, whose) = match from {
+                    Holder::Owner => (Role::Input, "rank"),
+                    Holder::Relay => (Role::Stage, "relay"),
+                };
+                let (from, to) =
+                    (Span { role: source, blocks: *blocks }, Span { role: *to, blocks: *blocks });
+                write!(f, "fetch {from} of each block's {whose} -> {to}")
             }
             Self::Scan { exclusive } => {
                 let own = if *exclusive { "below it" } else { "up to it" };

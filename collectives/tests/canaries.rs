@@ -8,8 +8,9 @@ use windlass_collectives::{
     Action, Algorithm, Association, Blocks, Collective, Operands, Role, Rule, Schedule, Span,
 };
 
-use proof::case::{Case, Operation};
+use proof::case::{Case, Operation, node_maps};
 use proof::check::Prover;
+use proof::resolve::{Resolver, Work};
 
 const RANKS: [u32; 5] = [2, 3, 4, 5, 8];
 
@@ -22,7 +23,7 @@ fn cases(collective: Collective, algorithm: Algorithm, ranks: u32) -> Vec<Case> 
     let mut cases = Vec::new();
     for in_place in [false, true] {
         for staged in [0, u64::MAX, 1, 2] {
-            if staged != 0 && algorithm != Algorithm::Direct {
+            if staged != 0 && !algorithm.lends_memory() {
                 continue;
             }
             for root in if collective.rooted() { 0..2 } else { 0..1 } {
@@ -35,7 +36,28 @@ fn cases(collective: Collective, algorithm: Algorithm, ranks: u32) -> Vec<Case> 
             }
         }
     }
+    if algorithm == Algorithm::Hierarchical {
+        // On one node it is not chosen, and waits for more than it needs.
+        let maps = node_maps(ranks).into_iter().filter(|map| !map.is_empty()).take(3);
+        cases = maps.flat_map(|nodes| cases.iter().map(move |case| Case { nodes, ..*case })).collect();
+    }
     cases
+}
+
+/// Whether a Combine moves something. What moves nothing can be skipped, and needs no order.
+fn moves(operation: &Operation, rank: u32, index: u32) -> bool {
+    let action = action(operation, rank, index);
+    if matches!(
+        action,
+        Action::Signal { .. } | Action::Wait { .. } | Action::Send { .. } | Action::Recv { .. }
+    ) {
+        return true;
+    }
+    let mut work = Work::default();
+    (0..operation.geometry(rank).chunks(&action)).any(|chunk| {
+        let resolver = Resolver { operation, turn: 0, rank, chunk };
+        resolver.resolve(&action, &mut work).is_err() || !work.moves.is_empty()
+    })
 }
 
 fn supported() -> impl Iterator<Item = (Collective, Algorithm, u32)> {
@@ -47,7 +69,7 @@ fn supported() -> impl Iterator<Item = (Collective, Algorithm, u32)> {
 
 /// Plants a fault in all cases of all algorithms, one place at a time; a place is a step of a rank,
 /// as it reads. Returns how many were planted, and the places where no case noticed.
-fn plant(mut fault: impl FnMut(&mut Operation, u32, u32) -> bool) -> (u64, BTreeSet<String>) {
+fn plant(by_map: bool, mut fault: impl FnMut(&mut Operation, u32, u32) -> bool) -> (u64, BTreeSet<String>) {
     let mut prover = Prover::default();
     let mut places: BTreeMap<String, bool> = BTreeMap::new();
     for (collective, algorithm, ranks) in supported() {
@@ -55,7 +77,13 @@ fn plant(mut fault: impl FnMut(&mut Operation, u32, u32) -> bool) -> (u64, BTree
             let operation = case.operation();
             for rank in 0..ranks {
                 for (index, step) in operation.steps[rank as usize].iter().enumerate() {
-                    let place = format!("{collective} {algorithm}, rank {rank} of {ranks}, {index}: {step}");
+                    // A rank on a node does the same steps, whatever the map: of each there is one where it matters.
+                    let who = match case.nodes {
+                        [] => format!("rank {rank} of {ranks}"),
+                        nodes if by_map => format!("rank {rank} on {nodes:?}"),
+                        _ => "some rank".to_owned(),
+                    };
+                    let place = format!("{collective} {algorithm}, {who}, {index}: {step}");
                     if places.get(&place) == Some(&true) {
                         continue;
                     }
@@ -73,7 +101,7 @@ fn plant(mut fault: impl FnMut(&mut Operation, u32, u32) -> bool) -> (u64, BTree
 }
 
 fn must_catch(name: &str, fault: impl FnMut(&mut Operation, u32, u32) -> bool) {
-    let (planted, unnoticed) = plant(fault);
+    let (planted, unnoticed) = plant(true, fault);
     println!("canary: {name}: {planted} planted, {} unnoticed", unnoticed.len());
     assert!(planted > 0);
     assert!(unnoticed.is_empty(), "{name}: {} unnoticed:\n{unnoticed:#?}", unnoticed.len());
@@ -88,8 +116,13 @@ fn a_skipped_combine_is_caught() {
     must_catch("skipped combine", |operation, rank, index| {
         let combine = matches!(
             action(operation, rank, index),
-            Action::Copy { .. } | Action::Reduce { .. } | Action::Gather { .. } | Action::Scan { .. }
+            Action::Copy { .. }
+                | Action::Reduce { .. }
+                | Action::Gather { .. }
+                | Action::Fetch { .. }
+                | Action::Scan { .. }
         );
+        let combine = combine && moves(operation, rank, index);
         operation.muted = Some((rank, index));
         combine
     });
@@ -267,7 +300,10 @@ fn is_allowed(place: &str) -> bool {
         place.starts_with("barrier dissemination") && (place.contains("of 3,") || place.contains("of 5,"));
     // A round waits for all of the one before, of which a run of blocks may need one part only.
     let round = place.contains(" circulant, ") && place.contains("whole without");
-    root_first || twice || round
+    // Who has relayed says so, and whoever waits for it to be done waits for others that have heard that.
+    let relayed = place.starts_with("reduce hierarchical")
+        && (place.contains(", 4: signal Done") || place.contains(", 5: signal Done"));
+    root_first || twice || round || relayed
 }
 
 #[test]
@@ -278,9 +314,11 @@ fn every_dependency_is_needed() {
     let most = 2 * (RANKS[RANKS.len() - 1] - 1) as usize;
     for position in 0..most.max(windlass_collectives::step::MAX_DEPENDENCIES) {
         for rule in [Rule::Same, Rule::All, Rule::Reuse] {
-            let (number, unnoticed) = plant(|operation, rank, index| {
+            let (number, unnoticed) = plant(false, |operation, rank, index| {
                 let step = operation.steps[rank as usize][index as usize];
-                if step.dependencies().nth(position).is_none_or(|d| d.rule != rule) {
+                let dependency = step.dependencies().nth(position).filter(|d| d.rule == rule);
+                let moves = |index| moves(operation, rank, index);
+                if dependency.is_none_or(|d| !moves(index) || !moves(d.step)) {
                     return false;
                 }
                 operation.dropped = Some((rank, index, position));

@@ -4,7 +4,7 @@ mod proof;
 
 use windlass_collectives::{Algorithm, Collective, Schedule};
 
-use proof::case::{Case, Operation};
+use proof::case::{Case, Operation, node_maps};
 use proof::dynamic::World;
 use proof::value::Random;
 
@@ -18,6 +18,10 @@ fn run(operations: &[Operation], seed: u64) {
 /// A random supported case of an algorithm on so many ranks.
 fn random_case(collective: Collective, algorithm: Algorithm, ranks: u32, random: &mut Random) -> Case {
     let mut case = Case::new(collective, algorithm, ranks, 0);
+    if algorithm == Algorithm::Hierarchical {
+        let maps = node_maps(ranks);
+        case.nodes = maps[random.below(maps.len())];
+    }
     let p = u64::from(ranks);
     let block = [1, 1, 2, 3, 5, 9, 40][random.below(7)];
     let uniform = collective.has_blocks();

@@ -3,10 +3,13 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use windlass_collectives::{Algorithm, Collective, Schedule};
+use windlass_collectives::{Algorithm, Collective, Nodes, Schedule};
 
 /// The schedules of one algorithm that are worth reading.
 fn text(collective: Collective, algorithm: Algorithm) -> String {
+    if algorithm == Algorithm::Hierarchical {
+        return on_nodes(collective);
+    }
     let mut text = String::new();
     for ranks in [1, 2, 3, 4, 5, 8] {
         if !Schedule::supports(collective, algorithm, ranks) {
@@ -25,6 +28,26 @@ fn text(collective: Collective, algorithm: Algorithm) -> String {
                     }
                 }
             }
+        }
+    }
+    text
+}
+
+/// The hierarchical schedules of some ranks on some nodes, with the blocks that each relays.
+fn on_nodes(collective: Collective) -> String {
+    let mut text = String::new();
+    if !Schedule::supports(collective, Algorithm::Hierarchical, 1) {
+        return text;
+    }
+    for map in [&[0, 0, 1, 1][..], &[0, 1, 0, 1], &[0, 0, 0, 1], &[0, 0, 0, 0, 1, 1, 1, 1]] {
+        let (nodes, ranks) = (Nodes::of(map), map.len() as u32);
+        for (rank, staged) in [(0, false), (0, true), (1, false), (ranks - 1, false), (ranks - 1, true)] {
+            let schedule = Schedule::new(collective, Algorithm::Hierarchical, rank, ranks, 0, staged);
+            let schedule = schedule.expect("supported").on(&nodes);
+            let blocks = 0..schedule.blocks();
+            let relayed: Vec<_> = blocks.filter(|block| nodes.relays(collective, rank, *block)).collect();
+            writeln!(text, "nodes {map:?}, relays {relayed:?}\n{schedule}")
+                .expect("a string takes everything");
         }
     }
     text

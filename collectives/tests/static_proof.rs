@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 
 use windlass_collectives::{Algorithm, Collective, Schedule};
 
-use proof::case::Case;
+use proof::case::{Case, every_node_map, node_maps};
 use proof::check::Prover;
 
 /// The numbers of ranks: all small ones, and some awkward ones.
@@ -58,7 +58,7 @@ fn pairs() -> impl Iterator<Item = (Collective, Algorithm)> {
 
 /// Who has heap memory, of `ranks` ranks.
 fn stagings(algorithm: Algorithm, ranks: u32, seed: u64) -> Vec<u64> {
-    if algorithm != Algorithm::Direct || ranks == 1 {
+    if !algorithm.lends_memory() || ranks == 1 {
         return vec![0];
     }
     let all = u64::MAX >> (64 - ranks);
@@ -117,6 +117,10 @@ fn cases(collective: Collective, algorithm: Algorithm, ranks: u32) -> Vec<Case> 
     let roots = (0..if collective.rooted() { ranks } else { 1 })
         .filter(|root| ranks <= 17 || [0, 1, ranks / 2, ranks - 1].contains(root));
     let mut cases: Vec<_> = roots.flat_map(|root| cuts(&Case { root, ..base })).collect();
+    if algorithm == Algorithm::Hierarchical {
+        let maps = node_maps(ranks);
+        cases.iter_mut().zip(maps.iter().cycle()).for_each(|(case, nodes)| case.nodes = nodes);
+    }
     if ranks > 17 {
         cases.retain(|c| [1, u64::from(ranks) + 1, 21 + 5].contains(&c.count));
     }
@@ -145,6 +149,33 @@ fn every_schedule_is_right() {
     }
     let what = "proof: # cases (collective x algorithm x ranks x root x count x chunks x staged x in place)";
     tally.print(what, began);
+}
+
+/// However ranks are put on NUMA nodes.
+#[test]
+fn every_map_of_nodes_is_right() {
+    let began = now();
+    let mut tally = Tally::default();
+    let mut random = proof::value::Random(7);
+    let algorithm = Algorithm::Hierarchical;
+    for ranks in 2..=8 {
+        for nodes in every_node_map(ranks) {
+            for &collective in Collective::ALL.iter().filter(|c| Schedule::supports(**c, algorithm, ranks)) {
+                // All of the fewest ranks, and of more some by chance.
+                let more = if ranks <= 5 { 6 } else { 1 };
+                for _ in 0..more {
+                    let count = (random.below(4) as u64 + 1)
+                        * if collective.has_blocks() { 1 } else { u64::from(ranks) };
+                    let root = if collective.rooted() { random.below(ranks as usize) as u32 } else { 0 };
+                    let staged = [0, u64::MAX, random.word()][random.below(3)];
+                    let (depth, in_place) = ([1, 2][random.below(2)], random.one_in(2));
+                    let base = Case::new(collective, algorithm, ranks, count);
+                    tally.prove(&[Case { nodes, root, staged, depth, in_place, ..base }]);
+                }
+            }
+        }
+    }
+    tally.print("proof of every map of up to 8 ranks to nodes: # cases", began);
 }
 
 /// What one operation leaves behind does not disturb the next one in the same memory. A single operation is

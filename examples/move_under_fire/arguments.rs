@@ -2,8 +2,9 @@
 
 use std::time::Duration;
 
+use clap::builder::PossibleValuesParser;
 use clap::{Parser, ValueEnum};
-use windlass::accelerator::Movement;
+use windlass::accelerator::{Movement, NAMES};
 
 const PICTURE: &str = "\
 What happens, on every rank at once and hundreds of times a second:
@@ -23,6 +24,7 @@ Examples:
   windlass run -n 2 -- target/release/examples/move_under_fire --mode pinned --moves-per-second 100
   windlass run -n 4 -- target/release/examples/move_under_fire --mode revocable --bytes 1M
   windlass run -n 4 -- target/release/examples/move_under_fire --announce --revokes-per-second 0
+  deploy/testbed/run windlass run -n 2 -- move_under_fire --accelerator testbed --mode transparent
 
 Exits with 1 when an element is wrong or the accelerators' audit finds that memory was touched after its end.";
 
@@ -36,12 +38,15 @@ pub(crate) struct Arguments {
     /// The length of each of the two buffers; K and M are powers of 1024.
     #[arg(long, value_name = "BYTES", default_value = "2M", value_parser = bytes)]
     pub(crate) bytes: usize,
-    /// Moves that each rank's accelerator makes.
-    #[arg(long, value_name = "N", default_value = "60", value_parser = rate)]
-    pub(crate) moves_per_second: f64,
-    /// Memory that each rank's accelerator takes without asking, and replaces.
-    #[arg(long, value_name = "N", default_value = "10", value_parser = rate)]
-    pub(crate) revokes_per_second: f64,
+    /// Whose memory: that of the accelerator in user space, or of one of the kernel's.
+    #[arg(long, value_name = "NAME", default_value = "simulated", value_parser = PossibleValuesParser::new(NAMES))]
+    pub(crate) accelerator: String,
+    /// Moves that each rank's accelerator makes [default: 60, of the testbed 6, where nothing moves 0].
+    #[arg(long, value_name = "N", value_parser = rate)]
+    pub(crate) moves_per_second: Option<f64>,
+    /// Memory that each rank's accelerator takes without asking, and replaces [default: 10, 1 and 0].
+    #[arg(long, value_name = "N", value_parser = rate)]
+    pub(crate) revokes_per_second: Option<f64>,
     /// What ordinary moves are like.
     #[arg(long, value_enum, default_value_t = Mode::Cooperative)]
     pub(crate) mode: Mode,
@@ -59,6 +64,21 @@ pub(crate) enum Mode {
     Pinned,
     /// The accelerator does not ask: every move is a revoke.
     Revocable,
+    /// Nobody is told: whoever reaches the memory waits, and follows it.
+    Transparent,
+}
+
+impl Arguments {
+    /// Moves and revokes a second.
+    pub(crate) fn rates(&self) -> (f64, f64) {
+        let (moves, revokes) = match self.accelerator.as_str() {
+            "simulated" => (60.0, 10.0),
+            // Its machine is emulated.
+            "testbed" => (6.0, 1.0),
+            _ => (0.0, 0.0),
+        };
+        (self.moves_per_second.unwrap_or(moves), self.revokes_per_second.unwrap_or(revokes))
+    }
 }
 
 impl Mode {
@@ -67,6 +87,7 @@ impl Mode {
             Self::Cooperative => Movement::Cooperative,
             Self::Pinned => Movement::Pinned,
             Self::Revocable => Movement::Revocable,
+            Self::Transparent => Movement::Transparent,
         }
     }
 
@@ -75,6 +96,7 @@ impl Mode {
             Self::Cooperative => "cooperative",
             Self::Pinned => "pinned",
             Self::Revocable => "revocable",
+            Self::Transparent => "transparent",
         }
     }
 }

@@ -19,8 +19,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use clap::Parser;
-use windlass::accelerator::simulated::{Options, SimulatedAccelerator};
-use windlass::accelerator::{Accelerator, AcceleratorError, Operand, Place, Work};
+use windlass::accelerator::{AcceleratorError, OpenError, Operand, Options, Place, Work, open};
 use windlass::{Combine, Communicator, DataType, DeviceBuffer, ReduceOp};
 
 use arguments::Arguments;
@@ -38,6 +37,8 @@ enum FireError {
     Join(#[from] windlass::JoinError),
     #[error(transparent)]
     Windlass(#[from] windlass::Error),
+    #[error(transparent)]
+    Open(#[from] OpenError),
     #[error("the accelerator: {0}")]
     Accelerator(#[from] AcceleratorError),
     #[error("{wrong} elements are wrong, and memory was touched {stale} times after its end")]
@@ -57,17 +58,19 @@ fn main() -> ExitCode {
 
 fn fire(arguments: &Arguments) -> Result<(), FireError> {
     let comm = windlass::init()?;
-    let chunks = chunk_times(&comm, arguments.bytes.max(CHUNK_BYTES))?;
-    let accelerator = Arc::new(SimulatedAccelerator::new(Options {
+    let chunks = chunk_times(&comm, &arguments.accelerator, arguments.bytes.max(CHUNK_BYTES))?;
+    let (moves_per_second, revokes_per_second) = arguments.rates();
+    let options = Options {
         movement: arguments.mode.movement(),
         seed: u64::from(comm.rank()),
         announce_ahead: arguments.announce,
-        moves_per_second: arguments.moves_per_second,
-        revokes_per_second: arguments.revokes_per_second,
+        moves_per_second,
+        revokes_per_second,
         keep_bytes: 64 << 20,
         ..Options::default()
-    }));
-    let device = comm.attach(Arc::clone(&accelerator) as Arc<dyn Accelerator>)?;
+    };
+    let accelerator = open(&arguments.accelerator, options)?;
+    let device = comm.attach(Arc::clone(&accelerator))?;
     // Operations of one communicator follow one another; those of two run at the same time.
     let second = comm.duplicate()?;
     let count = arguments.bytes / size_of::<f32>();
@@ -104,7 +107,7 @@ fn fire(arguments: &Arguments) -> Result<(), FireError> {
         live.end();
     }
     // Before the buffers go: what their last move left behind is looked at, too.
-    own.stale = accelerator.audit().len() as u64;
+    own.stale = accelerator.stale_stores().unwrap_or(0);
     let stale = own.of_all(&comm, true)?.0.stale;
     drop(buffers);
     let movements = device.movements();
@@ -142,9 +145,9 @@ fn fill(
 
 /// What an engine takes for one task of an all-reduce of so many bytes, all ranks' engines at once: the sum of all ranks' chunks, and its store to
 /// all. One chunk after the other, so that they come from where an operation's would.
-fn chunk_times(comm: &Communicator, bytes: usize) -> Result<Vec<Duration>, FireError> {
+fn chunk_times(comm: &Communicator, accelerator: &str, bytes: usize) -> Result<Vec<Duration>, FireError> {
     let ranks = comm.size() as usize;
-    let quiet = SimulatedAccelerator::new(Options { capacity_bytes: 1 << 40, ..Options::default() });
+    let quiet = open(accelerator, Options { capacity_bytes: 1 << 40, ..Options::default() })?;
     let operand = |bytes: usize| -> Result<Operand, FireError> {
         let region = quiet.allocate(bytes as u64)?;
         let operand = Operand { place: Place::Own(region, 0), offset: 0 };

@@ -76,9 +76,10 @@ impl Report<'_> {
         let seconds = self.elapsed.as_secs_f64();
         let announced = if arguments.announce { ", announced" } else { "" };
         println!(
-            "{} ranks, 2 buffers of {} bytes each, {} moves{announced}, {seconds:.1} s",
+            "{} ranks, 2 buffers of {} bytes each on {}, {} moves{announced}, {seconds:.1} s",
             self.ranks,
             arguments.bytes,
+            arguments.accelerator,
             arguments.mode.name()
         );
         // What all ranks read as results.
@@ -98,7 +99,7 @@ impl Report<'_> {
         println!("  revokes         {:>12}", totals.revokes);
         println!("  refused         {:>12}", totals.refused);
         println!("  replays         {:>12}   tasks done again", totals.replays);
-        println!("  stale accesses  {:>12}   found by the accelerators' audit", totals.stale);
+        println!("  stale accesses  {:>12}   found by the accelerators", totals.stale);
         let chunk = at(&self.chunks, 0.5).unwrap_or(f64::NAN);
         println!("                           p50        p99        max");
         let line = |name, times: &[f64], unit: f64, suffix| {

@@ -2,7 +2,9 @@
 
 use std::path::PathBuf;
 
-use clap::{Parser, ValueEnum};
+use clap::Parser;
+use clap::builder::PossibleValuesParser;
+use windlass::accelerator::NAMES;
 
 const EXPLAINED: &str = "\
 Every rank has the whole model and calculates the gradients of its part of each batch. They are summed layer by layer, the last
@@ -41,9 +43,9 @@ pub(crate) struct Arguments {
     /// Sum so that the weights are the same to the bit for any number of ranks: each batch in 8 fixed parts, in fixed point.
     #[arg(long)]
     pub(crate) reproducible: bool,
-    /// Where the gradients lie while they are summed.
-    #[arg(long, value_enum, default_value_t = Memory::None)]
-    pub(crate) accelerator: Memory,
+    /// Where the gradients lie while they are summed: in registered host memory, or on an accelerator.
+    #[arg(long, value_name = "NAME", default_value = NO_ACCELERATOR, value_parser = accelerators())]
+    pub(crate) accelerator: String,
     /// How often each rank's accelerator moves a bucket; it takes away and replaces a tenth as many without asking.
     #[arg(long, value_name = "N", default_value = "0", value_parser = moves)]
     pub(crate) moves_per_second: f64,
@@ -55,13 +57,11 @@ pub(crate) struct Arguments {
     pub(crate) save: Option<PathBuf>,
 }
 
-/// `--accelerator`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
-pub(crate) enum Memory {
-    /// In registered host memory.
-    None,
-    /// On the accelerator in user space.
-    Simulated,
+/// `--accelerator`: registered host memory.
+pub(crate) const NO_ACCELERATOR: &str = "none";
+
+fn accelerators() -> PossibleValuesParser {
+    PossibleValuesParser::new([NO_ACCELERATOR].into_iter().chain(NAMES))
 }
 
 fn rate(text: &str) -> Result<f32, String> {

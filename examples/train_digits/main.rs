@@ -30,13 +30,12 @@ mod train;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
-use std::sync::Arc;
 
 use clap::Parser;
-use windlass::accelerator::simulated::{Options, SimulatedAccelerator};
+use windlass::accelerator::{OpenError, Options, open};
 use windlass::{Communicator, Device};
 
-use arguments::{Arguments, Memory};
+use arguments::{Arguments, NO_ACCELERATOR};
 use bucket::Number;
 use digits::{DataError, Digits};
 use report::{Live, Report};
@@ -48,6 +47,8 @@ enum TrainError {
     Join(#[from] windlass::JoinError),
     #[error(transparent)]
     Windlass(#[from] windlass::Error),
+    #[error(transparent)]
+    Open(#[from] OpenError),
     #[error(transparent)]
     Data(#[from] DataError),
     #[error("the calculation: {0}")]
@@ -86,9 +87,9 @@ fn run(arguments: &Arguments) -> Result<(), TrainError> {
     // Before it joins: a rank that cannot read keeps nobody waiting.
     let digits = Digits::read(arguments.data.as_deref())?;
     let comm = windlass::init()?;
-    let device = match arguments.accelerator {
-        Memory::None => None,
-        Memory::Simulated => Some(attach(arguments, &comm)?),
+    let device = match arguments.accelerator.as_str() {
+        NO_ACCELERATOR => None,
+        name => Some(attach(arguments, &comm, name)?),
     };
     if arguments.reproducible {
         train::<i64>(arguments, &comm, device.as_ref(), &digits)?;
@@ -99,15 +100,15 @@ fn run(arguments: &Arguments) -> Result<(), TrainError> {
     Ok(())
 }
 
-fn attach(arguments: &Arguments, comm: &Communicator) -> Result<Device, TrainError> {
-    let accelerator = SimulatedAccelerator::new(Options {
+fn attach(arguments: &Arguments, comm: &Communicator, name: &str) -> Result<Device, TrainError> {
+    let options = Options {
         seed: u64::from(comm.rank()),
         moves_per_second: arguments.moves_per_second,
         revokes_per_second: arguments.moves_per_second / 10.0,
         keep_bytes: 64 << 20,
         ..Options::default()
-    });
-    Ok(comm.attach(Arc::new(accelerator))?)
+    };
+    Ok(comm.attach(open(name, options)?)?)
 }
 
 fn train<E: Number>(

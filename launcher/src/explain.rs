@@ -3,6 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Args;
+use windlass::numa::{self, NodesChoice};
 use windlass::{
     Algorithm, Association, Call, Choice, Collective, Config, DataType, ReduceOp, Topology, TransportChoice,
 };
@@ -17,6 +18,7 @@ Examples:
   windlass explain all_gather -n 16 -b 64K --transport tcp --dtype bf16
   WINDLASS_ALGORITHM=ring windlass explain all_reduce -n 4        what an override does
   windlass explain all_reduce -n 4 --reproducible                 among those that fold by rank
+  windlass explain all_reduce -n 8 --nodes 2                      where two NUMA nodes have four ranks each
   WINDLASS_MODEL=model.toml windlass explain all_reduce -n 4      with what `windlass tune` measured
 
 The choice is a pure function of the call, the ranks and the model, so this is what every rank does. Times are what the
@@ -46,6 +48,9 @@ pub(crate) struct ExplainArguments {
     /// Choose among the algorithms whose results have the same bits, as WINDLASS_REPRODUCIBLE does.
     #[arg(long)]
     reproducible: bool,
+    /// The ranks' NUMA nodes: how many, or each rank's, as in 0,0,1,1 [default: WINDLASS_NODES, else one].
+    #[arg(long, value_name = "NODES")]
+    nodes: Option<NodesChoice>,
 }
 
 /// Everything the choice depends on.
@@ -82,7 +87,14 @@ fn answer(arguments: &ExplainArguments) -> Result<String, String> {
     config.check().map_err(|error| error.to_string())?;
     let transport = arguments.transport.map_or(config.transport, Transport::choice);
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get() as u32);
-    let topology = Topology { ranks: arguments.ranks, mapped: transport.maps(), cores };
+    let nodes = match &arguments.nodes {
+        Some(nodes) => {
+            nodes.of_ranks(arguments.ranks).map_err(|problem| format!("--nodes {nodes} {problem}"))?
+        }
+        None => config.nodes_of(arguments.ranks).map_err(|error| error.to_string())?,
+    };
+    let nodes = nodes.and_then(|nodes| numa::nodes(&nodes)).filter(|_| transport.maps());
+    let topology = Topology { ranks: arguments.ranks, mapped: transport.maps(), cores, nodes };
     let question = Question { arguments, config, topology, transport };
     let call = question.call(arguments.begin);
     let choice = question.choice(&call)?;
@@ -126,12 +138,16 @@ impl Question<'_> {
         let transport = self.transport.to_string();
         let how = if self.topology.mapped { "shared memory" } else { &transport };
         let mut text = format!(
-            "{} of {} bytes ({} x {}) on {} ranks over {how}\n",
+            "{} of {} bytes ({} x {}) on {} ranks over {how}{}\n",
             call.collective,
             call.size_bytes(self.topology.ranks),
             call.count,
             call.data_type,
-            self.topology.ranks
+            self.topology.ranks,
+            match &self.topology.nodes {
+                Some(nodes) => format!(", on {} NUMA nodes", nodes.count()),
+                None => String::new(),
+            }
         );
         for (key, value, origin) in
             self.config.settings().filter(|(key, ..)| ["algorithm", "reproducible", "model"].contains(key))
@@ -175,7 +191,7 @@ impl Question<'_> {
 
     fn why_not(&self, call: &Call, algorithm: Algorithm) -> String {
         let predict = |call: &Call, topology: &Topology| self.config.model.predict(call, topology, algorithm);
-        let mapped = Topology { mapped: true, ..self.topology };
+        let mapped = Topology { mapped: true, ..self.topology.clone() };
         let smallest = Call { count: call.count.min(1), ..*call };
         if algorithm.needs_mapped_peers() && !self.topology.mapped && predict(&smallest, &mapped).is_some() {
             return "needs memory that all ranks map".to_owned();
@@ -183,7 +199,12 @@ impl Question<'_> {
         if predict(&smallest, &self.topology).is_some() {
             return format!("more than a slot holds ({} bytes)", self.config.model.slot_bytes);
         }
-        let even = Topology { ranks: self.topology.ranks.next_power_of_two(), ..self.topology };
+        let apart = Topology { ranks: 2, mapped: true, nodes: numa::nodes(&[0, 1]), ..self.topology };
+        if algorithm == Algorithm::Hierarchical && predict(&smallest, &apart).is_some() {
+            return "needs memory that ranks on several NUMA nodes map".to_owned();
+        }
+        let ranks = self.topology.ranks.next_power_of_two();
+        let even = Topology { ranks, nodes: None, ..self.topology };
         if predict(&smallest, &even).is_some() {
             return format!("not on {} ranks", self.topology.ranks);
         }

@@ -13,6 +13,8 @@ use std::time::Instant;
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use rustix::fs::MemfdFlags;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
+use windlass::numa;
 use windlass::{Model, ModelFile};
 
 use crate::bench::Row;
@@ -27,8 +29,9 @@ Examples:
 It takes about half a minute, on a machine that should be idle. All ranks of a job must have the same model: copy the
 file to every host, or keep it where all see it.";
 
-/// Benches that are run, for the bar.
+/// Benches that are run, for the bar; and those between NUMA nodes.
 const JOBS: u64 = 14;
+const JOBS_ACROSS: u64 = 4;
 
 /// Sizes among which the crossover between publishing and reaching directly is sought.
 const CROSSOVER: [u64; 8] = [256, 512, 1 << 10, 2 << 10, 4 << 10, 8 << 10, 16 << 10, 32 << 10];
@@ -55,7 +58,7 @@ pub(crate) fn tune(arguments: &TuneArguments) -> ExitCode {
         return refuse(&format!("{} cannot be written: {error}", path.display()));
     }
     let tuning = Tuning { ranks: arguments.ranks as usize, bar: bar() };
-    let model = match tuning.model() {
+    let model = match tuning.on_nodes() {
         Ok(model) => model,
         Err(code) => return code,
     };
@@ -127,6 +130,30 @@ impl Job<'_> {
 }
 
 impl Tuning {
+    /// Measures on one NUMA node; where there are more, then what two of them add.
+    fn on_nodes(&self) -> Result<Model, ExitCode> {
+        let far_ranks = self.ranks / 2;
+        let nodes = wide_nodes(&usable_cpus(), numa::node_of_cpu);
+        let (near, far) = match &nodes[..] {
+            [near, far] if near.len() >= self.ranks && far.len() >= far_ranks => (near, far),
+            _ => return self.model(),
+        };
+        self.bar.inc_length(JOBS_ACROSS);
+        // The benches' ranks inherit what this thread may use, and each takes one CPU of that.
+        let both = [&near[..self.ranks - far_ranks], &far[..far_ranks]].concat();
+        keep_to(near);
+        let mut model = self.model()?;
+        let sizes = [256 << 10, 4 << 20];
+        let times = |cpus: &[usize]| {
+            keep_to(cpus);
+            let flags = self.all_reduce("flags between nodes", &[8], "publish", &model)?;
+            let bytes = self.all_reduce("bytes between nodes", &sizes, "direct", &model)?;
+            Ok::<_, ExitCode>((flags[0], slope(&sizes, &bytes)))
+        };
+        (model.node_flag_ns, model.node_byte_ns) = apart(times(near)?, times(&both)?, self.ranks);
+        Ok(model)
+    }
+
     fn model(&self) -> Result<Model, ExitCode> {
         // Wide enough that both ways can serve every size that is compared.
         let mut model = Model { slot_bytes: CROSSOVER[CROSSOVER.len() - 1], ..Model::default() };
@@ -227,6 +254,41 @@ impl Tuning {
     }
 }
 
+/// What an exchange of flags and a byte take more between nodes than on one, from a published all_reduce and the slope of a direct one: ranks on two
+/// nodes read, and write, their parts of the others' vectors over one link.
+fn apart(near: (f64, f64), across: (f64, f64), ranks: usize) -> (f64, f64) {
+    let more = |near: f64, across: f64| (across - near).max(0.0);
+    let pairs = (ranks / 2) * (ranks - ranks / 2);
+    (more(near.0, across.0), more(near.1, across.1) * ranks as f64 / (2 * pairs) as f64)
+}
+
+/// The CPUs of the two NUMA nodes that have most of these; fewer where there are fewer.
+fn wide_nodes(cpus: &[usize], node_of_cpu: impl Fn(u32) -> Option<u32>) -> Vec<Vec<usize>> {
+    let mut nodes = std::collections::BTreeMap::<u32, Vec<usize>>::new();
+    for &cpu in cpus {
+        if let Some(node) = node_of_cpu(cpu as u32) {
+            nodes.entry(node).or_default().push(cpu);
+        }
+    }
+    let mut widest: Vec<_> = nodes.into_values().collect();
+    widest.sort_by_key(|cpus| std::cmp::Reverse(cpus.len()));
+    widest.truncate(2);
+    widest
+}
+
+fn usable_cpus() -> Vec<usize> {
+    // Fails on hosts with more CPUs than the set holds: then they count as one node.
+    let Ok(usable) = sched_getaffinity(None) else { return Vec::new() };
+    (0..CpuSet::MAX_CPU).filter(|&cpu| usable.is_set(cpu)).collect()
+}
+
+fn keep_to(cpus: &[usize]) {
+    let mut set = CpuSet::new();
+    cpus.iter().for_each(|&cpu| set.set(cpu));
+    // They are some of those that it may use already.
+    let _ = sched_setaffinity(None, &set);
+}
+
 /// Nanoseconds per byte from the first size to the last.
 fn slope(sizes: &[u64], ns: &[f64]) -> f64 {
     let last = sizes.len() - 1;
@@ -266,6 +328,20 @@ mod tests {
     #[test]
     fn a_slope_is_per_byte() {
         assert_eq!(slope(&[8, 1008], &[100.0, 600.0]), 0.5);
+    }
+
+    #[test]
+    fn what_two_nodes_add_is_never_less_than_nothing() {
+        assert_eq!(apart((200.0, 0.04), (320.0, 0.10), 4), (120.0, (0.10 - 0.04) / 2.0));
+        assert_eq!(apart((200.0, 0.04), (190.0, 0.03), 2), (0.0, 0.0));
+    }
+
+    #[test]
+    fn the_widest_nodes_are_measured() {
+        let node = |cpu| (cpu < 9).then_some(u32::from(cpu > 1) + u32::from(cpu > 5));
+        let all: Vec<usize> = (0..12).collect();
+        assert_eq!(wide_nodes(&all, node), [vec![2, 3, 4, 5], vec![6, 7, 8]]);
+        assert_eq!(wide_nodes(&[0, 1, 11], node), [[0, 1]]);
     }
 
     #[test]

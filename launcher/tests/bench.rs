@@ -383,6 +383,20 @@ fn explain_marks_what_is_chosen_and_says_why() {
         "{by_rank}"
     );
     assert!(by_rank.contains("adds in an order of its own") && !by_rank.contains("* ring"), "{by_rank}");
+    assert!(plain.contains("needs memory that ranks on several NUMA nodes map"), "{plain}");
+    let nodes = told(&["all_reduce", "-n", "8", "-b", "16M", "--nodes", "2"], &[]);
+    assert!(nodes.contains("on 2 NUMA nodes") && nodes.contains("* hierarchical"), "{nodes}");
+    let set = told(&["all_reduce", "-n", "8", "-b", "16M"], &[("WINDLASS_NODES", "0,1,0,1,0,1,0,1")]);
+    assert!(set.contains("* hierarchical"), "{set}");
+    let over = told(&["all_reduce", "-n", "8", "-b", "16M", "--nodes", "2", "--transport", "tcp"], &[]);
+    assert!(!over.contains("* hierarchical") && !over.contains("NUMA nodes\n"), "{over}");
+    let by_rank = told(&["all_reduce", "-n", "8", "-b", "16M", "--nodes", "2", "--reproducible"], &[]);
+    assert!(by_rank.contains("* direct"), "{by_rank}");
+    for wrong in ["0", "9", "0,1", "x"] {
+        let refused = windlass(&["explain", "all_reduce", "-n", "8", "--nodes", wrong]).output().unwrap();
+        assert_eq!(refused.status.code(), Some(2), "{wrong}");
+        assert!(text(&refused.stderr).contains("nodes"), "{}", text(&refused.stderr));
+    }
     let refused = windlass(&["explain", "all_reduce", "--reproducible"])
         .env("WINDLASS_ALGORITHM", "ring")
         .output()

@@ -33,6 +33,7 @@ fn every_mode_is_right_under_fire() {
         &["--mode", "cooperative", "--announce", "--bytes", "100001"],
         &["--mode", "pinned"],
         &["--mode", "revocable"],
+        &["--mode", "transparent"],
     ] {
         let arguments = [arguments, &["--revokes-per-second", "40"]].concat();
         let told = under_fire(&arguments);
@@ -53,7 +54,8 @@ fn what_cannot_be_is_refused() {
         (["--seconds", "0"], "86400"),
         (["--moves-per-second", "1e9"], "1000"),
         (["--revokes-per-second", "NaN"], "1000"),
-        (["--mode", "transparent"], "pinned"),
+        (["--mode", "opaque"], "pinned"),
+        (["--accelerator", "gpu"], "dma-heap"),
     ] {
         let output = Command::new(example("move_under_fire")).args(arguments).output().unwrap();
         assert_eq!(output.status.code(), Some(2), "{arguments:?}");

@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 use windlass_collectives::{Algorithm, Association, Model, Policy};
 
 use crate::error::JoinError;
+use crate::numa::NodesChoice;
 
 /// Which transport carries the data.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq, Serialize, Deserialize)]
@@ -73,6 +74,8 @@ pub struct Config {
     /// The bits of every reduction depend on the operands of the ranks alone: not on its size, the algorithm, the chunks, the transport or the kind
     /// of memory. `WINDLASS_REPRODUCIBLE`.
     pub reproducible: bool,
+    /// The NUMA nodes of the ranks, where they are not those of the CPUs that the ranks are bound to. `WINDLASS_NODES`.
+    pub nodes: NodesChoice,
     /// How long an operation may take, in seconds on the command line. `WINDLASS_TIMEOUT`.
     pub timeout: Duration,
     /// How long a rank waits for the others to join. `WINDLASS_JOIN_TIMEOUT`.
@@ -99,6 +102,7 @@ impl Default for Config {
             transport: TransportChoice::Auto,
             algorithm: None,
             reproducible: false,
+            nodes: NodesChoice::Auto,
             timeout: Duration::from_secs(30 * 60),
             join_timeout: Duration::from_secs(300),
             reconnect: Duration::from_secs(10),
@@ -192,6 +196,13 @@ const SETTINGS: &[Setting] = &[
     time!(join_timeout, "WINDLASS_JOIN_TIMEOUT", shared: false),
     time!(reconnect, "WINDLASS_RECONNECT", shared: true),
     time!(report_after, "WINDLASS_REPORT_AFTER", shared: false),
+    Setting {
+        key: "nodes",
+        variable: "WINDLASS_NODES",
+        shared: true,
+        apply: |c, v| v.parse().map(|nodes| c.nodes = nodes),
+        show: |c| c.nodes.to_string(),
+    },
     Setting {
         key: "rdma_devices",
         variable: "WINDLASS_RDMA_DEVICES",
@@ -306,6 +317,18 @@ impl Config {
         Ok(())
     }
 
+    /// The node of each rank, if the configuration says it.
+    ///
+    /// # Errors
+    /// When it says it of another number of ranks.
+    pub fn nodes_of(&self, ranks: u32) -> Result<Option<Vec<u32>>, JoinError> {
+        self.nodes.of_ranks(ranks).map_err(|problem| JoinError::Configuration {
+            setting: "WINDLASS_NODES".to_owned(),
+            value: self.nodes.to_string(),
+            problem,
+        })
+    }
+
     /// Every setting with its value and where the value came from.
     pub fn settings(&self) -> impl Iterator<Item = (&'static str, String, Origin)> + '_ {
         SETTINGS.iter().map(|s| {
@@ -328,6 +351,8 @@ pub struct ModelFile {
     line_ns: f64,
     switch_ns: f64,
     cached_byte_ns: f64,
+    node_flag_ns: f64,
+    node_byte_ns: f64,
     message_ns: f64,
     message_byte_ns: f64,
     reduce_byte_ns: f64,
@@ -349,6 +374,8 @@ impl From<Model> for ModelFile {
             line_ns: m.line_ns,
             switch_ns: m.switch_ns,
             cached_byte_ns: m.cached_byte_ns,
+            node_flag_ns: m.node_flag_ns,
+            node_byte_ns: m.node_byte_ns,
             message_ns: m.message_ns,
             message_byte_ns: m.message_byte_ns,
             reduce_byte_ns: m.reduce_byte_ns,
@@ -368,6 +395,8 @@ impl ModelFile {
             file.line_ns,
             file.switch_ns,
             file.cached_byte_ns,
+            file.node_flag_ns,
+            file.node_byte_ns,
             file.message_ns,
             file.message_byte_ns,
             file.reduce_byte_ns,
@@ -387,6 +416,8 @@ impl ModelFile {
             line_ns: file.line_ns,
             switch_ns: file.switch_ns,
             cached_byte_ns: file.cached_byte_ns,
+            node_flag_ns: file.node_flag_ns,
+            node_byte_ns: file.node_byte_ns,
             message_ns: file.message_ns,
             message_byte_ns: file.message_byte_ns,
             reduce_byte_ns: file.reduce_byte_ns,
@@ -439,6 +470,8 @@ mod tests {
             ("WINDLASS_TRANSPORT", "infiniband"),
             ("WINDLASS_ALGORITHM", "rign"),
             ("WINDLASS_REPRODUCIBLE", "maybe"),
+            ("WINDLASS_NODES", "0"),
+            ("WINDLASS_NODES", "0,1,x"),
             ("WINDLASS_TIMEOUT", "-1"),
             ("WINDLASS_TIMEOUT", "soon"),
             ("WINDLASS_RDMA_GID_INDEX", "256"),

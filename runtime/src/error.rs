@@ -128,6 +128,10 @@ pub enum Problem {
     NameTaken,
     /// Memory that cannot be registered.
     NotAdopted(windlass_memory::adopted::NotAdopted),
+    /// A descriptor of no memory that could be adopted.
+    BadDescriptor(windlass_memory::accelerator::BadDescriptor),
+    /// An accelerator that takes no memory of other exporters.
+    AdoptsNothing,
     /// Memory of windlass's own, where the call is for memory that the program brings along.
     Shared,
 }
@@ -180,6 +184,10 @@ impl fmt::Display for Problem {
             Self::NotRegistered => write!(f, "is none that this rank has registered; call register_op first"),
             Self::NameTaken => write!(f, "is that of an operator registered before; use another one"),
             Self::NotAdopted(refused) => write!(f, "cannot be registered: {refused}"),
+            Self::BadDescriptor(bad) => write!(f, "cannot be adopted: {bad}"),
+            Self::AdoptsNothing => {
+                write!(f, "takes no memory of other exporters; attach one of the kernel's, such as dma-heap")
+            }
             Self::Shared => write!(f, "is registered memory of windlass, which needs no more"),
             Self::OnDevice => {
                 write!(f, "is device memory, which this call does not take; copy it with read and write")

@@ -20,6 +20,7 @@ use crate::error::{AbortReason, Error, Problem};
 use crate::fork;
 use crate::job::Job;
 use crate::metrics::Recorder;
+use crate::numa;
 use crate::progress::Kick;
 use crate::request::RawRequest;
 use crate::transfer::Transfers;
@@ -93,7 +94,10 @@ impl Group {
     pub(crate) fn new(job: &Arc<Job>, id: u32, members: Vec<u32>, board: Option<Arc<Board>>) -> Arc<Self> {
         let rank = members.iter().position(|&m| m == job.rank).unwrap_or(0) as u32;
         let ranks = members.len() as u32;
-        let topology = Topology { ranks, mapped: board.is_some() || ranks == 1, cores: job.cores };
+        let mapped = board.is_some() || ranks == 1;
+        let of_members: Vec<u32> = members.iter().map(|&member| job.nodes[member as usize]).collect();
+        let nodes = numa::nodes(&of_members).filter(|_| mapped);
+        let topology = Topology { ranks, mapped, cores: job.cores, nodes };
         let group = Arc::new_cyclic(|group| {
             let (slot, index) = job.enrol(group.clone());
             let recorder = Recorder::new(job.board.as_deref(), job.rank as usize, index);
@@ -197,6 +201,7 @@ impl Group {
     /// Every member has an accelerator now.
     pub(crate) fn use_devices(&self) {
         self.devices.store(true, Ordering::Relaxed);
+        lock(&self.stream).forget_plans();
     }
 
     pub(crate) fn close(&self) {

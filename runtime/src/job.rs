@@ -26,6 +26,7 @@ use crate::bootstrap::{Identity, Server};
 use crate::clock::Clock;
 use crate::config::Config;
 use crate::device::Attached;
+use crate::device::reached::Reached;
 use crate::error::{Error, JoinError, PeerCause};
 use crate::fork;
 use crate::group::{Group, lock};
@@ -49,6 +50,8 @@ pub(crate) struct Job {
     pub(crate) config: Config,
     /// Cores that the ranks of this host share.
     pub(crate) cores: u32,
+    /// The NUMA node of each rank.
+    pub(crate) nodes: Vec<u32>,
     control: Option<Arc<Control>>,
     clock: Clock,
     /// In a simulation: what its rendezvous has not heard yet.
@@ -58,6 +61,10 @@ pub(crate) struct Job {
     pub(crate) mapped: bool,
     pub(crate) pool: Arc<Pool>,
     pub(crate) segments: Arc<Segments>,
+    /// As the transport reaches them, and device memory.
+    pub(crate) reached: Arc<Reached>,
+    /// It reaches device memory.
+    pub(crate) reaches_devices: bool,
     messages: Option<Mutex<Box<dyn Transport>>>,
     /// Peers wait for acknowledgements of what carries messages.
     acknowledges: bool,
@@ -96,6 +103,7 @@ impl Job {
     pub(crate) fn join(identity: &Identity, config: Config) -> Result<Arc<Self>, JoinError> {
         fork::mark();
         config.check()?;
+        let told = config.nodes_of(identity.ranks)?;
         let server = match &identity.rendezvous {
             Some(address) if identity.serves => Some(Server::start_at(identity.ranks, address)?),
             _ => None,
@@ -114,7 +122,8 @@ impl Job {
             Ok(())
         }));
         let segments = Arc::new(Segments::new(identity.ranks, Arc::new(pool)));
-        let unconnected = registry::open(&config, identity.rank, job_number(identity), &segments)?;
+        let reached = Arc::new(Reached::new(Arc::clone(&segments)));
+        let unconnected = registry::open(&config, identity.rank, job_number(identity), &reached)?;
         let board = if identity.rank == 0 {
             Some(Board::create(board_shape(&config, identity.ranks))?)
         } else {
@@ -123,8 +132,11 @@ impl Job {
         let welcome = control.join(identity, &config, board.as_ref(), unconnected.address())?;
         let board = Arc::new(Board::open(std::os::fd::AsFd::as_fd(&welcome.board))?);
         let carriers = unconnected.connect(identity.rank, &board, &segments, &welcome.tcp)?;
-        let job =
-            Self::assemble(identity, config, welcome.cores, Some(control), Some(board), segments, carriers)?;
+        // One that is not bound may be anywhere: then all count as near.
+        let bound = || welcome.nodes.into_iter().collect::<Option<Vec<u32>>>();
+        let nodes = told.or_else(bound).unwrap_or_else(|| vec![0; identity.ranks as usize]);
+        let place = (welcome.cores, nodes);
+        let job = Self::assemble(identity, config, place, Some(control), Some(board), reached, carriers)?;
         *lock(&job.server) = server;
         Self::listen(&job)?;
         Ok(job)
@@ -133,12 +145,13 @@ impl Job {
     fn alone(config: Config) -> Result<Arc<Self>, JoinError> {
         let identity = Identity { rank: 0, ranks: 1, rendezvous: None, serves: false };
         let carriers = Carriers { messages: None, mapped: true, clock: Clock::Machine };
-        Self::assemble(&identity, config, 1, None, None, Self::unshared(1), carriers)
+        Self::assemble(&identity, config, (1, vec![0]), None, None, Self::unshared(1), carriers)
     }
 
     /// Memory that nobody is told of.
-    fn unshared(ranks: u32) -> Arc<Segments> {
-        Arc::new(Segments::new(ranks, Arc::new(Pool::new(Box::new(|_| Ok(()))))))
+    fn unshared(ranks: u32) -> Arc<Reached> {
+        let segments = Segments::new(ranks, Arc::new(Pool::new(Box::new(|_| Ok(())))));
+        Arc::new(Reached::new(Arc::new(segments)))
     }
 
     /// A rank of a simulated job: nobody listens, and nothing moves by itself.
@@ -150,7 +163,9 @@ impl Job {
         carriers: Carriers,
     ) -> Result<Arc<Self>, JoinError> {
         let identity = Identity { rank, ranks, rendezvous: None, serves: false };
-        let job = Self::assemble(&identity, config, ranks, None, board, Self::unshared(ranks), carriers)?;
+        let nodes = config.nodes_of(ranks)?.unwrap_or_else(|| vec![0; ranks as usize]);
+        let job =
+            Self::assemble(&identity, config, (ranks, nodes), None, board, Self::unshared(ranks), carriers)?;
         job.progress.forbid();
         Ok(job)
     }
@@ -158,12 +173,13 @@ impl Job {
     fn assemble(
         identity: &Identity,
         config: Config,
-        cores: u32,
+        (cores, nodes): (u32, Vec<u32>),
         control: Option<Arc<Control>>,
         board: Option<Arc<Board>>,
-        segments: Arc<Segments>,
+        reached: Arc<Reached>,
         carriers: Carriers,
     ) -> Result<Arc<Self>, JoinError> {
+        let segments = Arc::clone(reached.segments());
         let untold = matches!(carriers.clock, Clock::Simulated(..)).then(Mutex::default);
         let capabilities = carriers.messages.as_ref().map(|messages| messages.capabilities());
         let wake = match capabilities {
@@ -178,6 +194,7 @@ impl Job {
             ranks: identity.ranks,
             config,
             cores,
+            nodes,
             control,
             clock: carriers.clock,
             untold,
@@ -185,6 +202,8 @@ impl Job {
             mapped: carriers.mapped,
             pool: Arc::clone(segments.pool()),
             segments,
+            reached,
+            reaches_devices: capabilities.is_some_and(|c| c.reaches_devices),
             acknowledges: capabilities.is_some_and(|c| c.streams_break),
             glances: if capabilities.is_some_and(|c| c.maps_peers) { delivery::GLANCES } else { 0 },
             messages: carriers.messages.map(Mutex::new),
@@ -264,6 +283,7 @@ impl Job {
     pub(crate) fn attach(&self, attached: Arc<Attached>) -> bool {
         let mut early = lock(&self.early_regions);
         let now = self.attached.get_or_init(|| Arc::clone(&attached));
+        self.reached.attach(now);
         for (from, message, descriptor) in early.drain(..) {
             now.hear(from, message, descriptor);
         }
@@ -410,6 +430,13 @@ impl Job {
         let mut transport = lock(self.messages.as_ref()?);
         let found = messages.filter_map(|(peer, id)| Some((transport.seek(peer, &id)?, peer)));
         found.min().map(|(_, peer)| peer)
+    }
+
+    /// Takes a segment back from the transport's devices: see [`Transport::release`].
+    pub(crate) fn release(&self, segment: u64, within: &dyn Fn(*const u8) -> bool) {
+        if let Some(messages) = &self.messages {
+            lock(messages).release(segment, within);
+        }
     }
 
     pub(crate) fn withdraw(&self, token: Token) {

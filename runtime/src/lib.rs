@@ -32,6 +32,7 @@ mod job;
 mod list;
 mod memory;
 mod metrics;
+pub mod numa;
 mod operation;
 mod operator;
 mod progress;
@@ -66,7 +67,7 @@ pub use simulation::{Estimate, Experiment, ExperimentError, LowerBound, Simulati
 pub use world::{threads, threads_with};
 
 pub use windlass_collectives::{
-    Algorithm, Association, Call, Choice, Collective, Extent, Fingerprint, Model, Policy, Topology,
+    Algorithm, Association, Call, Choice, Collective, Extent, Fingerprint, Model, Nodes, Policy, Topology,
 };
 pub use windlass_kernels::{
     Bool, Combine, Complex, DataType, Element, F8E4M3, F8E5M2, F32I32, F64I32, F64I64, I32I32, I64I64,

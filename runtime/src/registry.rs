@@ -19,6 +19,7 @@ use windlass_transports::tcp::{self, Tcp};
 
 use crate::clock::Clock;
 use crate::config::{Config, TransportChoice};
+use crate::device::reached::Reached;
 use crate::error::JoinError;
 use crate::job::segments::Segments;
 
@@ -58,12 +59,12 @@ pub(crate) fn simulated_host(clock: Clock) -> Carriers {
     Carriers { messages: None, mapped: true, clock }
 }
 
-/// Opens what the configuration asks for. `job` names the job on the wire; `segments` are this rank's.
+/// Opens what the configuration asks for. `job` names the job on the wire; `reached` is this rank's memory.
 pub(crate) fn open(
     config: &Config,
     rank: u32,
     job: u128,
-    segments: &Arc<Segments>,
+    reached: &Arc<Reached>,
 ) -> Result<Unconnected, JoinError> {
     match config.transport {
         TransportChoice::Auto | TransportChoice::Shm => Ok(Unconnected::Shared),
@@ -71,7 +72,7 @@ pub(crate) fn open(
             let (tcp, address) = Tcp::bind(rank, job).map_err(refused)?;
             Ok(Unconnected::Tcp(Box::new(tcp), address))
         }
-        TransportChoice::Rdma => open_rdma(config, rank, job, segments),
+        TransportChoice::Rdma => open_rdma(config, rank, job, reached),
     }
 }
 
@@ -80,17 +81,17 @@ fn open_rdma(
     config: &Config,
     rank: u32,
     job: u128,
-    segments: &Arc<Segments>,
+    reached: &Arc<Reached>,
 ) -> Result<Unconnected, JoinError> {
     let wishes = Wishes { devices: config.rdma_devices.clone(), gid_index: config.rdma_gid_index };
     let options = rdma::Options { wishes, ..rdma::Options::default() };
-    let register = Arc::clone(segments) as Arc<dyn Register>;
+    let register = Arc::clone(reached) as Arc<dyn Register>;
     let (rdma, address) = Rdma::bind(rank, job, options, Some(register)).map_err(no_rdma)?;
     Ok(Unconnected::Rdma(Box::new(rdma), address))
 }
 
 #[cfg(not(feature = "rdma"))]
-fn open_rdma(_: &Config, _: u32, _: u128, _: &Arc<Segments>) -> Result<Unconnected, JoinError> {
+fn open_rdma(_: &Config, _: u32, _: u128, _: &Arc<Reached>) -> Result<Unconnected, JoinError> {
     Err(no_rdma(
         "this windlass was built without it (cargo build --features rdma; tools/setup --rdma installs the headers)",
     ))

@@ -74,7 +74,7 @@ const BOUND_TO_MAPPED_PEERS: &[(&str, &str)] = &[
 
 /// The callers of the kernels in the product: the binding of steps, and the engines of accelerators.
 const KERNEL_CALLERS: &[&str] =
-    &["runtime/src/engine/bind.rs", "transports/memory/src/accelerator/simulated/engine.rs"];
+    &["runtime/src/engine/bind.rs", "transports/memory/src/accelerator/driven/engine.rs"];
 
 /// Where a program's own operator is, and where it is called: without a lock.
 const OPERATOR_CALLERS: &[&str] = &["runtime/src/operator.rs", "runtime/src/engine/fold.rs"];

@@ -3,7 +3,11 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that fails should panic")]
 
-use windlass::{Communicator, Config, Identity, JoinError, ReduceOp, TransportChoice};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use windlass::accelerator::{self, Movement, Options};
+use windlass::{Communicator, Config, DeviceBuffer, Identity, JoinError, ReduceOp, TransportChoice};
 
 /// This host's number, and how many there are.
 fn host() -> Option<(u32, u32)> {
@@ -15,7 +19,7 @@ fn host() -> Option<(u32, u32)> {
 fn config() -> Config {
     let mut config = Config::from_environment().unwrap();
     config.transport = TransportChoice::Rdma;
-    config.timeout = std::time::Duration::from_secs(120);
+    config.timeout = Duration::from_secs(120);
     config
 }
 
@@ -112,17 +116,17 @@ fn sums_during(job: &str, commands: &[&str], breaks: bool) {
             if host == 0 {
                 scope.spawn(|| {
                     for command in commands {
-                        std::thread::sleep(std::time::Duration::from_millis(1500));
+                        std::thread::sleep(Duration::from_millis(1500));
                         let status = std::process::Command::new("sh").args(["-c", command]).status();
                         println!("{command}: {status:?}");
                     }
                 });
             }
-            let begin = std::time::Instant::now();
+            let begin = Instant::now();
             let (mut rounds, mut longest) = (0u32, 0);
             // All do as many, however long each has been at it.
             loop {
-                let since = std::time::Instant::now();
+                let since = Instant::now();
                 let value = |rank: u32, at: usize| ((rank + 1 + rounds) * (at % 1000 + 1) as u32) as f32;
                 let mut memory = comm.alloc::<f32>(100_000).unwrap();
                 memory.iter_mut().enumerate().for_each(|(at, x)| *x = value(comm.rank(), at));
@@ -157,5 +161,96 @@ fn one_of_two_nics_goes_for_good() {
         sums_during("nic", &["ip link set eth1 down"], true);
     } else {
         println!("this needs three hosts with two NICs");
+    }
+}
+
+/// How the testbed's NICs import memory, as it was started.
+fn importer() -> Option<String> {
+    let mode = std::fs::read_to_string("/sys/module/rdma_rxe/parameters/dmabuf_mode").ok()?;
+    Some(mode.trim().to_owned())
+}
+
+/// Sums of an accelerator's memory, and messages from it and to it, while it moves in this way.
+fn on_accelerators(job: &str, movement: Movement, moves: f64, revokes: f64) {
+    on_hosts(job, |comm| {
+        let (rank, ranks) = (comm.rank(), comm.size());
+        let patience = Duration::from_secs(5);
+        let (moves_per_second, revokes_per_second) = (moves, revokes);
+        let options =
+            Options { movement, moves_per_second, revokes_per_second, patience, ..Options::default() };
+        let options = Options { device: options.device ^ u64::from(rank), seed: u64::from(rank), ..options };
+        let accelerator = accelerator::open("testbed", options).unwrap();
+        let device = comm.attach(Arc::clone(&accelerator)).unwrap();
+        let value = |rank: u32, round: u32, at: usize| ((rank + 1 + round) * (at % 1000 + 1) as u32) as f32;
+        let write = |buffer: &mut DeviceBuffer<f32>, round| {
+            let values: Vec<_> = (0..buffer.len()).map(|at| value(rank, round, at)).collect();
+            buffer.write(&values).unwrap();
+        };
+        let read = |buffer: &DeviceBuffer<f32>| {
+            let mut values = vec![0.0; buffer.len()];
+            buffer.read(&mut values).unwrap();
+            values
+        };
+        let (next, before) = ((rank + 1) % ranks, (rank + ranks - 1) % ranks);
+        let begin = Instant::now();
+        let mut rounds = 0;
+        loop {
+            for count in [1000, 50_001, 400_000] {
+                let mut memory = device.alloc::<f32>(count).unwrap();
+                write(&mut memory, rounds);
+                let memory = comm.all_reduce(memory, ReduceOp::Sum).wait().unwrap();
+                for (at, is) in read(&memory).into_iter().enumerate() {
+                    let sum: f32 = (0..ranks).map(|rank| value(rank, rounds, at)).sum();
+                    assert!(is == sum, "sum of {count} in round {rounds}: {at} is {is}, not {sum}");
+                }
+                let mut from = device.alloc::<f32>(count).unwrap();
+                write(&mut from, rounds);
+                let into = device.alloc::<f32>(count).unwrap();
+                let (_, into) = comm.sendrecv(from, next, into, before, 0).wait().unwrap();
+                for (at, is) in read(&into).into_iter().enumerate() {
+                    let sent = value(before, rounds, at);
+                    assert!(is == sent, "message of {count} in round {rounds}: {at} is {is}, not {sent}");
+                }
+            }
+            rounds += 1;
+            let late = f32::from(u8::from(begin.elapsed() >= Duration::from_secs(10)));
+            if comm.all_reduce(vec![late], ReduceOp::Max).wait().unwrap()[0] > 0.0 {
+                break;
+            }
+        }
+        println!(
+            "{movement:?}, rank {rank}: {rounds} rounds; {:?}; {:?}",
+            device.movements(),
+            comm.reconnects()
+        );
+        assert_eq!(accelerator.stale_stores(), Some(0), "memory was written after it had moved");
+    });
+}
+
+#[test]
+fn accelerators_memory_that_nobody_moves() {
+    let movement =
+        if importer().as_deref() == Some("dynamic") { Movement::Transparent } else { Movement::Pinned };
+    on_accelerators("still", movement, 0.0, 0.0);
+}
+
+#[test]
+fn accelerators_memory_that_moves_by_itself() {
+    if importer().as_deref() == Some("dynamic") {
+        on_accelerators("transparent", Movement::Transparent, 30.0, 0.0);
+    }
+}
+
+#[test]
+fn accelerators_memory_whose_owner_asks() {
+    on_accelerators("cooperative", Movement::Cooperative, 30.0, 0.0);
+    on_accelerators("pinned", Movement::Pinned, 30.0, 0.0);
+}
+
+#[test]
+fn accelerators_memory_that_is_revoked() {
+    // Who pins without a callback keeps what was revoked.
+    if importer().is_some_and(|mode| mode != "pinned") {
+        on_accelerators("revocable", Movement::Revocable, 0.0, 10.0);
     }
 }

@@ -40,6 +40,8 @@ pub struct Capabilities {
     pub eager_bytes: usize,
     /// What carries messages can break while both ranks live, and be opened anew: [`Event::Broken`] and [`Transport::reopen`].
     pub streams_break: bool,
+    /// Large messages of [foreign](reach::Register::is_foreign) memory are read and written where it lies.
+    pub reaches_devices: bool,
     /// Completions may be waited for on a descriptor; otherwise on the job's doorbell.
     pub has_descriptor: bool,
 }
@@ -195,6 +197,10 @@ pub trait Transport: Send + fmt::Debug {
 
     /// Opens a broken stream no more: the peer is [lost](Event::Lost).
     fn give_up(&mut self, _peer: Rank) {}
+
+    /// Takes a segment back from the devices that it is registered with, and that peers may reach it by: after the return nothing of it is touched. What
+    /// is under way of its memory, which `within` knows, goes on by way of the host.
+    fn release(&mut self, _segment: u64, _within: &dyn Fn(*const u8) -> bool) {}
 
     /// Breaks the stream to a peer under its protocol, as a network would. For tests.
     #[doc(hidden)]

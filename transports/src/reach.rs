@@ -78,4 +78,17 @@ pub struct Registrable {
 pub unsafe trait Register: Send + Sync + fmt::Debug {
     /// Where these bytes lie, if they can be registered. The pointer is not read: it may name memory that has no address.
     fn find(&self, memory: *const u8, bytes: usize) -> Option<Registrable>;
+
+    /// Whether this is memory that the processor does not touch: what a device cannot reach of it is read and written by the calls below.
+    fn is_foreign(&self, _memory: *const u8) -> bool {
+        false
+    }
+
+    /// Copies foreign memory to the host. False while it is on its way to another place, or lost; then nothing is promised of `to`.
+    fn load(&self, _from: *const u8, _to: &mut [u8]) -> bool {
+        false
+    }
+
+    /// Copies to foreign memory. While that is on its way the bytes are kept for it.
+    fn store(&self, _to: *mut u8, _from: &[u8]) {}
 }

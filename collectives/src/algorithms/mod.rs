@@ -9,6 +9,7 @@ pub(crate) mod dissemination;
 pub(crate) mod double_tree;
 pub(crate) mod doubling;
 pub(crate) mod exchange;
+pub(crate) mod hierarchical;
 pub(crate) mod linear;
 pub(crate) mod pair;
 pub(crate) mod pairwise;

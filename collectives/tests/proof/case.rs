@@ -1,7 +1,7 @@
 //! What is proved: a collective with all its parameters, as the steps of all its ranks.
 
 use windlass_collectives::{
-    Action, Algorithm, Association, Collective, Geometry, Layout, Rank, Schedule, Step,
+    Action, Algorithm, Association, Collective, Geometry, Layout, Nodes, Rank, Schedule, Step,
 };
 
 use super::value::{Sum, Value, mix};
@@ -23,6 +23,43 @@ pub(crate) struct Case {
     /// Bit `r`: rank `r` has heap memory.
     pub(crate) staged: u64,
     pub(crate) in_place: bool,
+    /// The NUMA node of each rank; empty: all are on one.
+    pub(crate) nodes: &'static [u32],
+}
+
+/// The ways in which so many ranks are put on NUMA nodes in the proofs of hierarchical schedules: even and uneven, alone, in blocks, by turns and
+/// any other way.
+pub(crate) fn node_maps(ranks: u32) -> Vec<&'static [u32]> {
+    let mut maps: Vec<&'static [u32]> = vec![&[]];
+    let mut add = |node: &dyn Fn(u32) -> u32| {
+        let map: Vec<u32> = (0..ranks).map(node).collect();
+        if map.iter().any(|node| *node != map[0]) && !maps.contains(&&*map) {
+            maps.push(map.leak());
+        }
+    };
+    add(&|rank| rank * 2 / ranks);
+    add(&|rank| mix(u64::from(rank * 31 + ranks)) as u32 % 3);
+    if ranks <= 9 {
+        add(&|rank| rank % 2);
+        add(&|rank| rank * 3 / ranks);
+        add(&|rank| rank);
+        add(&|rank| u32::from(rank + 1 == ranks));
+    }
+    maps
+}
+
+/// Every way to put so many ranks on nodes.
+pub(crate) fn every_node_map(ranks: u32) -> Vec<&'static [u32]> {
+    let mut maps: Vec<Vec<u32>> = vec![vec![]];
+    for _ in 0..ranks {
+        let longer = |map: &Vec<u32>| {
+            let nodes = map.iter().max().map_or(0, |last| last + 1);
+            let longer = |node| map.iter().copied().chain([node]).collect();
+            (0..=nodes).map(longer).collect::<Vec<_>>()
+        };
+        maps = maps.iter().flat_map(longer).collect();
+    }
+    maps.into_iter().map(|map| &*map.leak()).collect()
 }
 
 impl Case {
@@ -40,7 +77,13 @@ impl Case {
             depth: 2,
             staged: 0,
             in_place: false,
+            nodes: &[],
         }
+    }
+
+    /// The ranks' nodes.
+    pub(crate) fn nodes(&self) -> Nodes {
+        if self.nodes.is_empty() { Nodes::of(&vec![0; self.ranks as usize]) } else { Nodes::of(self.nodes) }
     }
 
     /// The schedule of `rank`, or `None` where it takes no part.
@@ -59,7 +102,8 @@ impl Case {
         };
         let staged = self.staged >> (rank % 64) & 1 == 1;
         let schedule = Schedule::new(collective, self.algorithm, rank, self.ranks, root, staged);
-        Some(schedule.expect("only supported cases are made"))
+        let schedule = schedule.expect("only supported cases are made");
+        Some(if self.nodes.is_empty() { schedule } else { schedule.on(&self.nodes()) })
     }
 
     fn sender(&self) -> Rank {
@@ -118,10 +162,10 @@ impl Case {
         let schedules: Vec<_> = (0..self.ranks).map(|r| self.schedule(r)).collect();
         let steps =
             schedules.iter().map(|s| s.map_or_else(Vec::new, |s| (0..s.len()).map(|i| s.step(i)).collect()));
-        // Only the direct algorithm reaches into memory that may need a stage.
-        let stages = self.algorithm == Algorithm::Direct && self.ranks > 1;
+        let stages = self.algorithm.lends_memory() && self.ranks > 1;
         Operation {
             case: *self,
+            nodes: self.nodes(),
             geometries: (0..self.ranks).map(|rank| self.geometry(rank)).collect(),
             rings: schedules.iter().flatten().map(|s| s.scratch_rings()).max().unwrap_or(0),
             partial_bytes: schedules
@@ -144,6 +188,7 @@ impl Case {
 #[derive(Clone, Debug)]
 pub(crate) struct Operation {
     pub(crate) case: Case,
+    pub(crate) nodes: Nodes,
     pub(crate) geometries: Vec<Geometry>,
     pub(crate) rings: u32,
     pub(crate) partial_bytes: u64,

@@ -40,7 +40,7 @@ pub(crate) struct World<'a> {
     random: Random,
     runners: Vec<Runner>,
     /// `marks[turn][rank][phase]`: chunks signalled.
-    marks: Vec<Vec<[u32; 2]>>,
+    marks: Vec<Vec<[u32; 3]>>,
     messages: BTreeMap<Name, Vec<Value>>,
     posted: BTreeSet<Name>,
     /// Whether a message leaves only when its receiver is posted.
@@ -65,7 +65,7 @@ impl<'a> World<'a> {
             operations,
             random: Random(seed << 32),
             runners: (0..ranks).map(|_| runner()).collect(),
-            marks: vec![vec![[0; 2]; ranks]; operations.len()],
+            marks: vec![vec![[0; 3]; ranks]; operations.len()],
             messages: BTreeMap::new(),
             posted: BTreeSet::new(),
             rendezvous: seed.is_multiple_of(2),
@@ -378,5 +378,6 @@ const fn phase_index(phase: Phase) -> usize {
     match phase {
         Phase::Arrival => 0,
         Phase::Done => 1,
+        Phase::Relayed => 2,
     }
 }

@@ -232,7 +232,7 @@ impl Graph {
     }
 
     fn signals(&mut self, operation: &Operation, nodes: &[Vec<Node>]) -> Result<(), String> {
-        for phase in [Phase::Arrival, Phase::Done] {
+        for phase in [Phase::Arrival, Phase::Relayed, Phase::Done] {
             let of = |rank: Rank| {
                 let steps = operation.steps[rank as usize].iter().zip(&nodes[rank as usize]);
                 steps

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use windlass_collectives::{Action, Blocks, Operands, Piece, Rank, Role, Span, Take};
+use windlass_collectives::{Action, Blocks, Holder, Operands, Piece, Rank, Role, Span, Take};
 
 use super::case::Operation;
 
@@ -121,6 +121,20 @@ impl Resolver<'_> {
                     self.copy(input, self.run(self.rank, Role::Output, Cut::Block(q), true)?, work);
                 }
             }
+            Action::Fetch { from, blocks, to } => {
+                for cut in self.cuts(blocks) {
+                    let Cut::Block(block) = cut else { return Err("fetches no blocks".to_owned()) };
+                    let input = match from {
+                        // A block of one's own that peers find in the stage is there already.
+                        Holder::Owner if block == self.rank && self.operation.staged[block as usize] => {
+                            self.run(block, Role::Stage, cut, false)?
+                        }
+                        Holder::Owner => self.run(block, Role::Input, cut, false)?,
+                        Holder::Relay => self.relayed(self.operation.nodes.node_of(self.rank), block)?,
+                    };
+                    self.copy(input, self.run(self.rank, to, cut, true)?, work);
+                }
+            }
             Action::Reduce { inputs, outputs, last } => self.reduce(inputs, outputs, last, work)?,
             Action::Scan { exclusive } => {
                 let block = |role| Span::one(role, self.rank);
@@ -144,7 +158,7 @@ impl Resolver<'_> {
     }
 
     fn reduce(&self, inputs: Operands, outputs: Operands, last: bool, work: &mut Work) -> Result<(), String> {
-        let parts = self.cuts(spans(inputs)[0].blocks).len();
+        let parts = self.cuts(spans(outputs)[0].blocks).len();
         for part in 0..parts {
             let begin = work.runs.len();
             self.operands(inputs, part, false, work)?;
@@ -171,6 +185,20 @@ impl Resolver<'_> {
                     }
                     continue;
                 }
+                Operands::Node(_) => {
+                    let nodes = &self.operation.nodes;
+                    for &q in nodes.members(nodes.node_of(self.rank)) {
+                        work.runs.push(self.run(q, span.role, cut, write)?);
+                    }
+                    continue;
+                }
+                Operands::Relays(_) => {
+                    let Cut::Block(block) = cut else { return Err("sums no blocks".to_owned()) };
+                    for node in 0..self.operation.nodes.count() {
+                        work.runs.push(self.relayed(node, block)?);
+                    }
+                    continue;
+                }
                 Operands::Mine(_) | Operands::Pair(..) => {
                     work.runs.push(self.run(self.rank, span.role, cut, write)?);
                     continue;
@@ -188,7 +216,11 @@ impl Resolver<'_> {
 
     fn cuts(&self, blocks: Blocks) -> Vec<Cut> {
         let count = self.operation.geometry(self.rank).layout.blocks();
+        let relays =
+            |block: &u32| self.operation.nodes.relays(self.operation.case.collective, self.rank, *block);
         match blocks {
+            Blocks::Relayed => (0..count).filter(relays).map(Cut::Block).collect(),
+            Blocks::Unrelayed => (0..count).filter(|b| !relays(b)).map(Cut::Block).collect(),
             Blocks::Range { first, end } => vec![Cut::Range(first, end)],
             Blocks::One(block) => vec![Cut::Block(block)],
             Blocks::Each => (0..count).map(Cut::Block).collect(),
@@ -226,6 +258,13 @@ impl Resolver<'_> {
             piece.offset += self.operation.geometry(owner).layout.start(block);
         }
         self.bounded(owner, role, piece)
+    }
+
+    /// This chunk of `block` where the relay of `node` holds it ready.
+    fn relayed(&self, node: u32, block: u32) -> Result<Run, String> {
+        let relay = self.operation.nodes.relay(self.operation.case.collective, node, block);
+        let geometry = self.operation.geometry(self.rank);
+        self.bounded(relay, Role::Stage, geometry.block_piece(Role::Stage, block, self.chunk, self.chunk + 1))
     }
 
     /// What stands for `role` of `owner`.
@@ -302,6 +341,9 @@ fn spans(operands: Operands) -> Vec<Span> {
             vec![span]
         }
         Operands::Pair(first, second) => vec![first, second],
-        Operands::Received(_, blocks) => vec![Span { role: Role::Input, blocks }],
+        Operands::Node(span) => vec![span],
+        Operands::Received(_, blocks) | Operands::Relays(blocks) => {
+            vec![Span { role: Role::Input, blocks }]
+        }
     }
 }

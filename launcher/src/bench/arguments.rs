@@ -72,10 +72,14 @@ pub(crate) struct BenchArguments {
     /// The transport [default: WINDLASS_TRANSPORT, else auto].
     #[arg(long, value_enum)]
     pub(crate) transport: Option<Transport>,
-    /// Where the buffers lie: registered memory is reached by the peers directly, heap memory is staged, device memory is a
-    /// simulated accelerator's, whose engine does the work.
+    /// Where the buffers lie: registered memory is reached by the peers directly, heap memory is staged, device memory is an
+    /// accelerator's, whose engine does the work.
     #[arg(long, value_enum, default_value_t = MemoryKind::Registered)]
     pub(crate) memory: MemoryKind,
+    /// With `--memory device`: whose.
+    #[arg(long, value_name = "NAME", default_value = "simulated",
+          value_parser = clap::builder::PossibleValuesParser::new(windlass::accelerator::NAMES))]
+    pub(crate) accelerator: String,
     /// Take turns with the same operation over a list of N buffers, which together are as long.
     #[arg(long, value_name = "N", value_parser = tensors)]
     pub(crate) tensors: Option<usize>,
@@ -160,7 +164,7 @@ pub(crate) enum MemoryKind {
     Registered,
     /// The process's own.
     Heap,
-    /// A simulated accelerator's.
+    /// An accelerator's.
     Device,
 }
 

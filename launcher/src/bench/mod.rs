@@ -79,7 +79,8 @@ pub(crate) struct Plan {
     pub(crate) dtype: String,
     pub(crate) op: String,
     pub(crate) memory: MemoryKind,
-    /// Of each rank's accelerator, where memory is a device's.
+    /// Of each rank, where memory is a device's, and how often it moves.
+    pub(crate) accelerator: String,
     pub(crate) moves_per_second: f64,
     pub(crate) pattern: Pattern,
     /// Into how many buffers a list has the same operand and result cut.
@@ -109,6 +110,8 @@ pub(crate) enum RankError {
     #[error(transparent)]
     Join(#[from] windlass::JoinError),
     #[error(transparent)]
+    Accelerator(#[from] windlass::accelerator::OpenError),
+    #[error(transparent)]
     System(#[from] std::io::Error),
     #[error("the plan cannot be read ({0}): __bench-rank is started by `windlass bench` only")]
     Plan(String),
@@ -130,6 +133,7 @@ impl Plan {
             dtype: DataType::F32.name().to_owned(),
             op: ReduceOp::Sum.name().to_owned(),
             memory: MemoryKind::Registered,
+            accelerator: windlass::accelerator::NAMES[0].to_owned(),
             moves_per_second: 0.0,
             pattern: Pattern::Plain,
             tensors: None,
@@ -268,6 +272,7 @@ fn plan(arguments: &BenchArguments) -> Result<Plan, String> {
     plan.dtype = arguments.dtype.to_string();
     plan.op = arguments.op.to_string();
     plan.memory = arguments.memory;
+    plan.accelerator.clone_from(&arguments.accelerator);
     plan.moves_per_second = arguments.moves_per_second;
     plan.pattern = arguments.pattern;
     plan.tensors = arguments.tensors;

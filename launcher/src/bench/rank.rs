@@ -8,7 +8,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use windlass::accelerator::simulated::{Options, SimulatedAccelerator};
+use windlass::accelerator::{Accelerator, OpenError, Options, open};
 use windlass::{Call, Collective, Communicator, DataType, Device, ReduceOp, TransportChoice};
 use windlass_benches::limits::{cpus, pin};
 use windlass_benches::stats::{Label, Sample, Summary, by_label};
@@ -96,7 +96,7 @@ fn run(plan: &Plan) -> Result<(), RankError> {
     let op: ReduceOp = plan.op.parse().map_err(|error| bad(&error))?;
     let training = plan.pattern == Pattern::Training;
     let device = match plan.memory {
-        MemoryKind::Device => Some(communicator.attach(Arc::new(accelerator(plan, own)))?),
+        MemoryKind::Device => Some(communicator.attach(accelerator(plan, own)?)?),
         _ => None,
     };
     let mut bench = Bench {
@@ -122,14 +122,15 @@ fn run(plan: &Plan) -> Result<(), RankError> {
 }
 
 /// One that moves nothing unless it is asked to, and has room for all buffers that rotate.
-fn accelerator(plan: &Plan, rank: usize) -> SimulatedAccelerator {
-    SimulatedAccelerator::new(Options {
+fn accelerator(plan: &Plan, rank: usize) -> Result<Arc<dyn Accelerator>, OpenError> {
+    let options = Options {
         seed: rank as u64,
         moves_per_second: plan.moves_per_second,
         capacity_bytes: 64 << 30,
         keep_bytes: 64 << 20,
         ..Options::default()
-    })
+    };
+    open(&plan.accelerator, options)
 }
 
 impl Bench<'_> {

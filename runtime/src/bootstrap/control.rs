@@ -12,6 +12,7 @@ use super::protocol::{ToRank, ToServer, VERSION};
 use super::socket;
 use crate::config::Config;
 use crate::error::JoinError;
+use crate::numa;
 
 /// The connection to the rendezvous.
 #[derive(Debug)]
@@ -26,6 +27,7 @@ pub(crate) struct Welcome {
     pub(crate) board: OwnedFd,
     pub(crate) tcp: Vec<Option<String>>,
     pub(crate) cores: u32,
+    pub(crate) nodes: Vec<Option<u32>>,
 }
 
 impl Control {
@@ -71,13 +73,16 @@ impl Control {
         board: Option<&Segment>,
         tcp: Option<String>,
     ) -> Result<Welcome, JoinError> {
+        let cpus = allowed_cpus();
+        let node = numa::common_node(&cpus, numa::node_of_cpu);
         let join = ToServer::Join {
             version: VERSION,
             rank: identity.rank,
             ranks: identity.ranks,
             agreement: config.agreement(),
             tcp,
-            cpus: allowed_cpus(),
+            cpus,
+            node,
         };
         let broken = |e: Errno| JoinError::NoRendezvous {
             address: identity.rendezvous.clone().unwrap_or_default(),
@@ -104,8 +109,8 @@ impl Control {
                 continue;
             }
             match socket::receive::<ToRank>(self.socket.as_fd(), &mut buffer) {
-                Ok(Some((ToRank::Welcome { tcp, cores }, Some(board)))) => {
-                    return Ok(Welcome { board, tcp, cores });
+                Ok(Some((ToRank::Welcome { tcp, cores, nodes }, Some(board)))) => {
+                    return Ok(Welcome { board, tcp, cores, nodes });
                 }
                 Ok(Some((ToRank::Refused(refusal), _))) => {
                     return Err(JoinError::Refused { rank: identity.rank, refusal });

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::error::{AbortReason, PeerCause, Refusal};
 
 /// Changes whenever a message does.
-pub(crate) const VERSION: u32 = 4;
+pub(crate) const VERSION: u32 = 5;
 
 /// The most bytes of a message: a datagram must fit into a socket's buffer.
 pub(crate) const MAX_BYTES: usize = 128 << 10;
@@ -24,6 +24,8 @@ pub(crate) enum ToServer {
         tcp: Option<String>,
         /// The cores it may use.
         cpus: Vec<u32>,
+        /// The NUMA node that those are on, if it is one.
+        node: Option<u32>,
     },
     /// A new segment of its shared memory, attached.
     Segment { number: u32 },
@@ -54,6 +56,8 @@ pub(crate) enum ToRank {
         tcp: Vec<Option<String>>,
         /// Cores that the ranks share.
         cores: u32,
+        /// The NUMA node of each rank that is bound to one.
+        nodes: Vec<Option<u32>>,
     },
     /// It may not join.
     Refused(Refusal),
@@ -154,6 +158,7 @@ mod tests {
                     agreement,
                     tcp: tcp.clone(),
                     cpus: vec![0, 1],
+                    node: Some(0),
                 }),
             ),
             ("server-segment", to(ToServer::Segment { number: 300 })),
@@ -182,7 +187,10 @@ mod tests {
             ("server-line", to(ToServer::Line { to: 300 })),
             ("server-leave", to(ToServer::Leave)),
             ("server-broken", to(ToServer::Broken { to: 1 })),
-            ("rank-welcome", to(ToRank::Welcome { tcp: vec![None, tcp], cores: 2 })),
+            (
+                "rank-welcome",
+                to(ToRank::Welcome { tcp: vec![None, tcp], cores: 2, nodes: vec![Some(0), None] }),
+            ),
             ("rank-refused", to(ToRank::Refused(Refusal::Taken { pid: 77 }))),
             ("rank-waiting", to(ToRank::Waiting { missing: vec![1, 2] })),
             ("rank-segment", to(ToRank::Segment { rank: 1, number: 300 })),

@@ -198,6 +198,7 @@ struct State {
     agreement: Option<(u32, Vec<(String, String)>)>,
     tcp: Vec<Option<String>>,
     cpus: std::collections::BTreeSet<u32>,
+    nodes: Vec<Option<u32>>,
     board: Option<OwnedFd>,
     welcomed: bool,
     opened: Instant,
@@ -218,6 +219,7 @@ impl State {
             agreement: None,
             tcp: vec![None; ranks as usize],
             cpus: std::collections::BTreeSet::new(),
+            nodes: vec![None; ranks as usize],
             board: None,
             welcomed: false,
             opened: Instant::now(),
@@ -353,7 +355,7 @@ impl State {
 
     fn handle(&mut self, index: usize, message: ToServer, descriptor: Option<OwnedFd>) {
         match (self.connections[index].rank, message) {
-            (None, ToServer::Join { version, rank, ranks, agreement, tcp, cpus }) => {
+            (None, ToServer::Join { version, rank, ranks, agreement, tcp, cpus, node }) => {
                 if let Err(refusal) = self.admit(index, version, rank, ranks, agreement) {
                     let _ =
                         socket::send(self.connections[index].socket.as_fd(), &ToRank::Refused(refusal), None);
@@ -362,6 +364,7 @@ impl State {
                 }
                 self.tcp[rank as usize] = tcp;
                 self.cpus.extend(cpus);
+                self.nodes[rank as usize] = node;
                 if rank == 0 {
                     self.board = descriptor;
                 }
@@ -468,7 +471,8 @@ impl State {
         let Some(board) = self.board.take() else { return };
         *lock(&self.shared.board) = Board::open(board.as_fd()).ok().map(Arc::new);
         let cores = u32::try_from(self.cpus.len()).unwrap_or(u32::MAX).max(1);
-        self.tell(|_| true, &ToRank::Welcome { tcp: self.tcp.clone(), cores }, Some(&board));
+        let welcome = ToRank::Welcome { tcp: self.tcp.clone(), cores, nodes: self.nodes.clone() };
+        self.tell(|_| true, &welcome, Some(&board));
         lock(&self.shared.states).iter_mut().for_each(|s| *s = "running".into());
     }
 

@@ -3,7 +3,9 @@
 //! | module | one idea |
 //! |---|---|
 //! | [`address`] | how a call names memory that has no address |
+//! | `adopt` | memory of another exporter |
 //! | [`regions`] | the scheduler's machines for this rank's memory and its peers', joined to the accelerator and to the wire |
+//! | [`reached`] | the same memory as NICs reach it |
 //! | [`history`] | what moves have cost |
 //!
 //! # Threads
@@ -14,7 +16,9 @@
 //! lock for a moment and never while they wait.
 
 pub(crate) mod address;
+mod adopt;
 mod history;
+pub(crate) mod reached;
 pub(crate) mod regions;
 
 use std::fmt;
@@ -32,7 +36,7 @@ use windlass_memory::accelerator::{self, Accelerator, AcceleratorError, Notices,
 
 use crate::bootstrap::protocol::RegionMessage;
 use crate::engine::bind;
-use crate::error::Error;
+use crate::error::{Error, Problem};
 use crate::fork;
 use crate::group::lock;
 use crate::job::Job;
@@ -178,7 +182,19 @@ impl Attached {
         for (to, message, descriptor) in outbox {
             job.tell_region(to, message, descriptor);
         }
+        self.take_from_nics(job);
         deadline
+    }
+
+    /// Takes memory that is wanted back from NICs. What follows is told at the next turn.
+    fn take_from_nics(&self, job: &Job) {
+        let wanted = self.regions().take_wanted();
+        for (segment, slots) in wanted {
+            let within =
+                |memory: *const u8| address::decode(memory).is_some_and(|(slot, _)| slots.contains(&slot));
+            job.release(regions::key(segment), &within);
+            self.regions().released(segment);
+        }
     }
 
     /// Whether a stream that has given the engine something may give it more. One that has not may always: it waits for nobody else's work
@@ -356,6 +372,9 @@ pub(crate) fn refused(error: &AcceleratorError) -> Error {
         AcceleratorError::OutOfMemory { .. } => {
             "the device is full: free buffers, or use a device with more memory"
         }
+        AcceleratorError::Unreachable { .. } => {
+            "the processor does not reach this memory, and windlass has no engine for it: use an operation that RDMA does from where it lies, or copy it to host memory"
+        }
         _ => "the accelerator refused; look at its own messages",
     };
     Error::System { call: "the accelerator", errno: errno(error), hint }
@@ -376,6 +395,7 @@ pub(crate) fn errno(error: &AcceleratorError) -> i32 {
     match error {
         AcceleratorError::OutOfMemory { .. } => Errno::NOMEM.raw_os_error(),
         AcceleratorError::System(error) => error.errno,
+        AcceleratorError::Unreachable { .. } => Errno::OPNOTSUPP.raw_os_error(),
         AcceleratorError::Gone => Errno::NODEV.raw_os_error(),
         _ => Errno::INVAL.raw_os_error(),
     }
@@ -399,7 +419,7 @@ impl Device {
         let other = Error::InvalidArgument {
             operation: "attach",
             argument: "the accelerator",
-            problem: crate::error::Problem::OtherAccelerator,
+            problem: Problem::OtherAccelerator,
         };
         if job.attached.get().is_some() {
             return Err(other);
@@ -423,18 +443,26 @@ impl Device {
             return Err(Error::Forked { rank: self.job.rank });
         }
         let bytes = (count as u64).saturating_mul(size_of::<T>() as u64);
+        let segment = self.attached.regions().allocate(bytes, self.purpose())?;
+        self.buffer("alloc", segment, count)
+    }
+
+    /// Where peers cannot map it, nobody needs to know of it.
+    fn purpose(&self) -> Purpose {
+        if self.job.mapped { Purpose::Lent } else { Purpose::Kept }
+    }
+
+    fn buffer<T: Element>(
+        &self,
+        call: &'static str,
+        segment: u32,
+        count: usize,
+    ) -> Result<DeviceBuffer<T>, Error> {
         let mut regions = self.attached.regions();
-        // Where peers cannot map it, nobody needs to know of it.
-        let purpose = if self.job.mapped { Purpose::Lent } else { Purpose::Kept };
-        let segment = regions.allocate(bytes, purpose)?;
         let Some(slot) = regions.address(segment) else {
             regions.free(segment);
             let hint = "a rank has at most 65536 device buffers at a time: put several tensors into one";
-            return Err(Error::System {
-                call: "alloc",
-                errno: rustix::io::Errno::NOSPC.raw_os_error(),
-                hint,
-            });
+            return Err(Error::System { call, errno: rustix::io::Errno::NOSPC.raw_os_error(), hint });
         };
         drop(regions);
         Ok(DeviceBuffer { device: self.clone(), segment, slot, count, element: PhantomData })
@@ -518,8 +546,7 @@ impl<T: Element> DeviceBuffer<T> {
         if actual == self.count {
             return Ok(());
         }
-        let problem =
-            crate::error::Problem::WrongLength { expected: self.count as u64, actual: actual as u64 };
+        let problem = Problem::WrongLength { expected: self.count as u64, actual: actual as u64 };
         Err(Error::InvalidArgument { operation, argument: "the slice", problem })
     }
 }

@@ -7,11 +7,15 @@
 //! | module | one idea |
 //! |---|---|
 //! | [`hold`] | memory that somebody touches |
+//! | [`memory`] | memory that comes, and goes |
 //! | [`moves`] | what the accelerator says, and what it is answered |
+//! | [`nics`] | what NICs are given, and how it is taken back |
 //! | here | who may touch what, and what ranks tell each other of it |
 
 mod hold;
+mod memory;
 mod moves;
+mod nics;
 
 use std::collections::BTreeMap;
 use std::os::fd::{AsFd, OwnedFd};
@@ -29,11 +33,12 @@ use crate::bootstrap::protocol::{RegionMessage, RegionNews};
 use crate::error::Error;
 use crate::job::{BELIEVED_AFTER, Job};
 use crate::scheduler::{
-    Access, Descriptor, Generation, Import, ImportAction, Limits, Notice, Region, RegionAction, RegionError,
-    RegionName, Ticket, table,
+    Descriptor, Generation, Import, ImportAction, Notice, Region, RegionAction, RegionError, RegionName,
+    Ticket, table,
 };
 
 pub(crate) use hold::Hold;
+pub(crate) use nics::key;
 
 /// After this long without an answer a mapping peer is waited for no more when a buffer is freed; the memory then stays until it answers.
 const FREE_PATIENCE: Duration = Duration::from_secs(1);
@@ -65,6 +70,8 @@ struct Own {
     paused: Option<Duration>,
     /// When the accelerator asked for it.
     asked: Option<Duration>,
+    /// Its descriptor at the present place, and where it begins there, once a NIC has been given it.
+    given: Option<(Arc<OwnedFd>, Exported)>,
     /// Since it moved. Not of scratch, whose moves nobody outside waits for: they cost less, and would make the others look cheap.
     way: Option<Return>,
 }
@@ -116,6 +123,8 @@ pub(crate) struct Regions {
     wake: Arc<Wake>,
     /// What peers are to be told, by the movement thread: who sends may have to wait, and nobody waits with the lock in his hand.
     outbox: Vec<Told>,
+    /// Segments that are to be taken back from NICs.
+    wanted: Vec<u32>,
     own: BTreeMap<u32, Own>,
     /// Whose memory the addresses stand for: a number is given once, an address again.
     slots: Vec<Option<u32>>,
@@ -144,6 +153,7 @@ impl Regions {
             notices,
             wake,
             outbox: Vec::new(),
+            wanted: Vec::new(),
             own: BTreeMap::new(),
             slots: Vec::new(),
             next_segment: 0,
@@ -159,54 +169,8 @@ impl Regions {
         nanoseconds(self.accelerator.now())
     }
 
-    /// New memory. Its segment.
-    pub(crate) fn allocate(&mut self, bytes: u64, purpose: Purpose) -> Result<u32, Error> {
-        if self.next_segment == MOST_SEGMENTS || bytes > super::address::MOST_BYTES {
-            return Err(super::refused(&AcceleratorError::OutOfMemory {
-                wanted_bytes: bytes,
-                free_bytes: 0,
-                reclaiming: false,
-            }));
-        }
-        let memory = self.accelerator.allocate(bytes).map_err(|error| super::refused(&error))?;
-        let segment = self.next_segment;
-        self.next_segment += 1;
-        let name = RegionName { owner: self.rank, segment };
-        let peers = (0..self.ranks).filter(|&peer| peer != self.rank && purpose == Purpose::Lent);
-        let peers: Vec<_> = peers.map(|peer| (peer, Access::Mapped)).collect();
-        // A mapping cannot be forced, so there is nothing to do when a drain takes long; and an accelerator that took memory has as
-        // long to return it as an operation may take.
-        let limits = Limits { drain_ns: u64::MAX, return_ns: self.patience() };
-        let machine = Region::new(name, Descriptor(0), &peers, limits);
-        let own = Own {
-            machine,
-            memory,
-            bytes,
-            place: 0,
-            heard: 0,
-            lent_from: 0,
-            failure: None,
-            paused: None,
-            asked: None,
-            way: (purpose != Purpose::Scratch).then(Return::default),
-        };
-        self.own.insert(segment, own);
-        self.act(segment);
-        Ok(segment)
-    }
-
     fn patience(&self) -> u64 {
         self.job.upgrade().map_or(0, |job| nanoseconds(job.config.timeout))
-    }
-
-    /// The buffer is gone: its memory goes as soon as nobody can touch it.
-    pub(crate) fn free(&mut self, segment: u32) {
-        let now = self.now();
-        let (ticket, deadline_ns) = (self.own_ticket(), now + nanoseconds(FREE_PATIENCE));
-        if let Some(own) = self.own.get_mut(&segment) {
-            own.machine.handle_notice(Notice::Free { ticket, deadline_ns }, now);
-        }
-        self.act(segment);
     }
 
     fn own_ticket(&mut self) -> Ticket {
@@ -236,35 +200,6 @@ impl Regions {
                 let _ = self.accelerator.release(import);
             }
         }
-    }
-
-    /// An address for one's own segment; `None` when there are too many buffers at a time.
-    pub(crate) fn address(&mut self, segment: u32) -> Option<u32> {
-        let free = self.slots.iter().position(Option::is_none).unwrap_or(self.slots.len());
-        if free == super::address::MOST_SLOTS as usize {
-            return None;
-        }
-        if free == self.slots.len() {
-            self.slots.push(None);
-        }
-        self.slots[free] = Some(segment);
-        Some(free as u32)
-    }
-
-    /// The segment that an address of this rank stands for.
-    pub(crate) fn segment(&self, slot: u32) -> u32 {
-        self.slots.get(slot as usize).copied().flatten().unwrap_or(u32::MAX)
-    }
-
-    /// The address may be given again.
-    pub(crate) fn forget(&mut self, slot: u32) {
-        if let Some(place) = self.slots.get_mut(slot as usize) {
-            *place = None;
-        }
-    }
-
-    pub(crate) fn memory_of(&self, segment: u32) -> Option<accelerator::Region> {
-        self.own.get(&segment).map(|own| own.memory)
     }
 
     /// The generation at which one's own segment is lent now.
@@ -400,6 +335,10 @@ impl Regions {
                 RegionAction::Register { descriptor, .. } => {
                     own.place = descriptor.0 as u32;
                     own.machine.handle_registered(now);
+                }
+                RegionAction::Deregister if own.given.is_some() => {
+                    self.wanted.push(segment);
+                    self.wake.unsaid.store(true, Ordering::Release);
                 }
                 RegionAction::Deregister => own.machine.handle_deregistered(now),
                 RegionAction::Advertise { to, generation, descriptor } => {

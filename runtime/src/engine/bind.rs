@@ -11,6 +11,7 @@ use crate::list::{Table, Tables};
 use crate::request::RawRequest;
 
 use super::plan::Plan;
+use super::relays::relays;
 use super::{Active, Stream};
 
 /// Multiplies a checked request's operand by its scalar, into its result. That precedes the schedule: peers read only what is
@@ -88,6 +89,9 @@ impl Stream {
                 self.reduce(group, inputs, outputs, last, task.first, task.end);
             }
             Action::Gather { from, take } => self.gather(group, from, take, task.first, task.end),
+            Action::Fetch { from, blocks, to } => {
+                self.fetch(group, from, blocks, to, (task.first, task.end));
+            }
             Action::Scan { exclusive } => self.scan(group, exclusive, task.first, task.end),
             _ => {}
         }
@@ -103,7 +107,7 @@ impl Stream {
                     None => self.own(group, from.role),
                 };
                 let target = self.own(group, to.role).wrapping_add(run.offset);
-                self.copy_bytes(group, source.wrapping_add(run.offset), target, run.bytes);
+                self.copy_bytes(group, source.wrapping_add(run.offset), target, run.bytes, to.role);
             }
             Action::Reduce { inputs, outputs, .. } => {
                 self.fold(group, inputs, outputs, run.divisor, run.bytes, |_| run.offset);
@@ -114,7 +118,8 @@ impl Stream {
                     let source = if q == group.rank { own } else { self.of_peer(group, q, from).0 };
                     let block = if take == Take::Ours { group.rank } else { q };
                     let [s, t] = [block, q].map(|block| block as usize * run.bytes);
-                    self.copy_bytes(group, source.wrapping_add(s), output.wrapping_add(t), run.bytes);
+                    let (source, target) = (source.wrapping_add(s), output.wrapping_add(t));
+                    self.copy_bytes(group, source, target, run.bytes, Role::Output);
                 }
             }
             _ => {}
@@ -138,13 +143,13 @@ impl Stream {
     }
 
     /// The active operation's plan, to be looked at while the stream changes.
-    fn plan(&self) -> Option<Rc<Plan>> {
+    pub(super) fn plan(&self) -> Option<Rc<Plan>> {
         self.active.as_ref().map(|active| Rc::clone(&active.plan))
     }
 
     /// Where block 0 of a role of this rank begins.
     #[inline]
-    fn own(&mut self, group: &Group, role: Role) -> *mut u8 {
+    pub(super) fn own(&mut self, group: &Group, role: Role) -> *mut u8 {
         let Some(active) = self.active() else { return std::ptr::null_mut() };
         match (role, &group.board) {
             (Role::Input, _) => active.input,
@@ -157,7 +162,7 @@ impl Stream {
 
     /// Where block 0 of a role of another rank begins, and the role it is resolved to.
     #[inline]
-    fn of_peer(&self, group: &Group, q: u32, role: Role) -> (*mut u8, Role) {
+    pub(super) fn of_peer(&self, group: &Group, q: u32, role: Role) -> (*mut u8, Role) {
         let (Some(active), Some(board)) = (self.active(), &group.board) else {
             return (std::ptr::null_mut(), role);
         };
@@ -185,7 +190,7 @@ impl Stream {
         let mut copy = |s: Piece, t: Piece| {
             let (source, target) =
                 (source.wrapping_add(s.offset as usize), target.wrapping_add(t.offset as usize));
-            self.copy_bytes(group, source, target, s.bytes as usize);
+            self.copy_bytes(group, source, target, s.bytes as usize, to.role);
         };
         if let (Blocks::Range { first: a, end: b }, Blocks::Range { first: c, end: d }) =
             (from.blocks, to.blocks)
@@ -200,7 +205,7 @@ impl Stream {
         }
         let ring = source_role == Role::Stage || to.role == Role::Stage;
         let is_told = whose.is_some() && plan.call.collective.has_private_lengths();
-        for_blocks(geometry, from.blocks, |block| {
+        for_blocks(group, &plan, from.blocks, |block| {
             runs(ring, first, end, |a, b| {
                 let source = if is_told {
                     geometry.lent_piece(source_role, block, block, a, b)
@@ -228,7 +233,8 @@ impl Stream {
                 };
                 let t = geometry.block_piece(Role::Output, q, a, b);
                 let source = source.wrapping_add(s.offset as usize);
-                self.copy_bytes(group, source, output.wrapping_add(t.offset as usize), s.bytes as usize);
+                let target = output.wrapping_add(t.offset as usize);
+                self.copy_bytes(group, source, target, s.bytes as usize, Role::Output);
             });
         }
     }
@@ -248,7 +254,14 @@ impl Stream {
         }
     }
 
-    fn copy_bytes(&mut self, group: &Group, source: *const u8, target: *mut u8, bytes: usize) {
+    pub(super) fn copy_bytes(
+        &mut self,
+        group: &Group,
+        source: *const u8,
+        target: *mut u8,
+        bytes: usize,
+        to: Role,
+    ) {
         let Some(active) = &self.active else { return };
         if bytes == 0 || std::ptr::eq(source, target) {
             return;
@@ -256,7 +269,7 @@ impl Stream {
         if self.devices {
             return self.launch_copy(group, source, target, bytes);
         }
-        let store = if active.plan.streaming && !active.staged { Store::Streaming } else { Store::Cached };
+        let store = active.store(to);
         if self.lists.in_use {
             let mut done = 0;
             while done < bytes {
@@ -296,8 +309,12 @@ impl Stream {
             return;
         }
         let block_of = |block| move |role, a, b| geometry.block_piece(role, block, a, b);
-        for_blocks(geometry, target.blocks, |block| {
+        for_blocks(group, &plan, target.blocks, |block| {
             let piece_of = block_of(block);
+            let inputs = match inputs {
+                Operands::Relays(_) => Operands::Relays(Blocks::One(block)),
+                inputs => inputs,
+            };
             runs(ring, first, end, |a, b| {
                 self.reduce_pieces(group, inputs, outputs, divisor, |role| piece_of(role, a, b));
             });
@@ -350,6 +367,8 @@ impl Stream {
                 }
                 ranks as usize
             }
+            Operands::Node(span) => self.operands_of_node(group, span, &at),
+            Operands::Relays(blocks) => self.sums_of_relays(group, blocks, at(Role::Stage)),
             // No step reads one other rank's operand but to copy it.
             Operands::Of(..) => {
                 unreachable!("a reduction reads one's own operands, or those of the first ranks")
@@ -364,6 +383,7 @@ impl Stream {
                 self.outputs[group.rank as usize] = self.own(group, span.role).wrapping_add(at(span.role));
                 group.ranks as usize
             }
+            Operands::Node(span) => self.results_of_node(group, span, &at),
             Operands::Of(q, span) if q != group.rank => {
                 let (origin, role) = self.of_peer(group, q, span.role);
                 self.outputs[0] = origin.wrapping_add(at(role));
@@ -376,7 +396,9 @@ impl Stream {
                 self.outputs[0] = self.own(group, span.role).wrapping_add(at(span.role));
                 1
             }
-            Operands::Received(..) => unreachable!("what was received is read, and nothing stored to it"),
+            Operands::Received(..) | Operands::Relays(_) => {
+                unreachable!("what was received or is held ready is read, and nothing stored to it")
+            }
         };
         let Some(active) = &self.active else { return };
         let count = bytes >> active.plan.element_shift;
@@ -390,7 +412,7 @@ impl Stream {
             let (inputs, outputs) = (&self.inputs[..input_count], &self.outputs[..output_count]);
             return self.folding.push(inputs, outputs, bytes);
         }
-        let store = if active.plan.streaming && !active.staged { Store::Streaming } else { Store::Cached };
+        let store = active.store(spans_of(outputs)[0].role);
         if self.lists.in_use {
             let (inputs, outputs) = (&mut self.inputs[..input_count], &mut self.outputs[..output_count]);
             self.lists.aim(inputs, outputs);
@@ -442,6 +464,15 @@ fn from_next(group: &Group) -> impl Iterator<Item = u32> + use<> {
     (group.rank + 1..group.ranks).chain(0..=group.rank)
 }
 
+impl Active {
+    /// How results are stored to `to`. What goes through a stage is wanted soon again.
+    #[inline]
+    fn store(&self, to: Role) -> Store {
+        let past = self.plan.streaming && !self.staged && to != Role::Stage;
+        if past { Store::Streaming } else { Store::Cached }
+    }
+}
+
 /// What of a Combine over a single piece can be worked out before the memory is known.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Run {
@@ -471,7 +502,7 @@ impl Run {
             Blocks::Range { first, end } => Some(geometry.range_piece(span.role, first, end, 0)),
             Blocks::One(block) => Some(geometry.block_piece(span.role, block, 0, 1)),
             Blocks::Each if geometry.layout.blocks() == 1 => Some(geometry.block_piece(span.role, 0, 0, 1)),
-            Blocks::Each | Blocks::Others(_) => None,
+            Blocks::Each | Blocks::Others(_) | Blocks::Relayed | Blocks::Unrelayed => None,
         };
         let first = piece(sources[0])?;
         for span in [sources[1], targets[0], targets[1]] {
@@ -486,9 +517,12 @@ impl Run {
 
 const fn spans_of(operands: Operands) -> [Span; 2] {
     match operands {
-        Operands::Mine(span) | Operands::All(span) | Operands::First(_, span) | Operands::Of(_, span) => {
-            [span; 2]
-        }
+        Operands::Mine(span)
+        | Operands::All(span)
+        | Operands::First(_, span)
+        | Operands::Of(_, span)
+        | Operands::Node(span) => [span; 2],
+        Operands::Relays(blocks) => [Span { role: Role::Stage, blocks }; 2],
         Operands::Pair(a, b) => [a, b],
         Operands::Received(_, blocks) => [Span { role: Role::Partial(0), blocks }; 2],
     }
@@ -509,9 +543,12 @@ fn slot(board: &windlass_transports::shm::Board, rank: u32, active: &Active) -> 
 }
 
 #[inline(always)]
-fn for_blocks(geometry: &Geometry, blocks: Blocks, mut each: impl FnMut(u32)) {
-    let count = geometry.layout.blocks();
+fn for_blocks(group: &Group, plan: &Plan, blocks: Blocks, mut each: impl FnMut(u32)) {
+    let count = plan.geometry.layout.blocks();
+    let relayed = |block: &u32| relays(group, plan.call.collective, *block);
     match blocks {
+        Blocks::Relayed => (0..count).filter(relayed).for_each(each),
+        Blocks::Unrelayed => (0..count).filter(|block| !relayed(block)).for_each(each),
         Blocks::One(block) => each(block),
         Blocks::Each => (0..count).for_each(each),
         Blocks::Others(but) => (0..count).filter(|b| *b != but).for_each(each),
@@ -521,7 +558,7 @@ fn for_blocks(geometry: &Geometry, blocks: Blocks, mut each: impl FnMut(u32)) {
 
 /// The chunks `first..end` as one run of bytes, or one by one where a ring is involved.
 #[inline(always)]
-fn runs(ring: bool, first: u32, end: u32, mut each: impl FnMut(u32, u32)) {
+pub(super) fn runs(ring: bool, first: u32, end: u32, mut each: impl FnMut(u32, u32)) {
     if ring {
         (first..end).for_each(|c| each(c, c + 1));
     } else {

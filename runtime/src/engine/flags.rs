@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use windlass_collectives::{Action, Algorithm, Collective, Fingerprint, Peers, Phase};
+use windlass_collectives::{Action, Collective, Fingerprint, Peers, Phase};
 use windlass_memory::{Location, Mapping};
 use windlass_transports::shm::{Board, Lend};
 
@@ -34,7 +34,7 @@ impl Stream {
         input: *mut u8,
         output: *mut u8,
     ) -> (Lend, Lend) {
-        if plan.choice.algorithm != Algorithm::Direct || group.ranks == 1 {
+        if !plan.choice.algorithm.lends_memory() || group.ranks == 1 {
             return (Lend::Nothing, Lend::Nothing);
         }
         let call = &plan.call;
@@ -111,7 +111,7 @@ impl Stream {
                 let line = board.arrival(me, active.sequence);
                 if first == 0 {
                     line.describe([active.fingerprint.what, active.fingerprint.count]);
-                    if active.plan.choice.algorithm == Algorithm::Direct {
+                    if active.plan.choice.algorithm.lends_memory() {
                         line.lend(active.lends.0, active.lends.1);
                         if active.plan.call.collective.has_private_lengths()
                             && active.lends.0 != Lend::Nothing
@@ -123,6 +123,7 @@ impl Stream {
                 line.raise(active.sequence, end);
             }
             Phase::Done => board.done(me).raise(active.sequence, end),
+            Phase::Relayed => board.relayed(me).raise(active.sequence, end),
         }
         self.unrung = true;
     }
@@ -133,7 +134,7 @@ impl Stream {
         if wait.done == 0 && !group.job.is_crowded() {
             self.glance(group, slot, &wait);
         }
-        let phase = if slot == Phase::Arrival as usize { Phase::Arrival } else { Phase::Done };
+        let phase = [Phase::Arrival, Phase::Done, Phase::Relayed][slot];
         let mut reached = wait.total;
         match wait.from {
             Peers::One(q) => reached = reached.min(self.reached(group, phase, q, &wait)?),
@@ -165,14 +166,15 @@ impl Stream {
             Peers::All => ((group.rank + 1) % group.ranks) as usize,
         };
         let arrives = slot == Phase::Arrival as usize;
-        let (arrival, done) = (board.arrival(q, active.sequence), board.done(q));
+        let arrival = board.arrival(q, active.sequence);
+        let mark = if slot == Phase::Relayed as usize { board.relayed(q) } else { board.done(q) };
         let inline = if active.plan.inline { active.plan.checked.input } else { 0 };
         for _ in 0..GLANCES {
             arrival.fetch(inline);
             let reached = if arrives {
                 arrival.ready(active.sequence)
             } else {
-                done.reached(active.sequence, wait.total)
+                mark.reached(active.sequence, wait.total)
             };
             if reached > 0 {
                 return;
@@ -184,8 +186,10 @@ impl Stream {
     /// How many chunks of the active operation peer `q` has signalled.
     fn reached(&mut self, group: &Group, phase: Phase, q: u32, wait: &OpenWait) -> Result<u32, Error> {
         let (Some(board), Some(active)) = (&group.board, &self.active) else { return Ok(0) };
-        if phase == Phase::Done {
-            return Ok(board.done(q as usize).reached(active.sequence, wait.total));
+        match phase {
+            Phase::Arrival => {}
+            Phase::Done => return Ok(board.done(q as usize).reached(active.sequence, wait.total)),
+            Phase::Relayed => return Ok(board.relayed(q as usize).reached(active.sequence, wait.total)),
         }
         let ready = board.arrival(q as usize, active.sequence).ready(active.sequence);
         if ready == 0 || self.lent[q as usize].known == active.sequence + 1 {
@@ -210,7 +214,7 @@ impl Stream {
             });
         }
         let mut lent = Lent { known: active.sequence + 1, ..NOTHING };
-        if active.plan.choice.algorithm == Algorithm::Direct {
+        if active.plan.choice.algorithm.lends_memory() {
             let (input, output) = line.lent();
             let is_private = active.plan.call.collective.has_private_lengths();
             let bounds = if is_private && input != Lend::Nothing {
@@ -307,6 +311,19 @@ impl Stream {
     }
 }
 
+/// How often the lines that only some operations raise are raised by others. Numbers are compared modulo 2³²: a line that stood still for half of
+/// that would seem to be ahead.
+const FRESH: u64 = 1 << 30;
+
+/// An operation is over, and with it all that it could have told.
+#[inline]
+pub(super) fn keep_fresh(board: &Board, me: u32, sequence: u64) {
+    if sequence.is_multiple_of(FRESH) {
+        board.done(me as usize).raise(sequence, u32::MAX);
+        board.relayed(me as usize).raise(sequence, u32::MAX);
+    }
+}
+
 /// The next operation begins with stores to a line that peers have read, and to a slot.
 pub(super) fn prepare_next(group: &Group, board: &Board, active: &Active) {
     let (me, next, input) = (group.rank as usize, active.sequence + 1, active.plan.checked.input);
@@ -353,6 +370,33 @@ mod tests {
 
     use super::*;
     use crate::request::RawRequest;
+
+    #[test]
+    fn a_line_that_nothing_raises_is_never_ahead() {
+        crate::threads_with(2, &crate::Config::default(), |comm| {
+            if comm.rank() > 0 {
+                return;
+            }
+            let Some(board) = &comm.group().board else { unreachable!("ranks of one host have a board") };
+            let (done, relayed) = (board.done(0), board.relayed(0));
+            for line in [done, relayed] {
+                line.raise(5, 3);
+                // This is why.
+                assert_eq!((line.reached(1 << 31, 4), line.reached(6 + (1 << 31), 4)), (0, 4));
+            }
+            for sequence in (1..=9).map(|nth| nth * FRESH) {
+                keep_fresh(board, 0, sequence - 1);
+                keep_fresh(board, 0, sequence);
+                for line in [done, relayed] {
+                    assert_eq!((line.reached(sequence - 1, 4), line.reached(sequence, 4)), (4, 4));
+                    for ahead in [1, 7, FRESH - 1, FRESH, FRESH + 100] {
+                        assert_eq!(line.reached(sequence + ahead, 4), 0, "{ahead} after {sequence}");
+                    }
+                }
+            }
+        })
+        .unwrap();
+    }
 
     #[test]
     fn registered_memory_is_lent_itself_and_heap_memory_by_the_stage() {

@@ -13,6 +13,7 @@
 //! | [`fold`] | a Combine by an operator of the program's own, without the lock |
 //! | [`lists`] | memory that lies in pieces |
 //! | [`shadow`] | host memory that stands in for device memory |
+//! | [`relays`] | what NUMA nodes do once for all their ranks |
 //! | [`plan`] | a call to its schedule, geometry and kernels, remembered |
 //! | [`due`] | whom to wake and what to drop once the lock is released |
 //! | [`report`] | what an operation waits for, in words and ranks |
@@ -31,6 +32,7 @@ mod fold;
 mod lists;
 mod places;
 pub(crate) mod plan;
+mod relays;
 mod report;
 pub(crate) mod scratch;
 pub(crate) mod shadow;
@@ -143,7 +145,7 @@ pub(crate) struct Stream {
     active: Option<Active>,
     /// Borrowed from the active operation's plan.
     execution: Option<Box<Execution>>,
-    waits: [Option<OpenWait>; 2],
+    waits: [Option<OpenWait>; 3],
     /// Each peer's memory for the operation under way.
     pub(crate) lent: Vec<Lent>,
     /// Peers' segments this stream has met, so that the job's table is asked once each.
@@ -210,7 +212,7 @@ impl Stream {
             queue: VecDeque::with_capacity(16),
             active: None,
             execution: None,
-            waits: [None; 2],
+            waits: [None; 3],
             lent: vec![NOTHING; ranks],
             met: vec![Vec::new(); ranks],
             recent: None,
@@ -401,7 +403,9 @@ impl Stream {
             // What an arrival allows is done before anything else is looked at. A peer is done only after it has arrived, so
             // while the arrivals of a single chunk are awaited its other line is left alone: a look takes it from its owner.
             let arrived = self.look(group, 0)?;
-            let reached = arrived || self.waits[0].is_none_or(|w| w.total != 1) && self.look(group, 1)?;
+            let reached = arrived
+                || self.waits[0].is_none_or(|w| w.total != 1)
+                    && (self.look(group, 1)? || self.look(group, 2)?);
             // Without messages under way the transport is not looked at: that would only slow the look at the lines.
             let flown = !self.flights.is_empty() && self.fly(group)?;
             if flown {
@@ -418,7 +422,13 @@ impl Stream {
     #[inline]
     fn limit(&self) -> u32 {
         match &self.active {
-            Some(active) if active.staged || self.by_messages => 1,
+            Some(active)
+                if active.staged
+                    || self.by_messages
+                    || active.plan.choice.algorithm == Algorithm::Hierarchical =>
+            {
+                1
+            }
             Some(active) if self.devices => {
                 (flight::TASK_BYTES / active.plan.choice.piece_bytes.max(1)).max(1) as u32
             }
@@ -445,7 +455,11 @@ impl Stream {
             Action::Send { to, label, .. } | Action::Recv { from: to, label, .. } => {
                 self.post_messages(group, task, to, label);
             }
-            Action::Copy { .. } | Action::Reduce { .. } | Action::Gather { .. } | Action::Scan { .. } => {
+            Action::Copy { .. }
+            | Action::Reduce { .. }
+            | Action::Gather { .. }
+            | Action::Fetch { .. }
+            | Action::Scan { .. } => {
                 if self.combine(group, task) {
                     self.complete(step, first, end);
                 }
@@ -507,6 +521,7 @@ impl Stream {
         }
         if let Some(board) = &group.board {
             board.ended(group.rank as usize).store(active.sequence + 1);
+            flags::keep_fresh(board, group.rank, active.sequence);
             flags::prepare_next(group, board, &active);
         }
         self.recorder.record(&active.plan.series, active.started);
@@ -528,7 +543,7 @@ impl Stream {
     /// Peers that have mapped lent memory may be stopped in the middle of a store; the pages they could still write are taken
     /// back from them. Messages are withdrawn.
     pub(crate) fn abandon(&mut self, group: &Group) {
-        self.waits = [None; 2];
+        self.waits = [None; 3];
         self.folding.clear();
         self.ground(group);
         let _leaves_until_withdrawn = self.shadow.take();
@@ -552,13 +567,15 @@ impl Stream {
 const RECENT: u64 = 8;
 
 /// A schedule for either kind of memory.
-pub(crate) fn schedules(
-    call: &Call,
-    algorithm: Algorithm,
-    rank: u32,
-    ranks: u32,
-) -> Option<(Schedule, Schedule)> {
+pub(crate) fn schedules(group: &Group, call: &Call, algorithm: Algorithm) -> Option<(Schedule, Schedule)> {
     let root = if call.collective.rooted() { call.root } else { 0 };
-    let of = |staged| Schedule::new(call.collective, algorithm, rank, ranks, root, staged).ok();
+    let of = |staged| {
+        let schedule =
+            Schedule::new(call.collective, algorithm, group.rank, group.ranks, root, staged).ok()?;
+        Some(match &group.topology.nodes {
+            Some(nodes) => schedule.on(nodes),
+            None => schedule,
+        })
+    };
     Some((of(false)?, of(true)?))
 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use windlass_collectives::{
     Action, Algorithm, Call, Choice, Collective, Execution, Extent, Fingerprint, Geometry, Layout, Policy,
-    Schedule, WINDOW,
+    Schedule, Topology, WINDOW,
 };
 use windlass_kernels::{Combine, DataType, ReduceOp};
 use windlass_transports::shm::INLINE_BYTES;
@@ -18,7 +18,7 @@ use crate::operator::Operator;
 use crate::request::{Checked, Key, Lengths, RawRequest};
 
 use super::bind::Run;
-use super::schedules;
+use super::{Stream, schedules};
 
 /// Sums this large are stored past the caches: they would not stay in them anyway.
 const STREAMING_BYTES: u64 = 4 << 20;
@@ -35,7 +35,10 @@ pub(crate) fn choose(group: &Group, call: &Call) -> Result<Choice, Error> {
     // An operator that need not be associative has one order only.
     let by_rank = config.reproducible || matches!(call.op, ReduceOp::User(_));
     let policy = Policy { by_rank, ..config.policy() };
-    config.model.choose(call, &group.topology, policy).map_err(|_| UNSUPPORTED)
+    // What a relay sums lies in host memory, where no accelerator's engine works.
+    let nodes = group.topology.nodes.clone().filter(|_| !group.uses_devices());
+    let topology = Topology { nodes, ..group.topology };
+    config.model.choose(call, &topology, policy).map_err(|_| UNSUPPORTED)
 }
 
 /// Everything about a call that does not depend on where its memory is.
@@ -80,8 +83,7 @@ impl Plan {
         let checked = request.check(group)?;
         let call = &checked.call;
         let choice = choose(group, call)?;
-        let (registered, staged) =
-            schedules(call, choice.algorithm, group.rank, group.ranks).ok_or(UNSUPPORTED)?;
+        let (registered, staged) = schedules(group, call, choice.algorithm).ok_or(UNSUPPORTED)?;
         let geometry = match request.layouts(group.rank, group.ranks) {
             Some((input, output)) if input == output => choice.geometry_of(input),
             Some((input, output)) => choice.geometry_of(input).with_output(output),
@@ -157,6 +159,8 @@ impl Plan {
         match self.call.collective.even() {
             Collective::AllGather | Collective::Gather => (layout.start(owner), layout.start(owner + 1)),
             Collective::Broadcast => (0, layout.bytes()),
+            // It relays blocks of others, too.
+            _ if self.choice.algorithm == Algorithm::Hierarchical => (0, layout.bytes()),
             _ => (layout.start(reader), layout.start(reader + 1)),
         }
     }
@@ -215,5 +219,12 @@ impl Plans {
         let plan = Rc::new(Plan::new(group, key, request)?);
         self.entries[key.place()] = Some(Rc::clone(&plan));
         Ok(plan)
+    }
+}
+
+impl Stream {
+    /// Other algorithms may be chosen from now on.
+    pub(crate) fn forget_plans(&mut self) {
+        self.plans = Plans::default();
     }
 }

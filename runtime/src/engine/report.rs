@@ -30,6 +30,7 @@ impl Stream {
                     board.arrival(q as usize, active.sequence).ready(active.sequence) <= wait.done
                         || self.lent[q as usize].known != active.sequence + 1
                 }
+                2 => board.relayed(q as usize).reached(active.sequence, wait.total) <= wait.done,
                 _ => board.done(q as usize).reached(active.sequence, wait.total) <= wait.done,
             };
             let waited = (0..group.ranks).filter(|&q| {

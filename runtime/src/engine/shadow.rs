@@ -146,7 +146,8 @@ impl Stream {
         self.by_messages = !plan.choice.algorithm.needs_mapped_peers()
             && group.ranks > 1
             && plan.operator.is_none()
-            && (!plan.call.collective.reduces() || group.job.config.adds_on_device)
+            && (!plan.call.collective.reduces()
+                || (group.job.config.adds_on_device || group.job.reaches_devices))
             && used(plan.checked.input, input)
             && used(plan.checked.output, output)
             && (on_device(input) || on_device(output))

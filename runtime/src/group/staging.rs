@@ -2,11 +2,14 @@
 //! into it before anybody hears of it. Both in pieces, under leases of their own, so that the memory may move in between; a message
 //! whose memory is on its way waits.
 //!
+//! Large messages of memory that the transport reaches itself only pass by.
+//!
 //! It stands between those who post and the transport: see [`Group::post_message`], [`Group::withdraw`] and [`Group::unstage`].
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
+use windlass_transports::link::COPIED_BYTES;
 use windlass_transports::{Event, Message, Token};
 
 use super::{Group, lock};
@@ -17,6 +20,15 @@ use crate::error::Error;
 
 /// Memory of messages that are over, kept for the next.
 const SPARE: usize = 8;
+
+/// A message of device memory.
+#[derive(Debug)]
+enum Passing {
+    /// By way of the host.
+    Staged(Staged),
+    /// The transport reaches the memory in this slot itself.
+    Direct(u32),
+}
 
 /// A message that is in the host's memory.
 #[derive(Debug)]
@@ -32,7 +44,7 @@ struct Staged {
 /// The messages of a communicator that are in the host's memory.
 #[derive(Debug, Default)]
 pub(crate) struct Staging {
-    messages: BTreeMap<Token, Staged>,
+    messages: BTreeMap<Token, Passing>,
     /// Those that are to be copied now.
     due: Vec<Token>,
     spare: Vec<Vec<Line>>,
@@ -43,16 +55,12 @@ impl Staging {
         self.messages.is_empty()
     }
 
-    fn enter(&mut self, token: Token, staged: Staged) {
-        self.messages.insert(token, staged);
-    }
-
-    fn leave(&mut self, token: Token) -> bool {
-        let Some(staged) = self.messages.remove(&token) else { return false };
-        if self.spare.len() < SPARE {
+    fn leave(&mut self, token: Token) {
+        if let Some(Passing::Staged(staged)) = self.messages.remove(&token)
+            && self.spare.len() < SPARE
+        {
             self.spare.push(staged.memory);
         }
-        true
     }
 }
 
@@ -89,6 +97,11 @@ impl Group {
             return self.job.post(sends, peer, message, memory, token);
         };
         let mut staging = lock(&self.staging);
+        self.stages.store(true, Ordering::Release);
+        if self.job.reaches_devices && message.bytes > COPIED_BYTES {
+            staging.messages.insert(token, Passing::Direct(slot));
+            return self.job.post(sends, peer, message, memory, token);
+        }
         let mut memory = staging.spare.pop().unwrap_or_default();
         memory.resize(message.bytes.div_ceil(size_of::<Line>()), Line([0; size_of::<Line>()]));
         let left = Run { slot, offset, at: 0, bytes: message.bytes };
@@ -99,8 +112,7 @@ impl Group {
             // Its memory stays where it is until the message is over.
             self.job.post(false, peer, message, staged.address(), token);
         }
-        staging.enter(token, staged);
-        self.stages.store(true, Ordering::Release);
+        staging.messages.insert(token, Passing::Staged(staged));
     }
 
     /// Forgets a message: see [`Transport::withdraw`](windlass_transports::Transport::withdraw).
@@ -109,6 +121,9 @@ impl Group {
         if self.stages.load(Ordering::Acquire) {
             let mut staging = lock(&self.staging);
             staging.due.retain(|due| *due != token);
+            if let Some(Passing::Direct(slot)) = staging.messages.get(&token) {
+                self.job.reached.forget(*slot);
+            }
             staging.leave(token);
         }
     }
@@ -139,18 +154,32 @@ impl Group {
         });
         let mut moved = false;
         for token in std::mem::take(&mut staging.due) {
-            let Some(staged) = staging.messages.get_mut(&token) else { continue };
-            if !staged.copy(attached)? {
+            let settled = match staging.messages.get_mut(&token) {
+                None => continue,
+                Some(Passing::Staged(staged)) => staged.copy(attached)?,
+                Some(Passing::Direct(slot)) => self.job.reached.settle(*slot)?,
+            };
+            if !settled {
                 staging.due.push(token);
                 continue;
             }
             moved = true;
-            if staged.sends {
-                let (peer, message) = (staged.peer, staged.message);
-                self.job.post(true, peer, &message, staged.address(), token);
-            } else {
-                staging.leave(token);
-                events.push(Event::Received(token));
+            match staging.messages.get_mut(&token) {
+                Some(Passing::Staged(staged)) if staged.sends => {
+                    let (peer, message) = (staged.peer, staged.message);
+                    self.job.post(true, peer, &message, staged.address(), token);
+                }
+                _ => {
+                    staging.leave(token);
+                    events.push(Event::Received(token));
+                }
+            }
+        }
+        for passing in staging.messages.values() {
+            if let Passing::Direct(slot) = passing
+                && let Some(error) = attached.regions().lost_in(*slot)
+            {
+                return Err(error);
             }
         }
         self.stages.store(!staging.is_empty(), Ordering::Release);

@@ -93,7 +93,7 @@ pub enum ExperimentError {
 impl Experiment {
     /// The algorithms that serve the call, the cheapest by the model first.
     pub fn algorithms(call: &Call, ranks: u32, mapped: bool, model: &Model) -> Vec<Algorithm> {
-        let topology = Topology { ranks, mapped, cores: ranks };
+        let topology = Topology { ranks, mapped, cores: ranks, nodes: None };
         let price = |a: &Algorithm| model.predict(call, &topology, *a);
         let mut serving: Vec<_> = Algorithm::ALL.iter().filter_map(|a| Some((price(a)?, *a))).collect();
         serving.sort_by(|a, b| a.0.total_cmp(&b.0));

@@ -85,8 +85,8 @@ struct Rank {
     mailbox: Mailbox,
     /// To whom it has sent how much: few, in every algorithm.
     sent: Vec<(u32, u64)>,
-    waits: [Option<Wait>; 2],
-    raised: [u32; 2],
+    waits: [Option<Wait>; 3],
+    raised: [u32; 3],
     ended: Option<Time>,
 }
 
@@ -112,7 +112,8 @@ impl<'a> World<'a> {
     /// A rank's schedule, and how it is cut into chunks.
     fn plan(experiment: &Experiment, rank: u32) -> Result<(Schedule, Geometry), Unsupported> {
         let Experiment { call, algorithm, ranks, model, .. } = experiment;
-        let topology = Topology { ranks: *ranks, mapped: algorithm.needs_mapped_peers(), cores: *ranks };
+        let topology =
+            Topology { ranks: *ranks, mapped: algorithm.needs_mapped_peers(), cores: *ranks, nodes: None };
         let choice = model.choose(call, &topology, Policy { algorithm: Some(*algorithm), by_rank: false })?;
         // An experiment has a size, and no lengths of blocks.
         if choice.algorithm != *algorithm || call.collective.is_uneven() {
@@ -150,8 +151,8 @@ impl<'a> World<'a> {
                 execution: Execution::new(Self::plan(experiment, rank)?.0, geometry.clone()),
                 mailbox: Mailbox::default(),
                 sent: Vec::new(),
-                waits: [None; 2],
-                raised: [0; 2],
+                waits: [None; 3],
+                raised: [0; 3],
                 ended: None,
             })
         };
@@ -254,9 +255,11 @@ impl<'a> World<'a> {
                     }
                 }
             }
-            Action::Copy { .. } | Action::Reduce { .. } | Action::Gather { .. } | Action::Scan { .. } => {
-                chunks.for_each(|chunk| self.combine(rank, task, chunk));
-            }
+            Action::Copy { .. }
+            | Action::Reduce { .. }
+            | Action::Gather { .. }
+            | Action::Fetch { .. }
+            | Action::Scan { .. } => chunks.for_each(|chunk| self.combine(rank, task, chunk)),
             Action::Signal { phase } => {
                 let seen = self.now + picoseconds(self.experiment.model.flag_ns);
                 self.agenda.push(seen, Event::Raised { rank, phase, end: task.end });
@@ -408,14 +411,19 @@ impl<'a> World<'a> {
             | Operands::All(span)
             | Operands::First(_, span)
             | Operands::Of(_, span)
+            | Operands::Node(span)
             | Operands::Pair(span, _) => *span,
-            Operands::Received(_, blocks) => Span { role: Role::Input, blocks: *blocks },
+            Operands::Received(_, blocks) | Operands::Relays(blocks) => {
+                Span { role: Role::Input, blocks: *blocks }
+            }
         };
         let among = |of: Blocks, block: u32| match of {
             Blocks::Range { first, end } => (first..end).contains(&block),
             Blocks::One(only) => block == only,
             Blocks::Each => true,
             Blocks::Others(but) => block != but,
+            // An experiment is on one NUMA node.
+            Blocks::Relayed | Blocks::Unrelayed => false,
         };
         for block in 0..blocks {
             let bytes = self.geometry.block_piece(Role::Output, block, chunk, chunk + 1).bytes;

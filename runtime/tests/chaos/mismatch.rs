@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use windlass::numa::NodesChoice;
 use windlass::{Algorithm, Communicator, Config, Error, ReduceOp, TransportChoice};
 
 use super::watchdog::watch;
@@ -49,7 +50,11 @@ fn each(mut f: impl FnMut(&Config)) {
         f(&config(transport, None));
         for &algorithm in Algorithm::ALL {
             if transport == TransportChoice::Shm || !algorithm.needs_mapped_peers() {
-                f(&config(transport, Some(algorithm)));
+                let mut config = config(transport, Some(algorithm));
+                if algorithm == Algorithm::Hierarchical {
+                    config.nodes = NodesChoice::Blocks(2);
+                }
+                f(&config);
             }
         }
     }

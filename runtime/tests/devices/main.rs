@@ -3,6 +3,7 @@
 
 mod by_messages;
 mod fire;
+mod kernel;
 mod kinds;
 mod liars;
 mod messages;

@@ -299,8 +299,19 @@ impl fmt::Display for Cases {
 
 /// All cases of a world of so many ranks; how many they were.
 fn world(transport: TransportChoice, algorithm: Option<Algorithm>, ranks: u32, kinds: &[Kind]) -> Cases {
+    world_on("auto", transport, algorithm, ranks, kinds)
+}
+
+/// The same with the ranks on these NUMA nodes.
+fn world_on(
+    nodes: &str,
+    transport: TransportChoice,
+    algorithm: Option<Algorithm>,
+    ranks: u32,
+    kinds: &[Kind],
+) -> Cases {
     let mut config = Config::default();
-    (config.transport, config.algorithm) = (transport, algorithm);
+    (config.transport, config.algorithm, config.nodes) = (transport, algorithm, nodes.parse().unwrap());
     // Small chunks, so that modest counts have several.
     (config.model.chunk_bytes, config.model.stage_chunk_bytes) = (2048, 4096);
     config.timeout = std::time::Duration::from_secs(60);
@@ -389,6 +400,59 @@ fn of_lists() {
     sweep("shared memory, of lists", TransportChoice::Shm, &[Kind::List, Kind::MixedList], 1..=5);
     sweep("tcp, of lists", TransportChoice::Tcp, &[Kind::MixedList], 1..=4);
     sweep("shared memory, of lists on the device", TransportChoice::Shm, &[Kind::DeviceList], 1..=3);
+}
+
+#[test]
+fn on_several_numa_nodes() {
+    let kinds = [Kind::Registered, Kind::Heap, Kind::Mixed, Kind::List, Kind::MixedList];
+    let mut cases = Vec::new();
+    for (nodes, ranks) in
+        [("2", 4), ("0,1,0,1", 4), ("0,1,1,1", 4), ("3", 5), ("0,1", 2), ("0,0,1,2,1,2,0", 7)]
+    {
+        let forced = Some(Algorithm::Hierarchical);
+        let some = &kinds[..if ranks == 4 { 5 } else { 2 }];
+        cases.push(world_on(nodes, TransportChoice::Shm, forced, ranks, some));
+    }
+    cases.push(world_on("2", TransportChoice::Tcp, None, 3, &[Kind::Heap]));
+    // An accelerator's engine reaches no relay's stage: there it is not chosen, whatever was asked for.
+    for kind in [Kind::Device, Kind::DeviceList] {
+        cases.push(world_on("2", TransportChoice::Shm, Some(Algorithm::Hierarchical), 3, &[kind]));
+    }
+    let cases: Cases = cases.into_iter().sum();
+    println!("matrix on several NUMA nodes: {cases} cases on 2 to 7 ranks, all right");
+}
+
+/// What the sweep over nodes sweeps is what is chosen there.
+#[test]
+fn numa_nodes_and_accelerators_decide_what_is_hierarchical() {
+    let chosen = |nodes: &str, algorithm, attaches: bool| {
+        let mut config = Config::default();
+        (config.nodes, config.algorithm) = (nodes.parse().unwrap(), algorithm);
+        let chosen = windlass::threads_with(4, &config, |comm| {
+            if attaches {
+                comm.attach(Arc::new(SimulatedAccelerator::new(Options::default()))).unwrap();
+            }
+            let pair = comm.split(Some(comm.rank() / 2), 0).unwrap().unwrap();
+            let of =
+                |comm: &Communicator| comm.explain(Collective::AllReduce, DataType::F32, 1 << 20).unwrap();
+            [of(&comm), of(&pair)].map(|choice| choice.algorithm)
+        });
+        chosen.unwrap()
+    };
+    let (forced, hierarchical, direct) =
+        (Some(Algorithm::Hierarchical), Algorithm::Hierarchical, Algorithm::Direct);
+    // A communicator of ranks of one node is on one node, whatever the job's ranks are on.
+    assert_eq!(chosen("2", forced, false), [[hierarchical, direct]; 4]);
+    assert_eq!(chosen("0,1,0,1", forced, false), [[hierarchical; 2]; 4]);
+    assert_eq!(chosen("0,1,0,1", forced, true), [[direct; 2]; 4]);
+    assert_eq!(chosen("auto", forced, false), [[direct; 2]; 4]);
+    assert_eq!(chosen("1", None, false), [[direct; 2]; 4]);
+    for nodes in ["0,1,1", "5"] {
+        let mut config = Config::default();
+        config.nodes = nodes.parse().unwrap();
+        let error = windlass::threads_with(4, &config, |_| ()).unwrap_err().to_string();
+        assert!(error.contains("WINDLASS_NODES") && error.contains(nodes), "{error}");
+    }
 }
 
 #[test]

@@ -49,6 +49,12 @@ impl Mapping {
         Self::map(descriptor, bytes)
     }
 
+    /// Maps so many bytes of a dma-buf. Its memory may be taken away: whoever looks there watches it.
+    #[cfg(not(loom))]
+    pub(crate) fn dma_buf(descriptor: BorrowedFd<'_>, bytes: usize) -> Result<Self, MemoryError> {
+        Self::map(descriptor, bytes)
+    }
+
     fn map(descriptor: BorrowedFd<'_>, bytes: usize) -> Result<Self, MemoryError> {
         let fail = |call| move |e| MemoryError::new(call, e, bytes);
         let protection = ProtFlags::READ | ProtFlags::WRITE;

@@ -13,7 +13,7 @@ use loom::cell::UnsafeCell;
 use loom::sync::Arc;
 use loom::sync::atomic::{AtomicU64, Ordering, fence};
 use loom::thread;
-use windlass_memory::accelerator::simulated::life::{Life, State};
+use windlass_memory::accelerator::life::{Life, State};
 
 const GENERATION: u32 = 5;
 const STORED: u64 = 7;

@@ -253,7 +253,7 @@ impl Pipe {
         &mut self,
         link: &mut Link,
         staging: &mut [u8],
-        registered: impl FnOnce(&[u8]) -> Option<(u64, u32)>,
+        registered: impl FnOnce(*const u8, usize) -> Option<(u64, u32)>,
         events: &mut Vec<Event>,
     ) -> Option<Write> {
         if !self.has_room() {
@@ -264,17 +264,19 @@ impl Pipe {
         let staged = &mut staging[begin..begin + self.shape.slot_bytes as usize];
         let (kind, source, target, bytes) = match link.destined() {
             Some(destined) => {
-                let lasting = &destined.bytes[..destined.bytes.len().min(self.shape.placed_bytes as usize)];
-                let key = if destined.lasts { registered(lasting) } else { None };
+                let most = destined.bytes.min(self.shape.placed_bytes as usize);
+                let key = if destined.lasts { registered(destined.memory, most) } else { None };
                 let target = Target::Place { address: destined.place.address, key: destined.place.key };
                 match key {
                     Some((address, key)) => {
                         let source = Source::Memory { address, key };
-                        (Kind::Placed, source, target, lasting.len())
+                        (Kind::Placed, source, target, most)
                     }
                     None => {
-                        let bytes = lasting.len().min(staged.len());
-                        staged[..bytes].copy_from_slice(&lasting[..bytes]);
+                        let bytes = most.min(staged.len());
+                        if !link.stage(&destined, &mut staged[..bytes]) {
+                            return None;
+                        }
                         (Kind::Placed, Source::Slot(slot), target, bytes)
                     }
                 }

@@ -222,10 +222,10 @@ impl Walk {
                 end.post(Write { immediate, source: Source::Slot(0), target: Target::Slot(0), bytes: 0 });
             }
             let live = &self.live;
-            let registered = |memory: &[u8]| {
-                let of = |operation: &Operation| operation.memory.as_ptr_range().contains(&memory.as_ptr());
+            let registered = |memory: *const u8, _bytes: usize| {
+                let of = |operation: &Operation| operation.memory.as_ptr_range().contains(&memory);
                 let found = live.iter().find(|(_, operation)| of(operation) && operation.registered);
-                found.map(|(key, _)| (memory.as_ptr().expose_provenance() as u64, *key as u32))
+                found.map(|(key, _)| (memory.expose_provenance() as u64, *key as u32))
             };
             while let Some(write) = end.pipe.depart(&mut end.link, &mut end.staging, registered, &mut events)
             {

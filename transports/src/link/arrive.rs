@@ -137,7 +137,7 @@ impl Link {
             return;
         };
         if theirs == posted.message {
-            deliver(&buffer, posted, events);
+            self.deliver(&buffer, posted, events);
         } else {
             if !complete {
                 // The buffer goes away under the cursor.
@@ -471,7 +471,7 @@ impl Link {
                 *complete = true;
                 if let Some(posted) = posted.take() {
                     let (message, buffer) = (*message, std::mem::take(buffer));
-                    deliver(&buffer, posted, events);
+                    self.deliver(&buffer, posted, events);
                     self.incoming.remove(&id);
                     self.buffers.put(buffer);
                     self.release(&message);
@@ -483,9 +483,16 @@ impl Link {
 
     /// Whether the peer was told where the memory of this receive is.
     pub(super) fn exposes_recv(&self, token: Token) -> bool {
-        let told = |posted: &Posted| {
-            posted.token == token && posted.place.is_some_and(|place| self.is_valid(&place))
-        };
+        self.told_of(&|posted| posted.token == token)
+    }
+
+    /// Whether the peer was told of memory of which this is so.
+    pub(super) fn exposes_recv_any(&self, within: &dyn Fn(*const u8) -> bool) -> bool {
+        self.told_of(&|posted| within(posted.memory))
+    }
+
+    fn told_of(&self, is: &dyn Fn(&Posted) -> bool) -> bool {
+        let told = |posted: &Posted| is(posted) && posted.place.is_some_and(|place| self.is_valid(&place));
         let under_way = match &self.cursor.purpose {
             Purpose::Transfer(transfer) => transfer.posted.as_ref(),
             _ => None,
@@ -529,12 +536,11 @@ impl Link {
         }
         true
     }
-}
 
-/// Copies a message from its buffer into the memory of its receive, which fits it.
-fn deliver(buffer: &[u8], posted: Posted, events: &mut Vec<Event>) {
-    // SAFETY: `buffer` holds at least `message.bytes` bytes, since it was taken for this message; the poster keeps
-    // `memory` valid for as many bytes (`post_recv`), and the buffer is the link's own, so they do not overlap.
-    unsafe { std::ptr::copy_nonoverlapping(buffer.as_ptr(), posted.memory, posted.message.bytes) };
-    events.push(Event::Received(posted.token));
+    /// Copies a message from its buffer into the memory of its receive, which fits it.
+    fn deliver(&self, buffer: &[u8], posted: Posted, events: &mut Vec<Event>) {
+        // SAFETY: the poster keeps `memory` valid for as many bytes (`post_recv`).
+        unsafe { self.buffers.put_into(posted.memory, &buffer[..posted.message.bytes]) };
+        events.push(Event::Received(posted.token));
+    }
 }

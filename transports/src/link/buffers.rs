@@ -1,4 +1,8 @@
-//! Memory for messages that arrive before their receive, kept for reuse.
+//! Memory for messages that arrive before their receive, and for what leaves from a copy, kept for reuse.
+
+use std::sync::Arc;
+
+use crate::reach::Register;
 
 const SMALLEST: usize = 256;
 
@@ -7,6 +11,8 @@ const SMALLEST: usize = 256;
 pub(super) struct Buffers {
     free: Vec<Vec<Vec<u8>>>,
     kept: usize,
+    /// Knows foreign memory.
+    pub(super) register: Option<Arc<dyn Register>>,
 }
 
 /// Free memory that is kept for reuse; what comes back beyond it returns to the allocator.
@@ -39,6 +45,43 @@ impl Buffers {
         }
         self.kept += buffer.len();
         self.free[class].push(buffer);
+    }
+
+    /// Whether the processor does not touch this memory.
+    pub(super) fn is_foreign(&self, memory: *const u8) -> bool {
+        self.register.as_ref().is_some_and(|register| register.is_foreign(memory))
+    }
+
+    /// A copy of a send's payload; none while that is on its way to another place, or lost.
+    ///
+    /// # Safety
+    /// `payload` is foreign, or valid for reads of so many bytes.
+    pub(super) unsafe fn copy_of(&mut self, payload: *const u8, bytes: usize) -> Option<Vec<u8>> {
+        let mut copy = self.take(bytes);
+        if self.is_foreign(payload) {
+            let loaded =
+                self.register.as_ref().is_some_and(|register| register.load(payload, &mut copy[..bytes]));
+            if !loaded {
+                self.put(copy);
+                return None;
+            }
+            return Some(copy);
+        }
+        // SAFETY: the caller's promise; the buffer has at least as many, and is the link's own.
+        unsafe { std::ptr::copy_nonoverlapping(payload, copy.as_mut_ptr(), bytes) };
+        Some(copy)
+    }
+
+    /// Puts bytes that have come where their receive wants them.
+    ///
+    /// # Safety
+    /// `memory` is foreign, or valid for writes of as many bytes.
+    pub(super) unsafe fn put_into(&self, memory: *mut u8, bytes: &[u8]) {
+        match &self.register {
+            Some(register) if register.is_foreign(memory) => register.store(memory, bytes),
+            // SAFETY: the caller's promise; the bytes are foreign to the receive's memory, so they do not overlap.
+            _ => unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), memory, bytes.len()) },
+        }
     }
 
     fn class(bytes: usize) -> usize {

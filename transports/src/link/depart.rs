@@ -125,7 +125,8 @@ impl Link {
     ) {
         let Sending { message, memory, token } = sending;
         if message == theirs {
-            self.outbound.push_piece(Frame::first_piece(&message, memory, token, place));
+            let foreign = self.buffers.is_foreign(memory);
+            self.outbound.push_piece(Frame::first_piece(&message, memory, token, place, foreign));
         } else {
             self.notify(Kind::RefuseClear, &message);
             events.push(self.mismatch(token, theirs));
@@ -253,9 +254,11 @@ impl Link {
             }
             return Withdrawal::Done;
         }
-        let kept = self.replay.as_mut().is_some_and(|replay| replay.withdraw(token, &mut self.buffers));
+        let kept = self.replay.as_mut().map_or(Ok(false), |replay| replay.withdraw(token, &mut self.buffers));
+        let Ok(kept) = kept else { return Withdrawal::Torn };
         match self.outbound.withdraw(token, &mut self.buffers) {
             Withdrawn::Absent if !kept => return Withdrawal::Unknown,
+            Withdrawn::Torn => return Withdrawal::Torn,
             Withdrawn::Absent | Withdrawn::Leaving => {}
             Withdrawn::Begun(header) => self.notify(Kind::Abandon, &header.message),
             Withdrawn::Whole(frame) => {

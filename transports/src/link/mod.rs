@@ -54,7 +54,7 @@ pub mod wire;
 pub use credit::Limits;
 #[doc(hidden)]
 pub use replay::Planted;
-pub use replay::{Position, Resumed};
+pub use replay::{COPIED as COPIED_BYTES, Position, Resumed};
 
 use std::fmt;
 use std::io::IoSlice;
@@ -106,6 +106,8 @@ pub enum Withdrawal {
     Unknown,
     /// The operation is forgotten.
     Done,
+    /// A message had begun to leave, and the foreign memory that holds the rest cannot be read: the peer can be sent nothing more.
+    Torn,
 }
 
 /// One rank's end of the protocol with one peer.
@@ -317,9 +319,8 @@ impl Link {
                 }
                 Wants::Payload(memory, wanted) => {
                     let taken = wanted.min(bytes.len());
-                    // SAFETY: `memory` is what the poster of the receive, or the link's own buffer, keeps valid for `wanted`
-                    // bytes; `bytes` is foreign memory, so they do not overlap.
-                    unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), memory, taken) };
+                    // SAFETY: `memory` is what the poster of the receive, or the link's own buffer, keeps valid for `wanted` bytes.
+                    unsafe { self.buffers.put_into(memory, &bytes[..taken]) };
                     self.placed(taken, events)?;
                     taken
                 }

@@ -21,6 +21,7 @@ pub(super) const PIECE: usize = 1 << 20;
 #[derive(Debug)]
 pub(super) struct Frame {
     header: [u8; HEADER_BYTES],
+    /// The poster's memory.
     payload: *const u8,
     bytes: usize,
     /// Bytes of the message after this piece.
@@ -33,6 +34,8 @@ pub(super) struct Frame {
     copy: Vec<u8>,
     /// Where the payload belongs, if the receiver has said it.
     place: Option<Place>,
+    /// The poster's memory is such as the processor does not touch.
+    foreign: bool,
     order: u64,
 }
 
@@ -46,7 +49,7 @@ impl Frame {
     pub(super) fn clearance(header: &Header, place: &Place, buffers: &mut Buffers) -> Self {
         let mut copy = buffers.take(PLACE_BYTES);
         copy[..PLACE_BYTES].copy_from_slice(&place.encode());
-        Self { payload: copy.as_ptr(), bytes: PLACE_BYTES, copy, ..Self::notice(header) }
+        Self { bytes: PLACE_BYTES, copy, ..Self::notice(header) }
     }
 
     /// A whole message.
@@ -60,16 +63,22 @@ impl Frame {
         memory: *const u8,
         token: Token,
         place: Option<Place>,
+        foreign: bool,
     ) -> Self {
         let piece = message.bytes.min(PIECE);
         let header = Header { kind: Kind::Data, ack: 0, message: *message, detail: Detail::Piece(piece) };
-        Self { rest: message.bytes - piece, place, ..Self::payload(&header, memory, piece, Some(token)) }
+        Self {
+            rest: message.bytes - piece,
+            place,
+            foreign,
+            ..Self::payload(&header, memory, piece, Some(token))
+        }
     }
 
     fn payload(header: &Header, payload: *const u8, bytes: usize, token: Option<Token>) -> Self {
         let header = header.encode();
         let (rest, begun, copy) = (0, false, Vec::new());
-        Self { header, payload, bytes, rest, begun, token, copy, place: None, order: 0 }
+        Self { header, payload, bytes, rest, begun, token, copy, place: None, foreign: false, order: 0 }
     }
 
     /// The piece after this one, if there is one.
@@ -87,6 +96,7 @@ impl Frame {
             token: self.token,
             copy: Vec::new(),
             place: self.place.map(|place| place.after(self.bytes)),
+            foreign: self.foreign,
             order: 0,
         })
     }
@@ -160,17 +170,41 @@ impl Frame {
         self.header[ACK_AT..ACK_AT + 4].copy_from_slice(&watermark.to_le_bytes());
     }
 
-    /// Copies the payload, so that the poster's memory is not needed any more. Says how many bytes that takes.
-    pub(super) fn own(&mut self, buffers: &mut Buffers) -> usize {
+    /// Copies the payload, so that the poster's memory is not needed any more. Says how many bytes that takes; nothing if the memory is foreign and
+    /// cannot be read now.
+    pub(super) fn own(&mut self, buffers: &mut Buffers) -> Option<usize> {
         if self.bytes == 0 || !self.copy.is_empty() {
-            return 0;
+            return Some(0);
         }
-        self.copy = buffers.take(self.bytes);
-        // SAFETY: the poster keeps `bytes` bytes at `payload` valid until its send has ended or is withdrawn, and this comes before either;
-        // the buffer has at least as many, and is the link's own.
-        unsafe { std::ptr::copy_nonoverlapping(self.payload, self.copy.as_mut_ptr(), self.bytes) };
-        self.payload = self.copy.as_ptr();
-        self.bytes
+        // SAFETY: the poster keeps `bytes` bytes at `payload` valid until its send has ended or is withdrawn, and this comes before either.
+        self.copy = unsafe { buffers.copy_of(self.payload, self.bytes) }?;
+        Some(self.bytes)
+    }
+
+    /// Where its payload is read.
+    fn lies(&self) -> *const u8 {
+        if self.copy.is_empty() { self.payload } else { self.copy.as_ptr() }
+    }
+
+    /// Whether its payload cannot be lent, but for a device.
+    pub(super) const fn is_absent(&self) -> bool {
+        self.foreign && self.copy.is_empty() && self.bytes > 0
+    }
+
+    /// Whether it cannot leave as it is.
+    pub(super) const fn is_stuck(&self) -> bool {
+        self.is_absent() && self.place.is_none()
+    }
+
+    /// Whether a device may read memory for it of which this is so.
+    pub(super) fn exposes_any(&self, within: &dyn Fn(*const u8) -> bool) -> bool {
+        self.place.is_some() && self.copy.is_empty() && within(self.payload)
+    }
+
+    /// The rest of its payload when so many of its bytes have left, where it lies.
+    pub(super) fn payload_after(&self, done: usize) -> (*const u8, usize) {
+        let skip = done.saturating_sub(HEADER_BYTES).min(self.bytes);
+        (self.lies().wrapping_add(skip), self.bytes - skip)
     }
 
     /// Bytes of the copy, if there is one.
@@ -208,10 +242,10 @@ impl Frame {
     pub(super) fn parts(&self, skip: usize) -> [&[u8]; 2] {
         let header = &self.header[skip.min(HEADER_BYTES)..];
         let skip = skip.saturating_sub(HEADER_BYTES);
-        let payload: &[u8] = if skip < self.bytes {
+        let payload: &[u8] = if skip < self.bytes && !self.is_absent() {
             // SAFETY: `payload` points at `bytes` bytes that the poster of the send keeps valid and unwritten until the frame
             // has left or its token is withdrawn, which removes the frame (`post_send`'s contract), or that `copy` holds.
-            unsafe { std::slice::from_raw_parts(self.payload.add(skip), self.bytes - skip) }
+            unsafe { std::slice::from_raw_parts(self.lies().add(skip), self.bytes - skip) }
         } else {
             &[]
         };
@@ -230,6 +264,8 @@ pub(super) enum Withdrawn {
     Begun(Header),
     /// Its last frame is on its way out, from a copy.
     Leaving,
+    /// It has begun to leave, and its memory cannot be read.
+    Torn,
 }
 
 #[derive(Clone, Copy, Eq, PartialEq)]
@@ -279,7 +315,7 @@ impl Outbound {
     }
 
     /// The rest of a frame whose header has left and whose payload has a place.
-    pub(super) fn destined(&self) -> Option<Destined<'_>> {
+    pub(super) fn destined(&self) -> Option<Destined> {
         let (frame, done) = self.current.as_ref()?;
         frame.destined(*done)
     }
@@ -287,6 +323,23 @@ impl Outbound {
     /// Whether a device may read memory for this send.
     pub(super) fn exposes(&self, token: Token) -> bool {
         self.current.as_ref().is_some_and(|(frame, _)| frame.exposes(token))
+    }
+
+    /// Whether a device may read memory of which this is so.
+    pub(super) fn exposes_any(&self, within: &dyn Fn(*const u8) -> bool) -> bool {
+        self.current.as_ref().is_some_and(|(frame, _)| frame.exposes_any(within))
+    }
+
+    /// Copies what leaves next, if it cannot leave as it is.
+    pub(super) fn load(&mut self, buffers: &mut Buffers) {
+        let front = match &mut self.current {
+            Some((frame, _)) => Some(frame),
+            None => self.pieces.front_mut(),
+        };
+        if let Some(frame) = front.filter(|frame| frame.is_stuck()) {
+            // What is away stays, and is tried again.
+            let _ = frame.own(buffers);
+        }
     }
 
     pub(super) fn forget_places(&mut self) {
@@ -347,6 +400,9 @@ impl Outbound {
                     None => break,
                 },
             };
+            if frame.is_stuck() {
+                break;
+            }
             if frame.place.is_some() {
                 let limit = limit.min(bytes + HEADER_BYTES.saturating_sub(skip));
                 frame.lend(skip, slices, &mut filled, &mut bytes, limit);
@@ -410,7 +466,9 @@ impl Outbound {
     /// Takes out what is left of a send. What has begun to leave leaves all the same, from a copy.
     pub(super) fn withdraw(&mut self, token: Token, buffers: &mut Buffers) -> Withdrawn {
         if let Some((frame, _)) = self.current.as_mut().filter(|(frame, _)| frame.token == Some(token)) {
-            frame.own(buffers);
+            if frame.own(buffers).is_none() {
+                return Withdrawn::Torn;
+            }
             frame.token = None;
             return match (std::mem::take(&mut frame.rest), frame.header()) {
                 (1.., Some(header)) => Withdrawn::Begun(header),

@@ -4,10 +4,14 @@
 //! A place is told in one generation of the connection and is valid in no other: a break ends all that were told, at both ends, and what had not
 //! arrived goes through the pipe, to wherever its receiver wants it by then. So what was withdrawn across a break is never written.
 
+use std::sync::Arc;
+
 use super::Link;
 use super::replay::COPIED;
+use super::wire::HEADER_BYTES;
 use super::{Garbled, outbound::Frame};
 use crate::ledger::Generation;
+use crate::reach::Register;
 use crate::{Event, Token};
 
 /// Bytes of a place on the wire.
@@ -49,9 +53,11 @@ impl Place {
 
 /// The rest of a payload that has a place.
 #[derive(Clone, Copy, Debug)]
-pub struct Destined<'a> {
-    /// What is to be written, where it lies now.
-    pub bytes: &'a [u8],
+pub struct Destined {
+    /// Where it lies now.
+    pub memory: *const u8,
+    /// How many bytes.
+    pub bytes: usize,
     /// Where to.
     pub place: Place,
     /// It lies with its poster, who keeps it until the peer has acknowledged the message; otherwise it must be copied now.
@@ -60,13 +66,13 @@ pub struct Destined<'a> {
 
 impl Frame {
     /// What is left of it when so many of its bytes have left, if it has a place.
-    pub(super) fn destined(&self, done: usize) -> Option<Destined<'_>> {
+    pub(super) fn destined(&self, done: usize) -> Option<Destined> {
         let place = self.place()?;
-        let [header, bytes] = self.parts(done);
+        let (memory, bytes) = self.payload_after(done);
         let ends_at_once = self.is_whole_message() && self.payload_bytes() <= COPIED;
         let lasts = self.copied_bytes() == 0 && self.token().is_some() && !ends_at_once;
-        let place = place.after(self.payload_bytes() - bytes.len());
-        (header.is_empty() && !bytes.is_empty()).then_some(Destined { bytes, place, lasts })
+        let place = place.after(self.payload_bytes() - bytes);
+        (done >= HEADER_BYTES && bytes > 0).then_some(Destined { memory, bytes, place, lasts })
     }
 }
 
@@ -86,13 +92,20 @@ impl Link {
         Self { places: true, ..Self::planted(peer, limits, planted) }
     }
 
+    /// The same, with memory that the processor does not touch.
+    #[must_use]
+    pub fn with_register(mut self, register: Option<Arc<dyn Register>>) -> Self {
+        self.buffers.register = register;
+        self
+    }
+
     /// The connection has this generation now, from 1, which both ends know it by. Called before [`resume`](Self::resume).
     pub fn enter(&mut self, generation: Generation) {
         self.generation = generation;
     }
 
     /// The payload that leaves next, if it has a place. [`gather`](Self::gather) does not lend it; [`wrote`](Self::wrote) says that it has left.
-    pub fn destined(&self) -> Option<Destined<'_>> {
+    pub fn destined(&self) -> Option<Destined> {
         if self.writes_again() { None } else { self.outbound.destined() }
     }
 
@@ -119,6 +132,35 @@ impl Link {
     /// Whether it was told over the connection that stands.
     pub(super) fn is_valid(&self, place: &Place) -> bool {
         place.generation == self.generation && place.generation > Generation::default()
+    }
+
+    /// Copies the begin of what [`destined`](Self::destined) said to where it may leave from. False while it cannot be read.
+    pub fn stage(&self, destined: &Destined, to: &mut [u8]) -> bool {
+        assert!(to.len() <= destined.bytes, "no more than there is");
+        match &self.buffers.register {
+            Some(register) if register.is_foreign(destined.memory) => register.load(destined.memory, to),
+            _ => {
+                // SAFETY: the poster of the send keeps its memory valid and unwritten until that ends, and `to` is not the poster's.
+                unsafe { std::ptr::copy_nonoverlapping(destined.memory, to.as_mut_ptr(), to.len()) };
+                true
+            }
+        }
+    }
+
+    /// Copies what leaves next to the host if it cannot leave as it is: foreign memory that has no place to go to. Called before
+    /// [`gather`](Self::gather), where there is such memory.
+    pub fn load(&mut self) {
+        match &mut self.replay {
+            Some(replay) if replay.writes_again() => replay.load(&mut self.buffers),
+            _ => self.outbound.load(&mut self.buffers),
+        }
+    }
+
+    /// Whether a device, this rank's or the peer's, may touch memory of which this is so although this rank does nothing.
+    pub fn exposes_any(&self, within: &dyn Fn(*const u8) -> bool) -> bool {
+        self.exposes_recv_any(within)
+            || self.outbound.exposes_any(within)
+            || self.replay.as_ref().is_some_and(|replay| replay.exposes_any(within))
     }
 
     /// A break ends all places.

@@ -22,7 +22,7 @@ use crate::ledger::{Fault, Generation, Ledger, Receipt};
 /// Frames that may be unacknowledged. A receiver acknowledges far earlier.
 const FRAMES: usize = 1024;
 /// Messages up to this size are copied when they leave. Larger ones are acknowledged at once.
-pub(super) const COPIED: usize = 64 << 10;
+pub const COPIED: usize = 64 << 10;
 /// When so many bytes are copied, nothing more leaves until some are acknowledged, as a receiver does far earlier.
 const MOST_COPIED: usize = 1 << 20;
 /// A receiver acknowledges after so many frames or bytes, if nothing that it sends has told it before.
@@ -60,6 +60,10 @@ pub enum Planted {
     /// The transport opens a stream anew under the old one's number.
     ReuseGeneration,
 }
+
+/// A message that has begun to leave can neither leave whole nor be taken back.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Torn;
 
 /// Both directions' accounts.
 #[derive(Debug)]
@@ -127,7 +131,8 @@ impl Replay {
     fn keep(&mut self, mut frame: Frame, buffers: &mut Buffers, events: &mut Vec<Event>) {
         self.copied += frame.copied_bytes();
         if frame.is_whole_message() && frame.payload_bytes() <= COPIED {
-            self.copied += frame.own(buffers);
+            // Foreign memory is sent in larger messages only.
+            self.copied += frame.own(buffers).unwrap_or_default();
             events.extend(frame.take_token().map(Event::Sent));
         }
         self.unended += usize::from(frame.ends_send());
@@ -166,21 +171,36 @@ impl Replay {
         }
     }
 
-    /// Copies what is kept of a send, so that its memory is not touched again. Whether there was any.
-    pub(super) fn withdraw(&mut self, token: Token, buffers: &mut Buffers) -> bool {
+    /// Copies what is kept of a send, so that its memory is not touched again. Whether there was any; an error if it could not be read.
+    pub(super) fn withdraw(&mut self, token: Token, buffers: &mut Buffers) -> Result<bool, Torn> {
         let mut found = false;
         for frame in self.kept.iter_mut().filter(|frame| frame.token() == Some(token)) {
             found = true;
             self.unended -= usize::from(frame.ends_send());
             frame.take_token();
-            self.copied += frame.own(buffers);
+            self.copied += frame.own(buffers).ok_or(Torn)?;
         }
-        found
+        Ok(found)
     }
 
     /// Whether a device may read memory for this send.
     pub(super) fn exposes(&self, token: Token) -> bool {
         self.kept.iter().any(|frame| frame.exposes(token))
+    }
+
+    /// Whether a device may read memory of which this is so.
+    pub(super) fn exposes_any(&self, within: &dyn Fn(*const u8) -> bool) -> bool {
+        self.kept.iter().any(|frame| frame.exposes_any(within))
+    }
+
+    /// Copies what leaves again next, if it cannot leave as it is.
+    pub(super) fn load(&mut self, buffers: &mut Buffers) {
+        let Some((chunk, _)) = self.again else { return };
+        let first = chunk.wrapping_sub(self.ledger.delivered()) as usize;
+        if let Some(frame) = self.kept.get_mut(first).filter(|frame| frame.is_stuck()) {
+            // What is away stays, and is tried again.
+            self.copied += frame.own(buffers).unwrap_or_default();
+        }
     }
 
     pub(super) fn forget_places(&mut self) {
@@ -292,7 +312,7 @@ impl Replay {
         let Some((chunk, done)) = self.again else { return 0 };
         let (mut skip, mut filled, mut bytes) = (done, 0, 0);
         for frame in self.kept.iter().skip(chunk.wrapping_sub(self.ledger.delivered()) as usize) {
-            if filled + 2 > slices.len() || bytes >= limit {
+            if filled + 2 > slices.len() || bytes >= limit || frame.is_stuck() {
                 break;
             }
             frame.lend(std::mem::take(&mut skip), slices, &mut filled, &mut bytes, limit);

@@ -20,10 +20,10 @@ pub const BOUNCE_BYTES: usize = 512 << 10;
 
 /// A lane's positions and cells. Touched only by pairs that send messages.
 const LANE_STRIDE: usize = CELLS as usize * size_of::<Cell>() + PAGE;
-const MAGIC: u64 = u64::from_le_bytes(*b"windlas3");
+const MAGIC: u64 = u64::from_le_bytes(*b"windlas4");
 const PAGE: usize = 4096;
-/// The lines of a rank: arrivals, done, ended, mail.
-const LINES_BYTES: usize = (WAYS as usize + 3) * 128;
+/// The lines of a rank: arrivals, done, ended, mail, relayed.
+const LINES_BYTES: usize = (WAYS as usize + 4) * 128;
 
 /// What a board is made for. All ranks must agree.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -179,6 +179,13 @@ impl Board {
         unsafe { self.at(self.area(rank) + (WAYS as usize + 2) * 128).cast::<Watermark>().as_ref() }
     }
 
+    /// How far `rank` is with what it holds ready in its stage for its peers.
+    #[inline]
+    pub fn relayed(&self, rank: usize) -> &Watermark {
+        // SAFETY: inside the rank's lines, 128-aligned, accessed only as a Watermark of atomics.
+        unsafe { self.at(self.area(rank) + (WAYS as usize + 3) * 128).cast::<Watermark>().as_ref() }
+    }
+
     /// The slot of `rank` for operation `sequence`: `slot_bytes` bytes.
     #[inline]
     pub fn slot(&self, rank: usize, sequence: u64) -> NonNull<u8> {
@@ -270,6 +277,7 @@ mod tests {
             add(std::ptr::from_ref(board.done(rank)).addr(), 128);
             add(std::ptr::from_ref(board.ended(rank)).addr(), 128);
             add(std::ptr::from_ref(board.mail(rank)).addr(), 128);
+            add(std::ptr::from_ref(board.relayed(rank)).addr(), 128);
             add(board.stage(rank).as_ptr().addr(), SHAPE.stage_bytes);
             for source in 0..3 {
                 let (positions, cells) = board.lane(source, rank);

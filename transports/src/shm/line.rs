@@ -10,6 +10,9 @@
 //! * Done and ended lines ([`Watermark`]) only grow. A rank stores done with release after its last access to its peers' memory for those
 //!   chunks; a peer that loads it with acquire may then reuse or return that memory.
 //!
+//! * The relayed line is a [`Watermark`], too. A rank stores it with release after its last store to its stage for those chunks, which a peer that loads
+//!   it with acquire may read until it has stored done for them.
+//!
 //! Loom checks (a) and (b) in `tests/loom/`.
 
 use windlass_memory::Location;

@@ -217,7 +217,13 @@ impl Endpoint {
 impl Transport for Endpoint {
     fn capabilities(&self) -> Capabilities {
         let eager_bytes = self.network.limits.eager_bytes as usize;
-        Capabilities { maps_peers: false, eager_bytes, streams_break: true, has_descriptor: false }
+        Capabilities {
+            maps_peers: false,
+            eager_bytes,
+            streams_break: true,
+            reaches_devices: false,
+            has_descriptor: false,
+        }
     }
 
     unsafe fn post_send(&mut self, peer: Rank, message: &Message, memory: *const u8, token: Token) {

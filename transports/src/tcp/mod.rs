@@ -430,6 +430,7 @@ impl Transport for Tcp {
             maps_peers: false,
             eager_bytes: self.options.limits.eager_bytes as usize,
             streams_break: true,
+            reaches_devices: false,
             has_descriptor: true,
         }
     }
@@ -463,7 +464,8 @@ impl Transport for Tcp {
         for peer in 0..self.peers.len() as Rank {
             match self.peers[peer as usize].link.withdraw(token) {
                 Withdrawal::Unknown => continue,
-                Withdrawal::Done => self.activate(peer),
+                // Foreign memory is only sent by transports that know of it.
+                Withdrawal::Done | Withdrawal::Torn => self.activate(peer),
             }
             return;
         }

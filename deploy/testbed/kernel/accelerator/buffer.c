@@ -238,6 +238,27 @@ static void buffer_unmap(struct dma_buf_attachment *attachment, struct sg_table 
 	kfree(table);
 }
 
+/* Pages that come with the one that was touched: after a move every page faults again. */
+#define FAULT_AROUND 64
+
+/* Maps the page that was touched, and those behind it as far as it goes. */
+static vm_fault_t map_around(struct vm_fault *fault, struct buffer *buffer)
+{
+	vm_fault_t result = VM_FAULT_SIGBUS;
+	unsigned long address = fault->address;
+
+	for (pgoff_t i = fault->pgoff; i < buffer->pages && i < fault->pgoff + FAULT_AROUND && address < fault->vma->vm_end; i++) {
+		vm_fault_t mapped = vmf_insert_pfn(fault->vma, address, page_to_pfn(buffer->place->page[i]));
+
+		if (i == fault->pgoff)
+			result = mapped;
+		if (mapped != VM_FAULT_NOPAGE)
+			break;
+		address += PAGE_SIZE;
+	}
+	return result;
+}
+
 static vm_fault_t buffer_fault(struct vm_fault *fault)
 {
 	struct buffer *buffer = fault->vma->vm_private_data;
@@ -248,7 +269,7 @@ static vm_fault_t buffer_fault(struct vm_fault *fault)
 	if (wait_for_arrival(buffer))
 		result = VM_FAULT_NOPAGE;
 	else if (buffer->place && fault->pgoff < buffer->pages)
-		result = vmf_insert_pfn(fault->vma, fault->address, page_to_pfn(buffer->place->page[fault->pgoff]));
+		result = map_around(fault, buffer);
 	dma_resv_unlock(buffer->dmabuf->resv);
 	return result;
 }

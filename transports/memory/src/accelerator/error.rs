@@ -86,6 +86,22 @@ pub enum AcceleratorError {
     /// The descriptor cannot be imported.
     #[error("the descriptor cannot be imported: {0}")]
     BadDescriptor(#[from] BadDescriptor),
+    /// The exporter maps this memory for devices only, so neither the host nor an engine of windlass's can look at it.
+    #[error(
+        "{region} cannot be reached by the processor: send and receive it by RDMA; what reduces or copies it needs the device's own engine"
+    )]
+    Unreachable {
+        /// Whose memory.
+        region: Region,
+    },
+    /// The accelerator knows its own memory only.
+    #[error(
+        "this accelerator takes no memory of other exporters into use: open one of the kernel's, such as dma-heap"
+    )]
+    AdoptsNothing,
+    /// Its memory stays where it is, or is somebody else's to move.
+    #[error("this memory never moves")]
+    NeverMoves,
     /// The accelerator was shut down before the work ran.
     #[error("the accelerator was shut down")]
     Gone,
@@ -98,6 +114,14 @@ pub enum AcceleratorError {
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum BadDescriptor {
+    /// It is not open.
+    #[error("it is not open")]
+    Closed,
+    /// Memory that is to be adopted must be a dma-buf.
+    #[error(
+        "it is no dma-buf: export the memory as one (CUDA: cuMemGetHandleForAddressRange, ROCm: hsa_amd_portable_export_dmabuf, Level Zero: ZE_EXTERNAL_MEMORY_TYPE_FLAG_DMA_BUF)"
+    )]
+    NotDmaBuf,
     /// A file, a pipe, a socket: nothing that an accelerator exports.
     #[error("it is no device memory")]
     NotMemory,

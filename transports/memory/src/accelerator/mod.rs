@@ -26,12 +26,26 @@
 //!
 //! Generations only grow, not always by one: an announced generation whose move is abandoned is never used.
 //!
-//! [`simulated`] is the accelerator that every machine has.
+//! # Accelerators
+//!
+//! [`open`] opens one by its name. [`simulated`] is the one that every machine has; those of [`kernel`] have memory that the kernel exports as dma-bufs.
 
+#[cfg(not(loom))]
+mod dma_buf;
+// Device memory is mapped memory, and loom's atomics do not lie in mapped memory.
+#[cfg(not(loom))]
+mod driven;
 mod error;
 mod export;
 mod fence;
+#[cfg(not(loom))]
+pub mod kernel;
+pub mod life;
 mod notice;
+mod options;
+#[cfg(not(loom))]
+mod registry;
+#[cfg(not(loom))]
 pub mod simulated;
 
 use std::fmt;
@@ -45,6 +59,9 @@ pub use error::{AcceleratorError, BadDescriptor};
 pub use export::{DeviceRange, Export, Exported, Import, Region};
 pub use fence::{Fence, Outcome};
 pub use notice::{Contents, Notice, Notices, Ticket};
+pub use options::{Counters, Drive, Options};
+#[cfg(not(loom))]
+pub use registry::{NAMES, OpenError, open};
 
 /// How an accelerator's memory moves: who copes with it.
 #[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
@@ -145,6 +162,16 @@ pub trait Accelerator: fmt::Debug + Send + Sync {
     /// [`AcceleratorError::OutOfMemory`]; `System`.
     fn allocate(&self, bytes: u64) -> Result<Region, AcceleratorError>;
 
+    /// Takes memory of another exporter into use: a range of its dma-buf, which stays where it is, or moves transparently, for as long as it is used. Generation 0.
+    /// The descriptor may be closed afterwards.
+    ///
+    /// # Errors
+    /// `BadDescriptor`; [`AcceleratorError::AdoptsNothing`], unless an accelerator says otherwise; `System`.
+    fn adopt(&self, descriptor: BorrowedFd<'_>, offset: u64, bytes: u64) -> Result<Region, AcceleratorError> {
+        let _ = (descriptor, offset, bytes);
+        Err(AcceleratorError::AdoptsNothing)
+    }
+
     /// Gives memory back, in whatever condition it is. Work on it that has not ended ends stale; imports of it are dead.
     ///
     /// # Errors
@@ -212,4 +239,11 @@ pub trait Accelerator: fmt::Debug + Send + Sync {
     /// # Errors
     /// As [`Accelerator::read`]; the device's bytes are then unspecified.
     fn write(&self, to: Operand, from: &[u8]) -> Result<(), AcceleratorError>;
+
+    /// Stores to memory that had been given up, by whomever, as the device counts them: evidence against the runtime, its peers and its NICs. The simulated
+    /// one counts places that it finds; the testbed's counts bytes, of every process since this one was opened. None where nobody counts.
+    /// O(bytes given up lately).
+    fn stale_stores(&self) -> Option<u64> {
+        None
+    }
 }

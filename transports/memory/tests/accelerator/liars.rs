@@ -12,6 +12,9 @@ fn liar() -> Device {
 
 #[test]
 fn a_store_after_the_acknowledgement_is_found_with_its_place() {
+    if not_simulated() {
+        return;
+    }
     let (device, peer) = (Device::moving(Movement::Cooperative), liar());
     let region = device.region(&pattern(BYTES, 1));
     let (import, there) = (peer.import_from(&device, region), peer.region(&pattern(BYTES, 2)));
@@ -31,6 +34,9 @@ fn a_store_after_the_acknowledgement_is_found_with_its_place() {
 
 #[test]
 fn a_store_through_an_old_import_after_a_revoke_is_found() {
+    if not_simulated() {
+        return;
+    }
     let (device, peer) = (Device::moving(Movement::Revocable), liar());
     let region = device.region(&pattern(BYTES, 1));
     let (import, there) = (peer.import_from(&device, region), peer.region(&pattern(BYTES, 2)));
@@ -47,6 +53,9 @@ fn a_store_through_an_old_import_after_a_revoke_is_found() {
 
 #[test]
 fn a_stale_load_gives_a_nan_of_every_float_type() {
+    if not_simulated() {
+        return;
+    }
     let (device, peer) = (Device::moving(Movement::Cooperative), liar());
     let region = device.region(&pattern(BYTES, 1));
     let (import, there) = (peer.import_from(&device, region), peer.region(&[0; 64]));
@@ -65,6 +74,9 @@ fn a_stale_load_gives_a_nan_of_every_float_type() {
 
 #[test]
 fn early_access_is_found_at_an_audit_and_at_the_move() {
+    if not_simulated() {
+        return;
+    }
     let owner = || Device::new(Options { announce_ahead: true, ..Options::default() });
     for audits in [false, true] {
         let (device, peer) = (owner(), liar());
@@ -86,6 +98,9 @@ fn early_access_is_found_at_an_audit_and_at_the_move() {
 
 #[test]
 fn an_owner_that_acknowledges_and_goes_on_is_found() {
+    if not_simulated() {
+        return;
+    }
     let device = liar();
     let region = device.region(&pattern(BYTES, 1));
     let old = device.own(region, 5);
@@ -98,6 +113,9 @@ fn an_owner_that_acknowledges_and_goes_on_is_found() {
 
 #[test]
 fn an_acknowledgement_while_work_runs_is_found_and_the_work_knows() {
+    if not_simulated() {
+        return;
+    }
     let (device, peer) = (
         Device::moving(Movement::Cooperative),
         Device::new(Options { chunk_bytes: 1000, ..Options::default() }),
@@ -116,6 +134,9 @@ fn an_acknowledgement_while_work_runs_is_found_and_the_work_knows() {
 
 #[test]
 fn a_store_in_the_middle_of_a_transparent_move_is_found() {
+    if not_simulated() {
+        return;
+    }
     let device =
         Device::new(Options { movement: Movement::Transparent, move_time: 5 * TICK, ..Options::default() });
     let peer = liar();
@@ -130,6 +151,9 @@ fn a_store_in_the_middle_of_a_transparent_move_is_found() {
 
 #[test]
 fn a_store_beyond_the_region_is_found_in_the_slack() {
+    if not_simulated() {
+        return;
+    }
     let (device, peer) = (Device::moving(Movement::Revocable), liar());
     let region = device.region(&pattern(100, 1));
     let export = device.export(region, 0).unwrap();

@@ -1,11 +1,16 @@
-//! The simulated accelerator: what it promises to those who keep the rules, and how it finds those who do not.
+//! Accelerators that windlass drives: what they promise to those who keep the rules, and how they find those who do not.
+//!
+//! The subject is the simulated one, or the one of the kernel's that `WINDLASS_TEST_ACCELERATOR` names (`tools/test-testbed` does so inside the testbed). What a test
+//! wants of the simulated one alone (its address space, its audit, its announcements) it does not ask of another, and says so.
 #![expect(clippy::unwrap_used, reason = "a test's scaffolding panics as its tests do")]
 
 mod all_reduce;
 mod descriptors;
+mod kernel;
 mod liars;
 mod pressure;
 mod processes;
+mod subject;
 mod thread;
 mod transitions;
 mod walk;
@@ -15,25 +20,26 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 
+use subject::{Subject, not_simulated};
 use windlass_kernels::{Combine, DataType, ReduceOp};
-use windlass_memory::accelerator::simulated::{Drive, Options, SimulatedAccelerator};
+use windlass_memory::accelerator::simulated::SimulatedAccelerator;
 use windlass_memory::accelerator::{
-    Accelerator, AcceleratorError, Contents, DeviceRange, Export, Fence, Import, Movement, Notice, Notices,
-    Operand, Outcome, Place, Region, Ticket, Work,
+    Accelerator, AcceleratorError, Contents, DeviceRange, Drive, Export, Fence, Import, Movement, Notice,
+    Notices, Operand, Options, Outcome, Place, Region, Ticket, Work,
 };
 
 const TICK: Duration = Duration::from_millis(1);
 
 /// A stepped device with a reader of its notices.
 struct Device {
-    accelerator: SimulatedAccelerator,
+    accelerator: Subject,
     notices: Arc<Notices>,
     now: Cell<Duration>,
 }
 
 impl Device {
     fn new(options: Options) -> Self {
-        let accelerator = SimulatedAccelerator::new(Options { drive: Drive::Stepped, ..options });
+        let accelerator = Subject::new(Options { drive: Drive::Stepped, ..options });
         let notices = Arc::new(Notices::new(64, || {}));
         accelerator.listen(Arc::clone(&notices));
         Self { accelerator, notices, now: Cell::new(Duration::ZERO) }
@@ -145,7 +151,6 @@ fn pattern(bytes: usize, seed: u8) -> Vec<u8> {
 /// An object of the trait is what the runtime holds.
 #[test]
 fn it_is_an_object() {
-    let device = Device::moving(Movement::Cooperative);
-    let object: Arc<dyn Accelerator> = Arc::new(device.accelerator);
+    let object: Arc<dyn Accelerator> = Arc::new(SimulatedAccelerator::new(Options::default()));
     assert_eq!(object.movement(), Movement::Cooperative);
 }

@@ -24,6 +24,9 @@ fn keep_their_bytes(device: &Device, regions: &[Region]) {
 
 #[test]
 fn more_than_there_is_is_a_typed_error() {
+    if not_simulated() {
+        return;
+    }
     let device = Device::new(Options { capacity_bytes: CAPACITY, ..Options::default() });
     for bytes in [CAPACITY, 1 << 40, u64::MAX] {
         let error = device.accelerator.allocate(bytes).unwrap_err();
@@ -45,6 +48,9 @@ fn holes(movement: Movement) -> (Device, Vec<Region>) {
 
 #[test]
 fn holes_are_moved_together_where_nobody_is_asked() {
+    if not_simulated() {
+        return;
+    }
     for movement in [Movement::Revocable, Movement::Transparent] {
         let (device, regions) = holes(movement);
         let large = device.region(&pattern(3 * SIZE, 9));
@@ -58,6 +64,9 @@ fn holes_are_moved_together_where_nobody_is_asked() {
 
 #[test]
 fn holes_are_moved_together_once_those_asked_have_agreed() {
+    if not_simulated() {
+        return;
+    }
     for movement in [Movement::Cooperative, Movement::Pinned] {
         let (device, regions) = holes(movement);
         let reclaiming = |error| matches!(error, AcceleratorError::OutOfMemory { reclaiming: true, .. });
@@ -77,6 +86,9 @@ fn holes_are_moved_together_once_those_asked_have_agreed() {
 
 #[test]
 fn a_refused_compaction_leaves_everything_where_it_is() {
+    if not_simulated() {
+        return;
+    }
     let (device, regions) = holes(Movement::Cooperative);
     device.accelerator.allocate(3 * SIZE as u64).unwrap_err();
     device.advance(Duration::from_secs(1));
@@ -88,6 +100,9 @@ fn a_refused_compaction_leaves_everything_where_it_is() {
 
 #[test]
 fn what_is_evicted_comes_back_when_there_is_room() {
+    if not_simulated() {
+        return;
+    }
     for movement in [Movement::Revocable, Movement::Cooperative] {
         let (device, regions) = full(movement);
         let size = 3 * SIZE as u64;
@@ -112,6 +127,9 @@ fn what_is_evicted_comes_back_when_there_is_room() {
 
 #[test]
 fn nothing_is_evicted_where_nobody_would_know() {
+    if not_simulated() {
+        return;
+    }
     let (device, regions) = full(Movement::Transparent);
     let error = device.accelerator.allocate(SIZE as u64).unwrap_err();
     assert!(

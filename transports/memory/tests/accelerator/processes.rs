@@ -144,6 +144,9 @@ fn another_process_reduces_in_memory_that_moves_and_is_revoked() {
 
 #[test]
 fn a_liar_in_another_process_is_found() {
+    if not_simulated() {
+        return;
+    }
     let device = Device::moving(Movement::Cooperative);
     let region = device.region(&0i32.to_le_bytes().repeat(COUNT as usize));
     let (mut child, socket) = other_process("liar");
@@ -160,6 +163,9 @@ fn a_liar_in_another_process_is_found() {
 
 #[test]
 fn a_process_that_dies_at_work_leaves_memory_that_cannot_be_checked() {
+    if not_simulated() {
+        return;
+    }
     let device = Device::moving(Movement::Revocable);
     let region = device.region(&0i32.to_le_bytes().repeat(COUNT as usize));
     let (mut child, socket) = other_process("honest");

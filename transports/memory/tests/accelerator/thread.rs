@@ -15,8 +15,7 @@ fn until(mut holds: impl FnMut() -> bool) {
 #[test]
 fn work_moves_and_start_fences_go_on_by_themselves() {
     let patience = Duration::from_secs(60);
-    let accelerator =
-        SimulatedAccelerator::new(Options { announce_ahead: true, patience, ..Options::default() });
+    let accelerator = Subject::new(Options { announce_ahead: true, patience, ..Options::default() });
     let notices = Arc::new(Notices::new(64, || {}));
     accelerator.listen(Arc::clone(&notices));
     let region = accelerator.allocate(1 << 20).unwrap();
@@ -54,7 +53,7 @@ fn work_that_ended_well_survives_every_revoke() {
     let revocable = |seed| Options { movement: Movement::Revocable, seed, ..Options::default() };
     let rates =
         Options { revokes_per_second: 400.0, replacement_time: Duration::from_micros(50), ..revocable(1) };
-    let (owner, peer) = (SimulatedAccelerator::new(rates), SimulatedAccelerator::new(revocable(2)));
+    let (owner, peer) = (Subject::new(rates), Subject::new(revocable(2)));
     const COUNT: u64 = 1 << 16;
     let region = owner.allocate(4 * COUNT).unwrap();
     let from = peer.allocate(4 * COUNT).unwrap();

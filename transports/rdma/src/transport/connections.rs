@@ -439,10 +439,11 @@ impl Rdma {
             // SAFETY: the NIC reads slots that have left and are not free again; the pipe writes into one that is free.
             let staging =
                 unsafe { std::slice::from_raw_parts_mut(rings.staging(peer), options.shape.ring_bytes()) };
-            let registered = |memory: &[u8]| {
-                let found = register.as_ref()?.find(memory.as_ptr(), memory.len())?;
-                rail.know(&found, memory.len()).map(|known| (known.address, known.local))
+            let registered = |memory: *const u8, bytes: usize| {
+                let found = register.as_ref()?.find(memory, bytes)?;
+                rail.know(&found, bytes).map(|known| (known.address, known.local))
             };
+            entry.link.load();
             let Some(write) = end.pipe.depart(&mut entry.link, staging, registered, ready) else { break };
             moved = true;
             if let Err(error) = end.post(&write, rail, rings) {

@@ -269,12 +269,13 @@ impl Rdma {
             watch(&self.epoll, descriptor)?;
         }
         let Options { limits, planted, .. } = self.options;
+        let register = &self.register;
         let peer = |(rank, address): (usize, &PeerAddress)| {
             let planted = match planted {
                 Some(Planted::Link(planted)) => Some(planted),
                 _ => None,
             };
-            let link = Link::placing_planted(rank as Rank, limits, planted);
+            let link = Link::placing_planted(rank as Rank, limits, planted).with_register(register.clone());
             Peer::new(link, usize::from(address.rails).min(self.rails.len()))
         };
         self.peers = addresses.iter().enumerate().map(peer).collect();
@@ -362,6 +363,7 @@ impl Transport for Rdma {
         Capabilities {
             maps_peers: false,
             eager_bytes: self.options.limits.eager_bytes as usize,
+            reaches_devices: self.rails.iter().any(|rail| rail.imports),
             streams_break: true,
             has_descriptor: true,
         }
@@ -410,8 +412,23 @@ impl Transport for Rdma {
             match self.peers[peer as usize].link.withdraw(token) {
                 Withdrawal::Unknown => continue,
                 Withdrawal::Done => self.activate(peer),
+                Withdrawal::Torn => self.lose(
+                    peer,
+                    windlass_transports::LostCause::Garbled("half a message whose memory is gone"),
+                ),
             }
             return;
+        }
+    }
+
+    fn release(&mut self, segment: u64, within: &dyn Fn(*const u8) -> bool) {
+        for peer in 0..self.peers.len() as Rank {
+            if self.peers[peer as usize].link.exposes_any(within) {
+                self.fence(peer);
+            }
+        }
+        for rail in &mut self.rails {
+            rail.forget(segment);
         }
     }
 

@@ -11,7 +11,8 @@ use super::Error;
 use crate::choice;
 use crate::pipe::Shape;
 use crate::verbs::{
-    Access, Attachment, CompletionChannel, CompletionQueue, Device, MemoryRegion, RegisterError, Verbs,
+    Access, Attachment, CompletionChannel, CompletionQueue, Device, DmaBufSupport, MemoryRegion,
+    RegisterError, Verbs,
 };
 
 /// Memory is registered in whole blocks of this size, as far as its segment has them: what is not used is not pinned, and what is, is not
@@ -98,6 +99,8 @@ pub(super) struct Rail {
     refused: BTreeMap<SegmentKey, RegisterError>,
     pub(super) ring: MemoryRegion,
     pub(super) staging: MemoryRegion,
+    /// Whether it takes dma-bufs.
+    pub(super) imports: bool,
     pub(super) device: Device,
 }
 
@@ -128,7 +131,19 @@ impl Rail {
         let staging =
             unsafe { MemoryRegion::register(&device, rings.staging(0), rings.half(), Access::LOCAL_READ) }?;
         let (windows, refused) = (BTreeMap::new(), BTreeMap::new());
-        Ok(Self { attachment, queue, channel, armed: false, windows, refused, ring, staging, device })
+        let imports = device.dmabuf_support() == DmaBufSupport::Yes;
+        Ok(Self {
+            attachment,
+            queue,
+            channel,
+            armed: false,
+            windows,
+            refused,
+            ring,
+            staging,
+            imports,
+            device,
+        })
     }
 
     /// Asks to be told of the next completion. What was there before is not told.
@@ -137,6 +152,12 @@ impl Rail {
         self.queue.arm()?;
         self.armed = true;
         Ok(())
+    }
+
+    /// Takes a segment back. Nobody uses it any more.
+    pub(super) fn forget(&mut self, segment: u64) {
+        self.windows.retain(|key, _| key.segment != segment);
+        self.refused.retain(|key, _| key.segment != segment);
     }
 
     /// How the NIC knows these bytes, which are registered if they are not yet; `None` if they cannot be.

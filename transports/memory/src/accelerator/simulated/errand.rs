@@ -6,15 +6,15 @@
 
 use std::sync::Arc;
 
-use super::pages::Pages;
 use crate::accelerator::AcceleratorError;
+use crate::accelerator::driven::pages::Pages;
 use crate::page_bytes;
 
 /// A piece. At least one call of the system for the bytes.
 const PIECE_BYTES: u64 = 256 << 10;
 
 #[derive(Clone, Debug)]
-pub(super) enum Errand {
+pub(in crate::accelerator) enum Errand {
     /// Memory for a region's next generation: a shortage is found before anybody is asked.
     Ready { region: u64, next: Arc<Pages>, at: u64, poison: bool },
     /// The region's bytes to their next place, or poison if there is nothing to copy. What was announced still has its poison, unless somebody
@@ -27,7 +27,7 @@ pub(super) enum Errand {
 }
 
 /// How far it came: where the next piece begins, and the first byte that is no poison although it should be.
-pub(super) type Ran = Result<(u64, Option<i64>), AcceleratorError>;
+pub(in crate::accelerator) type Ran = Result<(u64, Option<i64>), AcceleratorError>;
 
 /// Where the pieces of a memory begin: behind the header.
 pub(super) fn begin() -> u64 {

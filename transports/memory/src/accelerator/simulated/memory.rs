@@ -10,15 +10,16 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::errand::{Errand, begin};
+use super::errand::{Errand, Ran, begin};
 use super::extents::{Claim, Extents};
-use super::life::State;
-use super::pages::{Pages, SKEW_BYTES, pages_of};
-use super::random::Random;
 use super::vacated::{Breach, Vacated};
-use super::{Counters, Options};
+use crate::accelerator::driven::Owner;
+use crate::accelerator::driven::common::Common;
+use crate::accelerator::driven::pages::{Identity, Pages, SKEW_BYTES, pages_of};
+use crate::accelerator::life::State;
 use crate::accelerator::{
-    AcceleratorError, Condition, Contents, DeviceRange, Movement, Notice, Notices, Region, Status, Ticket,
+    AcceleratorError, Condition, Contents, Counters, DeviceRange, Movement, Notice, Options, Region, Status,
+    Ticket,
 };
 use crate::page_bytes;
 
@@ -83,55 +84,27 @@ struct Owned {
 }
 
 #[derive(Debug)]
-pub(super) struct Memory {
-    pub(super) options: Options,
-    pub(super) now: Duration,
-    pub(super) random: Random,
-    pub(super) notices: Option<Arc<Notices>>,
-    pub(super) vacated: Vacated,
-    counters: Counters,
+pub(in crate::accelerator) struct Memory {
+    common: Common,
+    vacated: Vacated,
     extents: Extents,
     regions: BTreeMap<u64, Owned>,
-    next_region: u64,
-    next_ticket: u64,
-    next_move: Option<Duration>,
-    next_revoke: Option<Duration>,
 }
 
 impl Memory {
     pub(super) fn new(options: Options) -> Self {
-        let mut random = Random::new(options.seed);
-        let next_move = random.until_next(options.moves_per_second);
-        let next_revoke = random.until_next(options.revokes_per_second);
         Self {
             extents: Extents::new(options.capacity_bytes / page_bytes() as u64),
-            options,
-            now: Duration::ZERO,
-            random,
-            notices: None,
+            common: Common::new(options),
             vacated: Vacated::default(),
-            counters: Counters::default(),
             regions: BTreeMap::new(),
-            next_region: 1,
-            next_ticket: 1,
-            next_move,
-            next_revoke,
         }
-    }
-
-    fn tell(&self, notice: Notice) {
-        if let Some(notices) = &self.notices {
-            notices.push(notice);
-        }
-    }
-
-    fn region(&self, number: u64) -> Region {
-        Region::new(self.options.device, number)
     }
 
     fn number(&self, region: Region) -> Result<u64> {
-        let known = region.device() == self.options.device && self.regions.contains_key(&region.number());
-        if known { Ok(region.number()) } else { Err(AcceleratorError::UnknownRegion(region)) }
+        let number = self.common.number(region)?;
+        let known = self.regions.contains_key(&number);
+        if known { Ok(number) } else { Err(AcceleratorError::UnknownRegion(region)) }
     }
 
     fn owned(&self, region: Region) -> Result<&Owned> {
@@ -139,46 +112,8 @@ impl Memory {
     }
 
     fn create(&mut self, number: u64, generation: u32, bytes: u64, state: State) -> Result<Arc<Pages>> {
-        let skew = SKEW_BYTES * (1 + self.random.below(page_bytes() as u64 / SKEW_BYTES - 1));
-        Pages::create(self.region(number), generation, bytes, skew, state)
-    }
-
-    pub(super) fn allocate(&mut self, bytes: u64) -> Result<Region> {
-        let (number, pages) = (self.next_region, pages_of(bytes));
-        // Whom nobody can tell that its memory is away is not evicted: its users would wait without knowing for what.
-        let evicts = self.options.movement != Movement::Transparent;
-        let mut place = None;
-        if evicts || self.has_spare(pages) {
-            place = self.extents.take(pages, number, Claim::New);
-            if place.is_none() && self.make_room(pages, Claim::New) {
-                // Where nobody is asked, the room is there at once.
-                place = self.extents.take(pages, number, Claim::New);
-            }
-        }
-        let page = page_bytes() as u64;
-        let place = place.ok_or_else(|| AcceleratorError::OutOfMemory {
-            wanted_bytes: pages.saturating_mul(page),
-            free_bytes: self.extents.free_pages() * page,
-            reclaiming: self.extents.is_reserved(),
-        })?;
-        let made = self.create(number, 0, bytes, State::Alive).and_then(|memory| {
-            memory.populate(0, memory.length())?;
-            // Memory comes as its last user left it: whoever reads before writing should see that.
-            memory.poison(begin(), memory.length())?;
-            Ok(memory)
-        });
-        let memory = made.inspect_err(|_| self.extents.give_back(place))?;
-        self.next_region += 1;
-        let owned = Owned {
-            bytes,
-            pages: memory,
-            place,
-            contents: Contents::Preserved,
-            next_generation: 1,
-            phase: Phase::Active,
-        };
-        self.regions.insert(number, owned);
-        Ok(self.region(number))
+        let skew = SKEW_BYTES * (1 + self.common.random.below(page_bytes() as u64 / SKEW_BYTES - 1));
+        Pages::create(self.common.region(number), generation, bytes, skew, state)
     }
 
     /// What those on their way will need when they arrive.
@@ -202,7 +137,9 @@ impl Memory {
         }
         let compaction = claim != Claim::New || self.has_spare(pages);
         // Long enough for a question, its answer and the arrival of what was asked.
-        let until = self.now + 2 * (self.options.patience + self.options.move_time) + Duration::from_secs(1);
+        let until = self.common.now
+            + 2 * (self.common.options.patience + self.common.options.move_time)
+            + Duration::from_secs(1);
         let active: Vec<u64> = self.active().collect();
         let cleared = match claim {
             Claim::New => self.extents.clear(pages, claim, until, |owner| active.contains(&owner)),
@@ -213,8 +150,8 @@ impl Memory {
         };
         let Some(owners) = cleared else { return false };
         match compaction {
-            true => self.counters.compactions += 1,
-            false => self.counters.evictions += owners.len() as u64,
+            true => self.common.counters.compactions += 1,
+            false => self.common.counters.evictions += owners.len() as u64,
         }
         for owner in owners {
             // One that cannot move now keeps its place, and the claim finds no room.
@@ -228,103 +165,15 @@ impl Memory {
         active.map(|(&number, _)| number)
     }
 
-    pub(super) fn free(&mut self, region: Region) -> Result<()> {
-        let number = self.number(region)?;
-        let Some(owned) = self.regions.remove(&number) else { return Ok(()) };
-        let generation = owned.pages.generation;
-        let until = self.now + self.options.keep;
-        // What has been carried whole is watched already.
-        let mut watched = false;
-        match owned.phase {
-            Phase::Away { next, at, arrival, .. } => {
-                next.life().set(next.generation, State::Dead);
-                watched = arrival != Arrival::Followed && at >= next.length();
-            }
-            Phase::Asked { next, announced: true, .. } => {
-                self.extents.give_back(owned.place);
-                self.void(next);
-            }
-            _ => self.extents.give_back(owned.place),
-        }
-        if !watched {
-            owned.pages.life().set(generation, State::Dead);
-            self.vacated.add(owned.pages, until);
-        }
-        self.tell(Notice::Freed { region, generation });
-        Ok(())
-    }
-
     /// What was announced ahead and does not come.
     fn void(&mut self, ahead: Arc<Pages>) {
         ahead.life().set(ahead.generation, State::Dead);
-        self.vacated.add_void(ahead, self.now + self.options.keep);
-    }
-
-    pub(super) fn status(&self, region: Region) -> Result<Status> {
-        let owned = self.owned(region)?;
-        let (announced, condition) = match &owned.phase {
-            Phase::Asked { ticket, deadline, next, announced } => (
-                announced.then_some(next.generation),
-                Condition::MoveAsked { ticket: *ticket, deadline: *deadline },
-            ),
-            Phase::Away { arrival: Arrival::Moved | Arrival::Replaced(_), .. } => (None, Condition::Away),
-            // Nobody is told of a transparent move.
-            Phase::Active | Phase::Readying { .. } | Phase::Draining | Phase::Away { .. } => {
-                (None, Condition::Active)
-            }
-        };
-        let generation = owned.pages.generation;
-        Ok(Status { bytes: owned.bytes, generation, announced, contents: owned.contents, condition })
-    }
-
-    /// A generation's memory, whatever its state; `Stale` for one that is gone.
-    pub(super) fn pages(&self, region: Region, generation: u32) -> Result<&Arc<Pages>> {
-        let owned = self.owned(region)?;
-        let next = match &owned.phase {
-            Phase::Asked { next, announced: true, .. } => Some(next),
-            Phase::Away { next, arrival, .. } if *arrival != Arrival::Followed => Some(next),
-            _ => None,
-        };
-        let known = [Some(&owned.pages), next].into_iter().flatten().find(|p| p.generation == generation);
-        // What a liar needs to lie with.
-        let old = || self.vacated.find(region, generation).filter(|_| !self.options.guarded);
-        known.or_else(old).ok_or(AcceleratorError::Stale { region, generation })
-    }
-
-    pub(super) fn exportable(&self, range: &DeviceRange) -> Result<&Arc<Pages>> {
-        let pages = self.pages(range.region, range.generation)?;
-        let owned = self.owned(range.region)?;
-        let away = matches!(&owned.phase, Phase::Away { arrival, .. } if *arrival != Arrival::Followed);
-        if away && self.options.guarded {
-            return Err(AcceleratorError::Away { region: range.region });
-        }
-        Ok(pages)
-    }
-
-    /// Every memory that this device has, for imports of its own exports.
-    pub(super) fn find(&self, inode: u64) -> Option<&Arc<Pages>> {
-        let own = self.regions.values().flat_map(|owned| {
-            let ahead = match &owned.phase {
-                Phase::Asked { next, announced: true, .. } => Some(next),
-                _ => None,
-            };
-            [Some(&owned.pages), ahead]
-        });
-        own.flatten().find(|pages| pages.is(inode))
-    }
-
-    pub(super) fn move_now(&mut self, region: Region) -> Result<()> {
-        let number = self.number(region)?;
-        match self.regions[&number].phase {
-            Phase::Active => self.begin(number),
-            Phase::Readying { .. } | Phase::Asked { .. } | Phase::Draining => Ok(()),
-            Phase::Away { .. } => Err(AcceleratorError::Away { region }),
-        }
+        self.vacated.add_void(ahead, self.common.now + self.common.options.keep);
     }
 
     /// Begins the move of an active region, as its mode has it.
     fn begin(&mut self, number: u64) -> Result<()> {
-        match self.options.movement {
+        match self.common.options.movement {
             Movement::Revocable => self.revoke(number, Contents::Preserved),
             Movement::Pinned | Movement::Cooperative => self.ask(number),
             Movement::Transparent => {
@@ -338,7 +187,7 @@ impl Memory {
 
     /// Whether peers may import a region's next memory before it moves.
     fn announces(&self) -> bool {
-        self.options.announce_ahead && self.options.movement == Movement::Cooperative
+        self.common.options.announce_ahead && self.common.options.movement == Movement::Cooperative
     }
 
     fn ask(&mut self, number: u64) -> Result<()> {
@@ -350,7 +199,7 @@ impl Memory {
         let ran = errand.run();
         let owned = self.regions.get_mut(&number).expect("looked up above");
         owned.phase = Phase::Readying { next, at: begin() };
-        self.ran(&errand, &ran);
+        self.came_back(&errand, &ran);
         ran.map(drop)
     }
 
@@ -361,35 +210,8 @@ impl Memory {
         found.map(|(&number, _)| number).ok_or(AcceleratorError::UnknownTicket(ticket))
     }
 
-    pub(super) fn acknowledge(&mut self, ticket: Ticket) -> Result<()> {
-        let number = self.asked(ticket)?;
-        let pages = Arc::clone(&self.regions[&number].pages);
-        let (region, generation, life) = (pages.region, pages.generation, pages.life());
-        if self.options.movement == Movement::Pinned {
-            // Closed first, so that who imports from now on is either counted here or finds the door shut.
-            life.set(generation, State::Moving);
-            let pins = life.pins();
-            if pins > 0 {
-                life.set(generation, State::Alive);
-                return Err(AcceleratorError::StillPinned { region, pins });
-            }
-        }
-        let at_work = !life.is_quiet();
-        self.leave(number, Arrival::Moved, self.options.move_time)?;
-        if at_work {
-            self.vacated.report(Breach::AtWork { region, generation });
-        }
-        Ok(())
-    }
-
-    pub(super) fn refuse(&mut self, ticket: Ticket) -> Result<()> {
-        let number = self.asked(ticket)?;
-        self.abandon(number);
-        Ok(())
-    }
-
     fn abandon(&mut self, number: u64) {
-        let region = self.region(number);
+        let region = self.common.region(number);
         let Some(owned) = self.regions.get_mut(&number) else { return };
         let generation = owned.pages.generation;
         if let Phase::Asked { ticket, next, announced, .. } =
@@ -398,24 +220,16 @@ impl Memory {
             if announced {
                 self.void(next);
             }
-            self.counters.refused += 1;
-            self.tell(Notice::Abandoned { region, generation, ticket });
-        }
-    }
-
-    pub(super) fn revoke_now(&mut self, region: Region, contents: Contents) -> Result<()> {
-        let number = self.number(region)?;
-        match self.regions[&number].phase {
-            Phase::Away { .. } => Err(AcceleratorError::Away { region }),
-            _ => self.revoke(number, contents),
+            self.common.counters.refused += 1;
+            self.common.tell(Notice::Abandoned { region, generation, ticket });
         }
     }
 
     fn revoke(&mut self, number: u64, contents: Contents) -> Result<()> {
-        let (region, generation) = (self.region(number), self.regions[&number].pages.generation);
-        self.leave(number, Arrival::Replaced(contents), self.options.replacement_time)?;
-        self.counters.revokes += 1;
-        self.tell(Notice::Revoked { region, generation });
+        let (region, generation) = (self.common.region(number), self.regions[&number].pages.generation);
+        self.leave(number, Arrival::Replaced(contents), self.common.options.replacement_time)?;
+        self.common.counters.revokes += 1;
+        self.common.tell(Notice::Revoked { region, generation });
         Ok(())
     }
 
@@ -431,7 +245,7 @@ impl Memory {
         // From here on nobody enters; who is inside finds out when it leaves (see `life`), which is why the bytes may be read from now on.
         old.life().set(old.generation, State::Dead);
         self.extents.give_back(place);
-        let (due, again) = (self.now + time, self.now);
+        let (due, again) = (self.common.now + time, self.common.now);
         let owned = self.regions.get_mut(&number).expect("looked up above");
         owned.next_generation = owned.next_generation.max(next.generation + 1);
         owned.phase = Phase::Away { next, at: begin(), due, arrival, announced, copied: again, again };
@@ -453,17 +267,17 @@ impl Memory {
         let owned = self.regions.get_mut(&number).expect("looked up above");
         match saved {
             Ok(next) => {
-                let (at, due) = (next.length(), self.now + self.options.move_time);
-                let (arrival, copied) = (Arrival::Followed, self.now);
+                let (at, due) = (next.length(), self.common.now + self.common.options.move_time);
+                let (arrival, copied) = (Arrival::Followed, self.common.now);
                 owned.phase = Phase::Away { next, at, due, arrival, announced: false, copied, again: copied };
                 self.extents.give_back(place);
-                self.counters.bytes_copied += bytes;
+                self.common.counters.bytes_copied += bytes;
                 Ok(())
             }
             Err(error) => {
                 owned.phase = Phase::Active;
                 pages.life().set(pages.generation, State::Alive);
-                self.counters.refused += 1;
+                self.common.counters.refused += 1;
                 Err(error)
             }
         }
@@ -471,7 +285,7 @@ impl Memory {
 
     /// Gives a region that is due a place, and life.
     fn arrive(&mut self, number: u64) -> bool {
-        let (region, owned) = (self.region(number), &self.regions[&number]);
+        let (region, owned) = (self.common.region(number), &self.regions[&number]);
         let Phase::Away { next, arrival, copied, .. } = &owned.phase else { return false };
         let (next, arrival, copied) = (Arc::clone(next), *arrival, *copied);
         let pages = pages_of(owned.bytes);
@@ -492,7 +306,7 @@ impl Memory {
             // Both are memory that exists: reading and writing it does not fail.
             let _ = next.copy_to(&here, 0, here.length());
             here.life().set(generation, State::Alive);
-            self.counters.moves += 1;
+            self.common.counters.moves += 1;
             return true;
         }
         owned.pages = next;
@@ -500,12 +314,12 @@ impl Memory {
         match arrival {
             Arrival::Replaced(contents) => {
                 owned.contents = contents;
-                self.tell(Notice::Replaced { region, generation, contents });
+                self.common.tell(Notice::Replaced { region, generation, contents });
             }
             _ => {
                 owned.contents = Contents::Preserved;
-                self.counters.moves += 1;
-                self.tell(Notice::Moved { region, generation, copied });
+                self.common.counters.moves += 1;
+                self.common.tell(Notice::Moved { region, generation, copied });
             }
         }
         true
@@ -514,55 +328,7 @@ impl Memory {
     /// A random active region.
     fn victim(&mut self) -> Option<u64> {
         let numbers: Vec<u64> = self.active().collect();
-        (!numbers.is_empty()).then(|| numbers[self.random.below(numbers.len() as u64) as usize])
-    }
-
-    /// Does what is due. Returns when something will be, and whether something must be asked for again and again.
-    pub(super) fn step(&mut self) -> (Option<Duration>, bool) {
-        self.extents.expire(self.now);
-        if self.next_move.is_some_and(|at| at <= self.now) {
-            let pause = self.random.until_next(self.options.moves_per_second);
-            self.next_move = pause.map(|pause| self.now + pause);
-            // A move that fails for want of descriptors or memory is a move that did not happen.
-            let _ = self.victim().map(|number| self.begin(number));
-        }
-        if self.next_revoke.is_some_and(|at| at <= self.now) {
-            let pause = self.random.until_next(self.options.revokes_per_second);
-            self.next_revoke = pause.map(|pause| self.now + pause);
-            let lost = self.random.unit() < self.options.lost_share;
-            let contents = if lost { Contents::Lost } else { Contents::Preserved };
-            let _ = self.victim().map(|number| self.revoke(number, contents));
-        }
-        let numbers: Vec<u64> = self.regions.keys().copied().collect();
-        let (mut next, mut again) = (None, false);
-        let mut wake_at = |at: Duration| next = Some(next.map_or(at, |next: Duration| next.min(at)));
-        for number in numbers {
-            if matches!(self.regions[&number].phase, Phase::Draining) {
-                // A move that fails is a move that did not happen.
-                let _ = self.follow(number);
-            }
-            match self.regions[&number].phase {
-                Phase::Asked { deadline, .. } if deadline <= self.now => self.abandon(number),
-                Phase::Asked { deadline, .. } => wake_at(deadline),
-                Phase::Draining => again = true,
-                Phase::Readying { .. } => {}
-                Phase::Away { ref next, at, again, .. } if at < next.length() => {
-                    if again > self.now {
-                        wake_at(again);
-                    }
-                }
-                // Whoever frees memory wakes the device; that compactions may begin again, nobody tells.
-                Phase::Away { due, .. } if due <= self.now => {
-                    if !self.arrive(number) {
-                        wake_at(self.now + ROOM_AGAIN);
-                    }
-                }
-                Phase::Away { due, .. } => wake_at(due),
-                Phase::Active => {}
-            }
-        }
-        [self.next_move, self.next_revoke, self.vacated.next()].into_iter().flatten().for_each(&mut wake_at);
-        (next, again || self.vacated.is_waiting())
+        self.common.victim(&numbers)
     }
 
     pub(super) fn audit(&mut self) -> Vec<Breach> {
@@ -578,16 +344,246 @@ impl Memory {
     }
 
     pub(super) fn counters(&self) -> Counters {
-        Counters { breaches: self.vacated.stores, unchecked: self.vacated.unchecked, ..self.counters }
+        Counters { breaches: self.vacated.stores, unchecked: self.vacated.unchecked, ..self.common.counters }
+    }
+}
+
+impl Owner for Memory {
+    type Errand = Errand;
+    type Ran = Ran;
+
+    fn common(&self) -> &Common {
+        &self.common
     }
 
-    /// The device goes away, and all its memory with it.
-    pub(super) fn close(&mut self) {
+    fn common_mut(&mut self) -> &mut Common {
+        &mut self.common
+    }
+
+    fn allocate(&mut self, bytes: u64) -> Result<Region> {
+        let (number, pages) = (self.common.next_region(), pages_of(bytes));
+        // Whom nobody can tell that its memory is away is not evicted: its users would wait without knowing for what.
+        let evicts = self.common.options.movement != Movement::Transparent;
+        let mut place = None;
+        if evicts || self.has_spare(pages) {
+            place = self.extents.take(pages, number, Claim::New);
+            if place.is_none() && self.make_room(pages, Claim::New) {
+                // Where nobody is asked, the room is there at once.
+                place = self.extents.take(pages, number, Claim::New);
+            }
+        }
+        let page = page_bytes() as u64;
+        let place = place.ok_or_else(|| AcceleratorError::OutOfMemory {
+            wanted_bytes: pages.saturating_mul(page),
+            free_bytes: self.extents.free_pages() * page,
+            reclaiming: self.extents.is_reserved(),
+        })?;
+        let made = self.create(number, 0, bytes, State::Alive).and_then(|memory| {
+            memory.populate(0, memory.length())?;
+            // Memory comes as its last user left it: whoever reads before writing should see that.
+            memory.poison(begin(), memory.length())?;
+            Ok(memory)
+        });
+        let memory = made.inspect_err(|_| self.extents.give_back(place))?;
+        self.common.take_region();
+        let owned = Owned {
+            bytes,
+            pages: memory,
+            place,
+            contents: Contents::Preserved,
+            next_generation: 1,
+            phase: Phase::Active,
+        };
+        self.regions.insert(number, owned);
+        Ok(self.common.region(number))
+    }
+
+    fn free(&mut self, region: Region) -> Result<()> {
+        let number = self.number(region)?;
+        let Some(owned) = self.regions.remove(&number) else { return Ok(()) };
+        let generation = owned.pages.generation;
+        let until = self.common.now + self.common.options.keep;
+        // What has been carried whole is watched already.
+        let mut watched = false;
+        match owned.phase {
+            Phase::Away { next, at, arrival, .. } => {
+                next.life().set(next.generation, State::Dead);
+                watched = arrival != Arrival::Followed && at >= next.length();
+            }
+            Phase::Asked { next, announced: true, .. } => {
+                self.extents.give_back(owned.place);
+                self.void(next);
+            }
+            _ => self.extents.give_back(owned.place),
+        }
+        if !watched {
+            owned.pages.life().set(generation, State::Dead);
+            self.vacated.add(owned.pages, until);
+        }
+        self.common.tell(Notice::Freed { region, generation });
+        Ok(())
+    }
+
+    fn status(&self, region: Region) -> Result<Status> {
+        let owned = self.owned(region)?;
+        let (announced, condition) = match &owned.phase {
+            Phase::Asked { ticket, deadline, next, announced } => (
+                announced.then_some(next.generation),
+                Condition::MoveAsked { ticket: *ticket, deadline: *deadline },
+            ),
+            Phase::Away { arrival: Arrival::Moved | Arrival::Replaced(_), .. } => (None, Condition::Away),
+            // Nobody is told of a transparent move.
+            Phase::Active | Phase::Readying { .. } | Phase::Draining | Phase::Away { .. } => {
+                (None, Condition::Active)
+            }
+        };
+        let generation = owned.pages.generation;
+        Ok(Status { bytes: owned.bytes, generation, announced, contents: owned.contents, condition })
+    }
+
+    fn pages(&self, region: Region, generation: u32) -> Result<&Arc<Pages>> {
+        let owned = self.owned(region)?;
+        let next = match &owned.phase {
+            Phase::Asked { next, announced: true, .. } => Some(next),
+            Phase::Away { next, arrival, .. } if *arrival != Arrival::Followed => Some(next),
+            _ => None,
+        };
+        let known = [Some(&owned.pages), next].into_iter().flatten().find(|p| p.generation == generation);
+        // What a liar needs to lie with.
+        let old = || self.vacated.find(region, generation).filter(|_| !self.common.options.guarded);
+        known.or_else(old).ok_or(AcceleratorError::Stale { region, generation })
+    }
+
+    fn exportable(&self, range: &DeviceRange) -> Result<&Arc<Pages>> {
+        let pages = self.pages(range.region, range.generation)?;
+        let owned = self.owned(range.region)?;
+        let away = matches!(&owned.phase, Phase::Away { arrival, .. } if *arrival != Arrival::Followed);
+        if away && self.common.options.guarded {
+            return Err(AcceleratorError::Away { region: range.region });
+        }
+        Ok(pages)
+    }
+
+    fn find(&self, identity: Identity) -> Option<&Arc<Pages>> {
+        let own = self.regions.values().flat_map(|owned| {
+            let ahead = match &owned.phase {
+                Phase::Asked { next, announced: true, .. } => Some(next),
+                _ => None,
+            };
+            [Some(&owned.pages), ahead]
+        });
+        own.flatten().find(|pages| pages.is(identity))
+    }
+
+    fn move_now(&mut self, region: Region) -> Result<()> {
+        let number = self.number(region)?;
+        match self.regions[&number].phase {
+            Phase::Active => self.begin(number),
+            Phase::Readying { .. } | Phase::Asked { .. } | Phase::Draining => Ok(()),
+            Phase::Away { .. } => Err(AcceleratorError::Away { region }),
+        }
+    }
+
+    fn acknowledge(&mut self, ticket: Ticket) -> Result<()> {
+        let number = self.asked(ticket)?;
+        let pages = Arc::clone(&self.regions[&number].pages);
+        let (region, generation, life) = (pages.region, pages.generation, pages.life());
+        if self.common.options.movement == Movement::Pinned {
+            // Closed first, so that who imports from now on is either counted here or finds the door shut.
+            life.set(generation, State::Moving);
+            let pins = life.pins();
+            if pins > 0 {
+                life.set(generation, State::Alive);
+                return Err(AcceleratorError::StillPinned { region, pins });
+            }
+        }
+        let at_work = !life.is_quiet();
+        self.leave(number, Arrival::Moved, self.common.options.move_time)?;
+        if at_work {
+            self.vacated.report(Breach::AtWork { region, generation });
+        }
+        Ok(())
+    }
+
+    fn refuse(&mut self, ticket: Ticket) -> Result<()> {
+        let number = self.asked(ticket)?;
+        self.abandon(number);
+        Ok(())
+    }
+
+    fn revoke_now(&mut self, region: Region, contents: Contents) -> Result<()> {
+        let number = self.number(region)?;
+        match self.regions[&number].phase {
+            Phase::Away { .. } => Err(AcceleratorError::Away { region }),
+            _ => self.revoke(number, contents),
+        }
+    }
+
+    fn step(&mut self) -> (Option<Duration>, bool) {
+        self.extents.expire(self.common.now);
+        if self.common.take_move() {
+            // A move that fails for want of descriptors or memory is a move that did not happen.
+            let _ = self.victim().map(|number| self.begin(number));
+        }
+        if let Some(contents) = self.common.take_revoke() {
+            let _ = self.victim().map(|number| self.revoke(number, contents));
+        }
+        let numbers: Vec<u64> = self.regions.keys().copied().collect();
+        let (mut next, mut again) = (None, false);
+        let mut wake_at = |at: Duration| next = Some(next.map_or(at, |next: Duration| next.min(at)));
+        for number in numbers {
+            if matches!(self.regions[&number].phase, Phase::Draining) {
+                // A move that fails is a move that did not happen.
+                let _ = self.follow(number);
+            }
+            match self.regions[&number].phase {
+                Phase::Asked { deadline, .. } if deadline <= self.common.now => self.abandon(number),
+                Phase::Asked { deadline, .. } => wake_at(deadline),
+                Phase::Draining => again = true,
+                Phase::Readying { .. } => {}
+                Phase::Away { ref next, at, again, .. } if at < next.length() => {
+                    if again > self.common.now {
+                        wake_at(again);
+                    }
+                }
+                // Whoever frees memory wakes the device; that compactions may begin again, nobody tells.
+                Phase::Away { due, .. } if due <= self.common.now => {
+                    if !self.arrive(number) {
+                        wake_at(self.common.now + ROOM_AGAIN);
+                    }
+                }
+                Phase::Away { due, .. } => wake_at(due),
+                Phase::Active => {}
+            }
+        }
+        [self.common.next_event(), self.vacated.next()].into_iter().flatten().for_each(&mut wake_at);
+        (next, again || self.vacated.is_waiting())
+    }
+
+    fn close(&mut self) {
         for (_, owned) in std::mem::take(&mut self.regions) {
             owned.pages.life().set(owned.pages.generation, State::Dead);
             if let Phase::Away { next, .. } | Phase::Asked { next, .. } = owned.phase {
                 next.life().set(next.generation, State::Dead);
             }
         }
+    }
+
+    fn errand(&mut self) -> Option<Errand> {
+        self.next_errand()
+    }
+
+    fn run(errand: &mut Errand) -> Ran {
+        errand.run()
+    }
+
+    fn ran(&mut self, errand: Errand, ran: Ran) {
+        self.came_back(&errand, &ran);
+    }
+
+    fn stale_stores(&mut self) -> Option<u64> {
+        let found = self.audit();
+        self.vacated.keep(found);
+        Some(self.vacated.stores)
     }
 }

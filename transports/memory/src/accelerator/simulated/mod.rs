@@ -49,45 +49,23 @@
 //!
 //! | module | one idea |
 //! |---|---|
-//! | [`life`] | how engines find out in time that memory has gone; the argument, which `tests/loom.rs` checks |
-//! | `pages` | one generation of a region: a memfd with a header |
 //! | `extents` | the device's address space |
 //! | `memory` | regions, and how they move |
 //! | `errand` | regions made ready, copied, poisoned and looked at, a piece at a time |
 //! | `vacated` | poison, and who stepped in it |
-//! | `engine` | work, and the only addresses |
-//! | `device` | the lock around them, and the thread |
+//! | `device` | what can be asked of it |
 //!
-//! One lock guards a device. Calls hold it for what they do, a transparent move for its copy; the engine's chunks and the pieces of other moves'
-//! copies run without it, in turns. It is a simulator, and its speed is no measure of anything. Fences and notices are read without
-//! the lock.
+//! What it shares with [accelerators of the kernel's](super::kernel) (the engine, the lock, the thread, and the argument why an engine finds out in time
+//! that memory has gone, [`life`](super::life)) lies beside it. A transparent move holds the device's lock for its copy. It is a simulator, and its speed is no
+//! measure of anything.
 
-// Device memory is mapped memory, and loom's atomics do not lie in mapped memory.
-#[cfg(not(loom))]
 mod device;
-#[cfg(not(loom))]
-mod engine;
-#[cfg(not(loom))]
 mod errand;
-#[cfg(not(loom))]
 mod extents;
-#[cfg(not(loom))]
-mod leaving;
-pub mod life;
-#[cfg(not(loom))]
 mod memory;
-#[cfg(not(loom))]
-mod options;
-#[cfg(not(loom))]
-mod pages;
-#[cfg(not(loom))]
-mod random;
-#[cfg(not(loom))]
 mod vacated;
 
-#[cfg(not(loom))]
-pub use device::{Next, SimulatedAccelerator};
-#[cfg(not(loom))]
-pub use options::{Counters, Drive, Options};
-#[cfg(not(loom))]
+pub use super::driven::Next;
+pub use super::options::{Counters, Drive, Options};
+pub use device::SimulatedAccelerator;
 pub use vacated::Breach;

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::errand::{Errand, Ran, begin};
-use super::pages::Pages;
 use crate::accelerator::Region;
+use crate::accelerator::driven::pages::Pages;
 
 /// Reports that are kept until [`audit`](super::SimulatedAccelerator::audit) takes them. The counters go on.
 const MOST_BREACHES: usize = 1024;
@@ -86,6 +86,11 @@ impl Vacated {
         if self.breaches.len() < MOST_BREACHES {
             self.breaches.push(breach);
         }
+    }
+
+    /// For the next audit: what the last has found.
+    pub(super) fn keep(&mut self, breaches: Vec<Breach>) {
+        self.breaches = breaches;
     }
 
     /// Reports a changed byte of poisoned pages that nobody may store to.

@@ -3,20 +3,20 @@
 use std::sync::Arc;
 
 use super::{Arrival, Memory, Pages, Phase, ROOM_AGAIN};
+use crate::accelerator::life::State;
 use crate::accelerator::simulated::errand::{Errand, Ran};
-use crate::accelerator::simulated::life::State;
-use crate::accelerator::{Contents, Notice, Ticket};
+use crate::accelerator::{Contents, Notice};
 
 impl Memory {
     /// The next errand, if there is any. What moves comes before what has moved.
-    pub(in crate::accelerator::simulated) fn errand(&mut self) -> Option<Errand> {
+    pub(super) fn next_errand(&mut self) -> Option<Errand> {
         let moving = self.regions.iter().find_map(|(&region, owned)| match &owned.phase {
             Phase::Readying { next, at } => {
                 let (next, poison) = (Arc::clone(next), self.announces());
                 Some(Errand::Ready { region, next, at: *at, poison })
             }
             Phase::Away { next, at, arrival, announced, again, .. }
-                if *at < next.length() && *again <= self.now =>
+                if *at < next.length() && *again <= self.common.now =>
             {
                 let carries = *arrival != Arrival::Replaced(Contents::Lost);
                 let old = carries.then(|| Arc::clone(&owned.pages));
@@ -25,11 +25,11 @@ impl Memory {
             }
             _ => None,
         });
-        moving.or_else(|| self.vacated.errand(self.now, self.options.keep_bytes))
+        moving.or_else(|| self.vacated.errand(self.common.now, self.common.options.keep_bytes))
     }
 
     /// An errand is back. The region may have been freed or revoked meanwhile, and then it was in vain.
-    pub(in crate::accelerator::simulated) fn ran(&mut self, errand: &Errand, ran: &Ran) {
+    pub(super) fn came_back(&mut self, errand: &Errand, ran: &Ran) {
         match errand {
             Errand::Ready { region, next, .. } => self.readied(*region, next, ran),
             Errand::Carry { region, next, announced, .. } => {
@@ -47,7 +47,7 @@ impl Memory {
 
     /// The next place is there, or a part of it: when all is, the question is asked.
     fn readied(&mut self, number: u64, place: &Arc<Pages>, ran: &Ran) {
-        let (region, announces) = (self.region(number), self.announces());
+        let (region, announces) = (self.common.region(number), self.announces());
         let Some(owned) = self.regions.get_mut(&number) else { return };
         let Phase::Readying { next, at } = &mut owned.phase else { return };
         match ran {
@@ -56,7 +56,7 @@ impl Memory {
             // A move that fails for want of memory is a move that did not happen.
             Err(_) => {
                 owned.phase = Phase::Active;
-                self.counters.refused += 1;
+                self.common.counters.refused += 1;
                 return;
             }
         }
@@ -67,15 +67,14 @@ impl Memory {
         if announces {
             owned.next_generation += 1;
         }
-        let ticket = Ticket::new(self.next_ticket);
-        self.next_ticket += 1;
-        let (asked, deadline) = (self.now, self.now + self.options.patience);
+        let ticket = self.common.take_ticket();
+        let (asked, deadline) = (self.common.now, self.common.now + self.common.options.patience);
         let ahead = next.generation;
         owned.phase = Phase::Asked { ticket, deadline, next, announced: announces };
         if announces {
-            self.tell(Notice::Announced { region, generation: ahead });
+            self.common.tell(Notice::Announced { region, generation: ahead });
         }
-        self.tell(Notice::MoveAsked { region, generation, ticket, asked, deadline });
+        self.common.tell(Notice::MoveAsked { region, generation, ticket, asked, deadline });
     }
 
     /// A piece has been carried. When all have, nobody needs the old place any more.
@@ -87,18 +86,18 @@ impl Memory {
         }
         let Ok((end, _)) = ran else {
             // The host has no memory left. It is waited for: the old place has been given up already.
-            *again = self.now + ROOM_AGAIN;
+            *again = self.common.now + ROOM_AGAIN;
             return;
         };
         *at = *end;
         if *at < next.length() {
             return;
         }
-        *copied = self.now;
+        *copied = self.common.now;
         if *arrival != Arrival::Replaced(Contents::Lost) {
-            self.counters.bytes_copied += owned.bytes;
+            self.common.counters.bytes_copied += owned.bytes;
         }
         debug_assert_eq!(owned.pages.state(), State::Dead);
-        self.vacated.add(Arc::clone(&owned.pages), self.now + self.options.keep);
+        self.vacated.add(Arc::clone(&owned.pages), self.common.now + self.common.options.keep);
     }
 }

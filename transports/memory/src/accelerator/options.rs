@@ -1,20 +1,23 @@
-//! What a simulated accelerator is like, and what it counts.
+//! What an accelerator that windlass drives is like, and what it counts.
+//!
+//! All of it is the simulated one's to choose. One of the kernel's is as its memory is, and takes from here its number, the seed, the clock, the rates, the
+//! engine's settings, and, where its memory moves, how.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
 use crate::accelerator::Movement;
 
-/// Who makes a simulated accelerator go on.
+/// Who makes an accelerator go on.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Drive {
     /// A thread of its own, by the machine's clock.
     Thread,
-    /// Its user, by [`step`](super::SimulatedAccelerator::step), on the user's thread and clock: the same seed and calls give the same run.
+    /// Its user, by [`step`](super::simulated::SimulatedAccelerator::step), on the user's thread and clock: the same seed and calls give the same run.
     Stepped,
 }
 
-/// What a simulated accelerator is like. Rates are per second of the device's clock; everything random comes from the seed.
+/// What an accelerator is like: see [`open`](super::open) for what each takes. Rates are per second of the device's clock; everything random comes from the seed.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Its number, unique in a job. By default random.
@@ -87,7 +90,7 @@ impl Default for Options {
     }
 }
 
-/// What a simulated accelerator has done since it began.
+/// What an accelerator has done since it began.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Counters {
     /// Regions that arrived with their bytes: cooperative, pinned and transparent moves.

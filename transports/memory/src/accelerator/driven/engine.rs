@@ -2,7 +2,7 @@
 //! caller of the kernels.
 //!
 //! Work runs chunk by chunk, one chunk a step, so that moves and revokes strike in the middle of it. It counts itself in at the
-//! memory of every operand before its first chunk and out after its last one (see [`life`](super::life)), and what it
+//! memory of every operand before its first chunk and out after its last one (see [`life`](crate::accelerator::life)), and what it
 //! finds on the way out is its outcome. The fence is signalled a while after that, as real completions are.
 
 use std::collections::{BTreeMap, VecDeque};
@@ -11,9 +11,10 @@ use std::time::Duration;
 
 use windlass_kernels::{Combine, Store};
 
-use super::life::State;
-use super::memory::Memory;
-use super::pages::{Pages, Pin};
+use super::Owner;
+use super::common::Common;
+use super::pages::{Identity, Pages, Pin};
+use crate::accelerator::life::State;
 use crate::accelerator::{AcceleratorError, Exported, Fence, Import, Operand, Outcome, Place, Work};
 
 type Result<T> = std::result::Result<T, AcceleratorError>;
@@ -40,21 +41,11 @@ struct Bound {
 
 impl Bound {
     fn overlaps(&self, other: &Self, bytes: u64) -> bool {
-        Arc::ptr_eq(&self.pages, &other.pages) && self.at.abs_diff(other.at) < bytes
+        self.pages.distance(self.at, &other.pages, other.at).is_some_and(|distance| distance < bytes)
     }
 
     fn is(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.pages, &other.pages) && self.at == other.at
-    }
-
-    /// What work ends with that found the memory in a state that it cannot work in.
-    fn refusal(&self, state: State) -> AcceleratorError {
-        let (region, generation) = (self.pages.region, self.pages.generation);
-        match state {
-            State::Unborn => AcceleratorError::Early { region, generation },
-            State::Moving => AcceleratorError::Away { region },
-            State::Alive | State::Dead => AcceleratorError::Stale { region, generation },
-        }
+        self.pages.distance(self.at, &other.pages, other.at) == Some(0)
     }
 }
 
@@ -79,14 +70,14 @@ impl Job {
     }
 
     /// Counts it in at all its memory, or at none.
-    fn enter(&mut self) -> std::result::Result<(), (State, AcceleratorError)> {
+    fn enter(&mut self) -> Result<()> {
         for (entered, bound) in self.operands().enumerate() {
-            if let Err(state) = bound.pages.life().enter(bound.pages.generation) {
+            if let Err(error) = bound.pages.enter() {
                 for bound in self.operands().take(entered) {
                     // It has touched nothing, so it does not matter what has become of it.
-                    let _ = bound.pages.life().leave(bound.pages.generation);
+                    let _ = bound.pages.leave();
                 }
-                return Err((state, bound.refusal(state)));
+                return Err(error);
             }
         }
         self.inside = true;
@@ -98,8 +89,8 @@ impl Job {
         let mut outcome = Ok(());
         if std::mem::take(&mut self.inside) {
             for bound in self.operands() {
-                if let Err(state) = bound.pages.life().leave(bound.pages.generation) {
-                    outcome = Err(bound.refusal(state));
+                if let Err(error) = bound.pages.leave() {
+                    outcome = Err(error);
                 }
             }
         }
@@ -167,23 +158,28 @@ pub(super) struct Engine {
 
 impl Engine {
     /// The mapping of a memory that has one: there is one for each, so that operands that share bytes are seen to.
-    pub(super) fn mapped(&self, memory: &Memory, inode: u64) -> Option<Arc<Pages>> {
-        let known = self.imports.values().map(|imported| &imported.pages).find(|pages| pages.is(inode));
-        known.or_else(|| memory.find(inode)).cloned()
+    pub(super) fn mapped(
+        &self,
+        owner: &impl Owner,
+        identity: Identity,
+        generation: u32,
+    ) -> Option<Arc<Pages>> {
+        let known = self.imports.values().map(|imported| &imported.pages).find(|pages| pages.is(identity));
+        known.or_else(|| owner.find(identity)).map(|pages| pages.at(generation))
     }
 
     /// `opened` meanwhile, unless there was a mapping, or somebody else was faster.
     pub(super) fn import(
         &mut self,
-        memory: &Memory,
-        inode: u64,
+        owner: &impl Owner,
+        identity: Identity,
         opened: Arc<Pages>,
         exported: &Exported,
     ) -> Result<Import> {
-        let pages = self.mapped(memory, inode).unwrap_or(opened);
+        let pages = self.mapped(owner, identity, exported.generation).unwrap_or(opened);
         pages.check(exported)?;
         let pin = Arc::new(Pin::new(Arc::clone(&pages)));
-        if memory.options.guarded && pages.state() == State::Dead {
+        if owner.common().options.guarded && pages.state() == State::Dead {
             let Exported { region, generation, .. } = *exported;
             return Err(AcceleratorError::Stale { region, generation });
         }
@@ -198,10 +194,10 @@ impl Engine {
         self.imports.remove(&import.number()).ok_or(AcceleratorError::UnknownImport(import))
     }
 
-    fn bind(&self, memory: &Memory, operand: Operand, bytes: u64) -> Result<Bound> {
+    fn bind(&self, owner: &impl Owner, operand: Operand, bytes: u64) -> Result<Bound> {
         let (pages, pin, begin, limit) = match operand.place {
             Place::Own(region, generation) => {
-                let pages = memory.pages(region, generation)?;
+                let pages = owner.pages(region, generation)?;
                 (pages, None, 0, pages.bytes)
             }
             Place::Imported(import) => {
@@ -214,17 +210,20 @@ impl Engine {
             let (region, offset) = (pages.region, operand.offset);
             return Err(AcceleratorError::OutOfRange { region, offset, bytes, limit });
         }
+        if !pages.is_reachable() {
+            return Err(AcceleratorError::Unreachable { region: pages.region });
+        }
         Ok(Bound { pages: Arc::clone(pages), _pin: pin, at: begin + operand.offset })
     }
 
-    pub(super) fn submit(&mut self, memory: &Memory, work: &Work<'_>) -> Result<Fence> {
+    pub(super) fn submit(&mut self, owner: &impl Owner, work: &Work<'_>) -> Result<Fence> {
         let count = work.inputs.len();
         if count == 0 || (work.combine.op().is_none() && count != 1) {
             return Err(AcceleratorError::InputCount { count });
         }
         let bytes = work.count.saturating_mul(work.combine.data_type().size_bytes() as u64);
         let bind = |operands: &[Operand]| -> Result<Vec<Bound>> {
-            operands.iter().map(|&operand| self.bind(memory, operand, bytes)).collect()
+            operands.iter().map(|&operand| self.bind(owner, operand, bytes)).collect()
         };
         let (inputs, outputs) = match bind(work.inputs).and_then(|inputs| Ok((inputs, bind(work.outputs)?))) {
             // Memory that went away is an event of the work, not a mistake of the call.
@@ -254,29 +253,34 @@ impl Engine {
     }
 
     /// A host copy, found right.
-    pub(super) fn copy<'a>(&self, memory: &Memory, operand: Operand, host: Host<'a>) -> Result<HostCopy<'a>> {
-        let bound = self.bind(memory, operand, host.bytes())?;
-        Ok(HostCopy { bound, host, guarded: memory.options.guarded })
+    pub(super) fn copy<'a>(
+        &self,
+        owner: &impl Owner,
+        operand: Operand,
+        host: Host<'a>,
+    ) -> Result<HostCopy<'a>> {
+        let bound = self.bind(owner, operand, host.bytes())?;
+        Ok(HostCopy { bound, host, guarded: owner.common().options.guarded })
     }
 
     /// The fences that are due. Returns when the next one is, and whether work waits for what nobody will tell of.
-    pub(super) fn signal(&mut self, memory: &Memory) -> (Option<Duration>, bool) {
+    pub(super) fn signal(&mut self, common: &Common) -> (Option<Duration>, bool) {
         let mut told = false;
-        while let Some((_, job, outcome)) = self.ending.pop_front_if(|(at, ..)| *at <= memory.now) {
+        while let Some((_, job, outcome)) = self.ending.pop_front_if(|(at, ..)| *at <= common.now) {
             job.fence.signal(outcome);
             told = true;
         }
-        if let Some(notices) = memory.notices.as_ref().filter(|_| told) {
+        if let Some(notices) = common.notices.as_ref().filter(|_| told) {
             notices.wake();
         }
         (self.ending.front().map(|(at, ..)| *at), !self.jobs.is_empty())
     }
 
     /// The next work that can go on, for one [`Turn::run`].
-    pub(super) fn take(&mut self, memory: &mut Memory) -> Option<Turn> {
+    pub(super) fn take(&mut self, common: &mut Common) -> Option<Turn> {
         let count = self.jobs.len();
-        let first = match memory.options.reorder && count > 1 {
-            true => memory.random.below(count as u64) as usize,
+        let first = match common.options.reorder && count > 1 {
+            true => common.random.below(count as u64) as usize,
             false => 0,
         };
         for index in (first..count).chain(0..first) {
@@ -284,33 +288,34 @@ impl Engine {
             let outcome = match job.after.as_ref().map(Fence::outcome) {
                 Some(None) => continue,
                 Some(Some(Err(error))) => Err(error.clone()),
-                _ if !job.inside && memory.options.guarded => match job.enter() {
+                _ if !job.inside && common.options.guarded => match job.enter() {
                     Ok(()) => Ok(()),
-                    Err((State::Moving, _)) => continue,
-                    Err((_, error)) => Err(error),
+                    // It will be alive again.
+                    Err(AcceleratorError::Away { .. }) => continue,
+                    Err(error) => Err(error),
                 },
                 _ => Ok(()),
             };
-            let chunk_bytes = memory.options.chunk_bytes;
+            let chunk_bytes = common.options.chunk_bytes;
             return self.jobs.remove(index).map(|job| Turn { job, index, outcome, chunk_bytes, ran: false });
         }
         None
     }
 
     /// Takes back what has had its turn, and ends it if it is over.
-    pub(super) fn put(&mut self, memory: &mut Memory, turn: Turn) {
+    pub(super) fn put(&mut self, common: &mut Common, turn: Turn) {
         let Turn { mut job, index, outcome, ran, .. } = turn;
         if ran && job.done < job.count {
             return self.jobs.insert(index.min(self.jobs.len()), job);
         }
         let outcome = outcome.and(job.leave());
-        self.end(memory, job, outcome);
+        self.end(common, job, outcome);
     }
 
-    fn end(&mut self, memory: &mut Memory, job: Job, outcome: Outcome) {
-        let mut at = memory.now + memory.random.between(&memory.options.fence_delay);
+    fn end(&mut self, common: &mut Common, job: Job, outcome: Outcome) {
+        let mut at = common.now + common.random.between(&common.options.fence_delay);
         let mut index = self.ending.partition_point(|(other, ..)| *other <= at);
-        if !memory.options.reorder {
+        if !common.options.reorder {
             at = self.ending.back().map_or(at, |(last, ..)| at.max(*last));
             index = self.ending.len();
         }
@@ -337,16 +342,15 @@ impl HostCopy<'_> {
     /// In and out of the memory as work does, at once.
     pub(super) fn run(self) -> Result<()> {
         let Self { bound, host, guarded } = self;
-        let (life, generation) = (bound.pages.life(), bound.pages.generation);
         if guarded {
-            life.enter(generation).map_err(|state| bound.refusal(state))?;
+            bound.pages.enter()?;
         }
         let copied = match host {
             Host::Read(to) => bound.pages.read(bound.at, to),
             Host::Write(from) => bound.pages.write(bound.at, from),
         };
         if guarded {
-            life.leave(generation).map_err(|state| bound.refusal(state))?;
+            bound.pages.leave()?;
         }
         copied
     }
@@ -374,7 +378,8 @@ mod tests {
 
     use super::*;
     use crate::accelerator::Accelerator;
-    use crate::accelerator::simulated::{Drive, Options, SimulatedAccelerator};
+    use crate::accelerator::simulated::SimulatedAccelerator;
+    use crate::accelerator::{Drive, Options};
 
     /// k inputs to m outputs, of every type by every operator, in chunks: as the kernels have it in one piece.
     #[test]
