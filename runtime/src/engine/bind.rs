@@ -266,7 +266,8 @@ impl Stream {
         if bytes == 0 || std::ptr::eq(source, target) {
             return;
         }
-        if self.devices {
+        // Between peers that reach each other's memory only the host's is copied, to the stage and from it.
+        if self.by_messages {
             return self.launch_copy(group, source, target, bytes);
         }
         let store = active.store(to);
