@@ -102,7 +102,8 @@ fn the_testbed_s_nics_are_found_and_chosen() {
         .iter()
         .map(|n| n["path"].as_str().unwrap())
         .collect();
-    assert_eq!(nodes, ["/dev/udmabuf", "/dev/dma_heap/system", "/dev/windlass_accelerator"]);
+    let there = ["/dev/udmabuf", "/dev/dma_heap/system", "/dev/windlass_accelerator", "/dev/accel/accel0"];
+    assert_eq!(nodes, there);
     assert!(findings(&json, "accelerators.node").all(|f| f["level"] == "ok"));
     assert_eq!(json["facts"]["build"]["rdma"], true);
     // A name that nobody has, and a place where there is no GID.
