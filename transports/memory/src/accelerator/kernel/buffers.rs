@@ -20,7 +20,7 @@ use crate::accelerator::{
 };
 use crate::{MemoryError, page_bytes};
 
-/// How often a call for which there was no memory is made again.
+/// How often a call is made again for which there was no memory, or which a NIC held up.
 const AGAIN: Duration = Duration::from_millis(10);
 /// How often memory that anybody may revoke is looked at.
 const WATCH: Duration = Duration::from_millis(50);
@@ -289,6 +289,13 @@ impl Errand {
 
     fn swap(&self, mover: &dyn Mover, contents: Contents) -> Ran {
         let Self { pages, generation, skew, .. } = self;
+        if contents == Contents::Preserved {
+            // What a NIC has stored well is to be in what is carried on. Its owner has been told that the memory goes; the copy is made once he has let go.
+            let pins = mover.importers(pages.as_fd())?;
+            if pins > 0 {
+                return Err(AcceleratorError::StillPinned { region: pages.region, pins });
+            }
+        }
         let memory = self.exporter.allocate(buffer_bytes(pages.bytes))?;
         let next = Pages::on(memory, pages.region, *generation, pages.bytes, *skew, State::Unborn)?;
         if contents == Contents::Preserved {
@@ -526,7 +533,7 @@ impl Owner for Buffers {
         match (&mut owned.phase, ran) {
             (Phase::Away { next, .. }, Ok((pages, contents))) => *next = Some((pages, contents, now)),
             (Phase::Away { way, again, .. }, Err(error)) => {
-                // There is nothing left to move; else there is no memory, which is waited for: the old generation has been given up already.
+                // There is nothing left to move; else there is no memory, or a NIC holds the old, which is waited for: the old generation has been given up.
                 if matches!(&error, AcceleratorError::System(error) if is(error, Errno::NODEV)) {
                     *way = Way::Swap(Contents::Lost);
                 }

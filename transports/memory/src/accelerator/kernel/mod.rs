@@ -71,6 +71,8 @@ trait Mover {
     fn shift(&self, buffer: BorrowedFd<'_>, force: bool) -> Result<(), MemoryError>;
     /// Takes the memory away for good.
     fn revoke(&self, buffer: BorrowedFd<'_>) -> Result<(), MemoryError>;
+    /// How many importers map it.
+    fn importers(&self, buffer: BorrowedFd<'_>) -> Result<u64, MemoryError>;
     /// Bytes written too late.
     fn stale_bytes(&self) -> Option<u64>;
 }

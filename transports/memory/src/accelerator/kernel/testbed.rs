@@ -108,6 +108,13 @@ impl Mover for Testbed {
             .map(drop)
     }
 
+    fn importers(&self, buffer: BorrowedFd<'_>) -> Result<u64, MemoryError> {
+        let mut request = Stat { dmabuf: buffer.as_raw_fd(), ..Stat::default() };
+        // SAFETY: the request's argument is a `Stat`.
+        unsafe { ioctl(self.node.as_fd(), STAT, "ioctl(WINDLASS_ACCELERATOR_STAT)", &mut request) }?;
+        Ok(request.maps)
+    }
+
     fn stale_bytes(&self) -> Option<u64> {
         self.all_stale_bytes().map(|all| all.saturating_sub(self.stale_bytes))
     }
