@@ -249,6 +249,10 @@ fn accelerators_memory_whose_owner_asks() {
 
 #[test]
 fn accelerators_memory_that_is_revoked() {
+    // Memory that moves under a key that dies by it.
+    if importer().as_deref() == Some("revocable") {
+        on_accelerators("forced", Movement::Revocable, 10.0, 0.0);
+    }
     // Who pins without a callback keeps what was revoked.
     if importer().is_some_and(|mode| mode != "pinned") {
         on_accelerators("revocable", Movement::Revocable, 0.0, 10.0);
