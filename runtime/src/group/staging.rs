@@ -51,10 +51,6 @@ pub(crate) struct Staging {
 }
 
 impl Staging {
-    fn is_empty(&self) -> bool {
-        self.messages.is_empty()
-    }
-
     fn leave(&mut self, token: Token) {
         if let Some(Passing::Staged(staged)) = self.messages.remove(&token)
             && self.spare.len() < SPARE
@@ -117,15 +113,17 @@ impl Group {
 
     /// Forgets a message: see [`Transport::withdraw`](windlass_transports::Transport::withdraw).
     pub(crate) fn withdraw(&self, token: Token) {
-        self.job.withdraw(token);
-        if self.stages.load(Ordering::Acquire) {
-            let mut staging = lock(&self.staging);
-            staging.due.retain(|due| *due != token);
-            if let Some(Passing::Direct(run)) = staging.messages.get(&token) {
-                self.job.reached.forget(run);
-            }
-            staging.leave(token);
+        if !self.stages.load(Ordering::Acquire) {
+            return self.job.withdraw(token);
         }
+        // Under the lock, or another thread could post it afterwards, from memory that is the next message's by then.
+        let mut staging = lock(&self.staging);
+        staging.due.retain(|due| *due != token);
+        self.job.withdraw(token);
+        if let Some(Passing::Direct(run)) = staging.messages.get(&token) {
+            self.job.reached.forget(run);
+        }
+        staging.leave(token);
     }
 
     /// What the transport says of messages, for those who have posted them: a message that has to be copied into the device yet is not over, and
@@ -175,14 +173,13 @@ impl Group {
                 }
             }
         }
-        for passing in staging.messages.values() {
-            if let Passing::Direct(run) = passing
-                && let Some(error) = attached.regions().lost_in(run.slot)
-            {
-                return Err(error);
-            }
-        }
-        self.stages.store(!staging.is_empty(), Ordering::Release);
-        Ok(moved)
+        self.stages.store(!staging.messages.is_empty(), Ordering::Release);
+        let regions = attached.regions();
+        let lost = staging.messages.values().find_map(|passing| match passing {
+            Passing::Direct(run) => regions.lost_in(run.slot),
+            // Whoever copies finds out.
+            Passing::Staged(_) => None,
+        });
+        lost.map_or(Ok(moved), Err)
     }
 }

@@ -58,18 +58,27 @@ impl Buffers {
     /// `payload` is foreign, or valid for reads of so many bytes.
     pub(super) unsafe fn copy_of(&mut self, payload: *const u8, bytes: usize) -> Option<Vec<u8>> {
         let mut copy = self.take(bytes);
-        if self.is_foreign(payload) {
-            let loaded =
-                self.register.as_ref().is_some_and(|register| register.load(payload, &mut copy[..bytes]));
-            if !loaded {
-                self.put(copy);
-                return None;
-            }
+        // SAFETY: the caller's promise.
+        if unsafe { self.read(payload, &mut copy[..bytes]) } {
             return Some(copy);
         }
-        // SAFETY: the caller's promise; the buffer has at least as many, and is the link's own.
-        unsafe { std::ptr::copy_nonoverlapping(payload, copy.as_mut_ptr(), bytes) };
-        Some(copy)
+        self.put(copy);
+        None
+    }
+
+    /// Copies a send's payload. False while that is on its way to another place, or lost.
+    ///
+    /// # Safety
+    /// `payload` is foreign, or valid for reads of as many bytes as `to` has.
+    pub(super) unsafe fn read(&self, payload: *const u8, to: &mut [u8]) -> bool {
+        match &self.register {
+            Some(register) if register.is_foreign(payload) => register.load(payload, to),
+            _ => {
+                // SAFETY: the caller's promise; `to` is not the poster's.
+                unsafe { std::ptr::copy_nonoverlapping(payload, to.as_mut_ptr(), to.len()) };
+                true
+            }
+        }
     }
 
     /// Puts bytes that have come where their receive wants them.

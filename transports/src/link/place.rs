@@ -137,14 +137,8 @@ impl Link {
     /// Copies the begin of what [`destined`](Self::destined) said to where it may leave from. False while it cannot be read.
     pub fn stage(&self, destined: &Destined, to: &mut [u8]) -> bool {
         assert!(to.len() <= destined.bytes, "no more than there is");
-        match &self.buffers.register {
-            Some(register) if register.is_foreign(destined.memory) => register.load(destined.memory, to),
-            _ => {
-                // SAFETY: the poster of the send keeps its memory valid and unwritten until that ends, and `to` is not the poster's.
-                unsafe { std::ptr::copy_nonoverlapping(destined.memory, to.as_mut_ptr(), to.len()) };
-                true
-            }
-        }
+        // SAFETY: the poster of the send keeps its memory valid and unwritten until that ends.
+        unsafe { self.buffers.read(destined.memory, to) }
     }
 
     /// Copies what leaves next to the host if it cannot leave as it is: foreign memory that has no place to go to. Called before
