@@ -2,7 +2,7 @@
 //! unread.
 
 use std::os::fd::{AsFd, BorrowedFd};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::ioctl::{Getter, Opcode, ioctl};
@@ -15,10 +15,11 @@ const UNACKNOWLEDGED: Opcode = 0x5411;
 
 /// Waits until the peers' machines have acknowledged what these sockets have sent, or the connection has ended, but no longer than `time`.
 pub(super) fn linger<'a>(sockets: impl Iterator<Item = BorrowedFd<'a>>, time: Duration) {
+    let begin = Instant::now();
     let mut waiting: Vec<_> = sockets.collect();
-    for _ in 0..time.as_millis() / LOOK.as_millis() {
+    loop {
         waiting.retain(|socket| is_under_way(*socket));
-        if waiting.is_empty() {
+        if waiting.is_empty() || begin.elapsed() >= time {
             return;
         }
         std::thread::sleep(LOOK);
