@@ -27,7 +27,7 @@ pub(super) enum Look {
 ///
 /// # Errors
 /// [`BadDescriptor::Closed`].
-pub(super) fn is(descriptor: BorrowedFd<'_>) -> Result<bool, BadDescriptor> {
+pub fn is(descriptor: BorrowedFd<'_>) -> Result<bool, BadDescriptor> {
     let stat = fstatfs(descriptor).map_err(|_| BadDescriptor::Closed)?;
     Ok(u64::try_from(stat.f_type) == Ok(FILE_SYSTEM))
 }

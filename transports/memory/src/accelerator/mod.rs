@@ -61,6 +61,8 @@ pub use fence::{Fence, Outcome};
 pub use notice::{Contents, Notice, Notices, Ticket};
 pub use options::{Counters, Drive, Options};
 #[cfg(not(loom))]
+pub use dma_buf::is as is_dma_buf;
+#[cfg(not(loom))]
 pub use registry::{NAMES, OpenError, open};
 
 /// How an accelerator's memory moves: who copes with it.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use rdma_sys as sys;
 use rdma_sys::ibv_access_flags as flag;
+use windlass_memory::accelerator::is_dma_buf;
 
 use super::device::{Device, Opened};
 use super::error::{RegisterError, Subject, VerbError, last_errno};
@@ -162,7 +163,7 @@ impl MemoryRegion {
         if raw.is_null() {
             return Err(failed(match last_errno() {
                 // The kernel says the same of a wrong range and of a descriptor of something else.
-                libc::EINVAL if !is_dmabuf(dmabuf) => libc::EBADF,
+                libc::EINVAL if !is_dma_buf(dmabuf).unwrap_or(false) => libc::EBADF,
                 errno => errno,
             }));
         }
@@ -204,12 +205,6 @@ impl MemoryRegion {
         drop(unsafe { std::ptr::read(&raw mut this.device) });
         result
     }
-}
-
-/// Whether the descriptor is of the file system that dma-bufs lie in.
-fn is_dmabuf(descriptor: BorrowedFd<'_>) -> bool {
-    const DMA_BUF_MAGIC: i64 = 0x444d_4142;
-    rustix::fs::fstatfs(descriptor).is_ok_and(|about| about.f_type == DMA_BUF_MAGIC)
 }
 
 #[cfg(test)]

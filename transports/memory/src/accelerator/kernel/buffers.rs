@@ -247,6 +247,16 @@ impl Buffers {
         }
     }
 
+    /// See [`KernelAccelerator::importers`](super::KernelAccelerator::importers).
+    pub(super) fn importers(&self, region: Region) -> Result<Option<u64>> {
+        let owned = self.owned(region)?.1;
+        if matches!(owned.phase, Phase::Away { .. }) {
+            return Err(AcceleratorError::Away { region });
+        }
+        let importers = self.exporter.mover().map(|mover| mover.importers(owned.pages.as_fd()));
+        Ok(importers.transpose()?)
+    }
+
     /// Regions that are neither moving nor asked for.
     fn active(&self) -> Vec<u64> {
         let active = |owned: &Owned| matches!(owned.phase, Phase::Active) && !is_adopted(owned);

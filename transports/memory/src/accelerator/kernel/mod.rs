@@ -32,7 +32,7 @@
 mod buffers;
 mod habanalabs;
 mod heaps;
-mod testbed;
+pub mod testbed;
 
 use std::fmt;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -80,6 +80,40 @@ trait Mover {
 /// The names of this module's accelerators.
 pub(super) const NAMES: [&str; 4] = ["testbed", "dma-heap", "udmabuf", "habanalabs"];
 
+/// One of these drivers, without an accelerator on it: for whoever wants dma-bufs to register.
+#[derive(Debug)]
+pub struct Driver {
+    name: &'static str,
+    exporter: Arc<dyn Exporter>,
+}
+
+impl Driver {
+    /// Opens the one of a name.
+    ///
+    /// # Errors
+    /// [`OpenError::Unknown`]; `NoDevice` when it is not there.
+    pub fn open(name: &str) -> Result<Self, OpenError> {
+        let Some(name) = NAMES.into_iter().find(|known| *known == name) else {
+            return Err(OpenError::Unknown { name: name.to_owned() });
+        };
+        let exporter: Arc<dyn Exporter> = match name {
+            "testbed" => Arc::new(testbed::Testbed::open()?),
+            "dma-heap" => Arc::new(heaps::DmaHeap::open()?),
+            "udmabuf" => Arc::new(heaps::Udmabuf::open()?),
+            _ => Arc::new(habanalabs::Habanalabs::open()?),
+        };
+        Ok(Self { name, exporter })
+    }
+
+    /// A new dma-buf of whole pages, of unspecified contents.
+    ///
+    /// # Errors
+    /// `OutOfMemory`; `System`.
+    pub fn allocate(&self, bytes: u64) -> Result<OwnedFd, AcceleratorError> {
+        self.exporter.allocate(bytes)
+    }
+}
+
 /// An accelerator on memory of the kernel's; see the [module](self).
 pub struct KernelAccelerator {
     name: &'static str,
@@ -108,15 +142,7 @@ impl KernelAccelerator {
     /// # Panics
     /// When the system cannot start a thread.
     pub fn open(name: &str, options: Options) -> Result<Self, OpenError> {
-        let Some(name) = NAMES.into_iter().find(|known| *known == name) else {
-            return Err(OpenError::Unknown { name: name.to_owned() });
-        };
-        let exporter: Arc<dyn Exporter> = match name {
-            "testbed" => Arc::new(testbed::Testbed::open()?),
-            "dma-heap" => Arc::new(heaps::DmaHeap::open()?),
-            "udmabuf" => Arc::new(heaps::Udmabuf::open()?),
-            _ => Arc::new(habanalabs::Habanalabs::open()?),
-        };
+        let Driver { name, exporter } = Driver::open(name)?;
         let mut options = options;
         if exporter.mover().is_none() {
             if options.moves_per_second > 0.0 || options.revokes_per_second > 0.0 {
@@ -151,6 +177,14 @@ impl KernelAccelerator {
     pub fn revoke_now(&self, region: Region, contents: Contents) -> Result<(), AcceleratorError> {
         use super::driven::Owner;
         self.driven.with(|buffers| buffers.revoke_now(region, contents))
+    }
+
+    /// How many importers, NICs mostly, hold a region's memory at present; none where its exporter does not say.
+    ///
+    /// # Errors
+    /// `UnknownRegion`, `Away`; `System`.
+    pub fn importers(&self, region: Region) -> Result<Option<u64>, AcceleratorError> {
+        self.driven.look(|buffers| buffers.importers(region))
     }
 
     /// What it has done.
