@@ -63,6 +63,10 @@ pub(crate) struct Job {
     pub(crate) segments: Arc<Segments>,
     /// As the transport reaches them, and device memory.
     pub(crate) reached: Arc<Reached>,
+    /// Messages up to this size do not wait for their receive.
+    pub(crate) eager_bytes: usize,
+    /// The transport's devices read and write registered memory where it lies.
+    pub(crate) reaches_memory: bool,
     /// It reaches device memory.
     pub(crate) reaches_devices: bool,
     messages: Option<Mutex<Box<dyn Transport>>>,
@@ -203,6 +207,8 @@ impl Job {
             pool: Arc::clone(segments.pool()),
             segments,
             reached,
+            eager_bytes: capabilities.map_or(0, |c| c.eager_bytes),
+            reaches_memory: capabilities.is_some_and(|c| c.reaches_memory),
             reaches_devices: capabilities.is_some_and(|c| c.reaches_devices),
             acknowledges: capabilities.is_some_and(|c| c.streams_break),
             glances: if capabilities.is_some_and(|c| c.maps_peers) { delivery::GLANCES } else { 0 },

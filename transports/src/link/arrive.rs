@@ -3,7 +3,6 @@
 use super::credit::{Amount, ClassKey};
 use super::cursor::{Purpose, Transfer};
 use super::place::{PLACE_BYTES, Place};
-use super::replay::COPIED;
 use super::wire::{Detail, HEADER_BYTES, Header, Kind};
 use super::{Garbled, Link, Posted};
 use crate::message::Message;
@@ -451,9 +450,9 @@ impl Link {
         // The sender of a message that it has not copied waits to hear that it is here.
         let promptly = match &self.cursor.purpose {
             Purpose::Transfer(Transfer { message, arrived, .. }) => {
-                *arrived >= message.bytes && message.bytes > COPIED
+                *arrived >= message.bytes && message.bytes > self.limits.eager_bytes as usize
             }
-            _ => whole > COPIED,
+            _ => false,
         };
         self.frame_arrived(whole, promptly);
         match std::mem::take(&mut self.cursor.purpose) {

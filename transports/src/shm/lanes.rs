@@ -446,6 +446,7 @@ impl Transport for Lanes {
             maps_peers: true,
             eager_bytes: self.limits.eager_bytes as usize,
             streams_break: false,
+            reaches_memory: false,
             reaches_devices: false,
             has_descriptor: false,
         }

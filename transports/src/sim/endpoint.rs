@@ -221,6 +221,7 @@ impl Transport for Endpoint {
             maps_peers: false,
             eager_bytes,
             streams_break: true,
+            reaches_memory: false,
             reaches_devices: false,
             has_descriptor: false,
         }

@@ -430,6 +430,7 @@ impl Transport for Tcp {
             maps_peers: false,
             eager_bytes: self.options.limits.eager_bytes as usize,
             streams_break: true,
+            reaches_memory: false,
             reaches_devices: false,
             has_descriptor: true,
         }

@@ -363,6 +363,7 @@ impl Transport for Rdma {
         Capabilities {
             maps_peers: false,
             eager_bytes: self.options.limits.eager_bytes as usize,
+            reaches_memory: self.register.is_some(),
             reaches_devices: self.rails.iter().any(|rail| rail.imports),
             streams_break: true,
             has_descriptor: true,

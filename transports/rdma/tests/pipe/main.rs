@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use windlass_rdma::pipe::{CREDITS, Kind, Landed, Pipe, Planted, Shape, Source, Target, Write};
 use windlass_transports::ledger::Generation;
-use windlass_transports::link::{self, COPIED_BYTES, Limits, Link, Wants};
+use windlass_transports::link::{self, Limits, Link, Wants};
 use windlass_transports::{Event, Message, MessageId, Token};
 
 use memory::Memories;
@@ -209,7 +209,7 @@ impl Walk {
         let memory = (0..message.bytes).map(|at| if is_send { fill(identity, at) } else { 0 }).collect();
         self.tokens += 1;
         let token = Token(self.tokens);
-        let foreign = message.bytes > COPIED_BYTES && self.chance(3) > 0;
+        let foreign = message.bytes > LIMITS.eager_bytes as usize && self.chance(3) > 0;
         let address = self.memories.add(token.0, memory, foreign);
         if self.chance(4) > 0 {
             self.memories.register(token.0);
