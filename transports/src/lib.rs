@@ -44,6 +44,8 @@ pub struct Capabilities {
     pub reaches_memory: bool,
     /// The same of [foreign](reach::Register::is_foreign) memory.
     pub reaches_devices: bool,
+    /// What carries messages works on this host's cores, as a NIC in software does: whoever spins keeps it from them.
+    pub needs_cores: bool,
     /// Completions may be waited for on a descriptor; otherwise on the job's doorbell.
     pub has_descriptor: bool,
 }

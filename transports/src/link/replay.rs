@@ -11,10 +11,10 @@
 use std::collections::VecDeque;
 use std::io::IoSlice;
 
-use super::{Garbled, Limits};
 use super::buffers::Buffers;
 use super::outbound::Frame;
 use super::wire::HEADER_BYTES;
+use super::{Garbled, Limits};
 use crate::Event;
 use crate::Token;
 use crate::ledger::{Fault, Generation, Ledger, Receipt};

@@ -448,6 +448,7 @@ impl Transport for Lanes {
             streams_break: false,
             reaches_memory: false,
             reaches_devices: false,
+            needs_cores: false,
             has_descriptor: false,
         }
     }

@@ -223,6 +223,7 @@ impl Transport for Endpoint {
             streams_break: true,
             reaches_memory: false,
             reaches_devices: false,
+            needs_cores: false,
             has_descriptor: false,
         }
     }

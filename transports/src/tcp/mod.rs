@@ -432,6 +432,7 @@ impl Transport for Tcp {
             streams_break: true,
             reaches_memory: false,
             reaches_devices: false,
+            needs_cores: false,
             has_descriptor: true,
         }
     }

@@ -366,6 +366,7 @@ impl Transport for Rdma {
             reaches_memory: self.register.is_some(),
             reaches_devices: self.rails.iter().any(|rail| rail.imports),
             streams_break: true,
+            needs_cores: self.rails.iter().any(|rail| rail.device.is_software()),
             has_descriptor: true,
         }
     }
