@@ -410,3 +410,31 @@ fn gather(link: &mut Link, slots: &mut [u8]) -> usize {
     }
     at
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_peer_can_have_sent_is_refused() {
+        let shape = Shape::default();
+        let ring = |number: u32| Immediate { kind: Kind::Ring, number: FIRST + number };
+        let slots = |count: u32| count * shape.slot_bytes;
+        let told = |writes: &[(u32, u32)]| {
+            let mut pipe = Pipe::new(shape);
+            writes.iter().try_for_each(|&(number, bytes)| pipe.arrived(ring(number), bytes))
+        };
+        // The first number's slot is the eighth from the ring's end.
+        assert_eq!(told(&[(0, slots(8))]), Ok(()));
+        for (writes, why) in [
+            (&[(1, slots(8))][..], "a write beyond the ring's end"),
+            (&[(0, slots(8) + 1)], "a write of a size that none has"),
+            (&[(0, 0)], "a write of a size that none has"),
+            (&[(31, slots(2))], "a write beyond its credit"),
+            (&[(0, slots(3)), (2, 1)], "the same write twice"),
+            (&[(2, 1), (0, slots(3))], "the same write twice"),
+        ] {
+            assert_eq!(told(writes), Err(Garbled(why)), "{writes:?}");
+        }
+    }
+}
