@@ -63,9 +63,15 @@ pub(crate) struct Job {
     pub(crate) segments: Arc<Segments>,
     /// As the transport reaches them, and device memory.
     pub(crate) reached: Arc<Reached>,
+    /// Messages up to this size do not wait for their receive.
+    pub(crate) eager_bytes: usize,
+    /// The transport's devices read and write registered memory where it lies.
+    pub(crate) reaches_memory: bool,
     /// It reaches device memory.
     pub(crate) reaches_devices: bool,
     messages: Option<Mutex<Box<dyn Transport>>>,
+    /// What carries messages works on this host's cores.
+    needs_cores: bool,
     /// Peers wait for acknowledgements of what carries messages.
     acknowledges: bool,
     /// How often the transport is polled again at once when nothing moves.
@@ -203,7 +209,10 @@ impl Job {
             pool: Arc::clone(segments.pool()),
             segments,
             reached,
+            eager_bytes: capabilities.map_or(0, |c| c.eager_bytes),
+            reaches_memory: capabilities.is_some_and(|c| c.reaches_memory),
             reaches_devices: capabilities.is_some_and(|c| c.reaches_devices),
+            needs_cores: capabilities.is_some_and(|c| c.needs_cores),
             acknowledges: capabilities.is_some_and(|c| c.streams_break),
             glances: if capabilities.is_some_and(|c| c.maps_peers) { delivery::GLANCES } else { 0 },
             messages: carriers.messages.map(Mutex::new),
@@ -228,9 +237,9 @@ impl Job {
         }))
     }
 
-    /// Whether the ranks of this host outnumber its cores: spinning would keep a peer from its core.
+    /// Whether the ranks of this host outnumber its cores, or what carries messages needs these: spinning would keep others from them.
     pub(crate) const fn is_crowded(&self) -> bool {
-        self.ranks > self.cores
+        self.ranks > self.cores || self.needs_cores
     }
 
     /// Doorbell of this host. A job of one has nobody to wake.

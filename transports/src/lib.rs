@@ -40,8 +40,12 @@ pub struct Capabilities {
     pub eager_bytes: usize,
     /// What carries messages can break while both ranks live, and be opened anew: [`Event::Broken`] and [`Transport::reopen`].
     pub streams_break: bool,
-    /// Large messages of [foreign](reach::Register::is_foreign) memory are read and written where it lies.
+    /// Large messages are read from and written to [registered](reach::Register) memory of this process where it lies, by a device.
+    pub reaches_memory: bool,
+    /// The same of [foreign](reach::Register::is_foreign) memory.
     pub reaches_devices: bool,
+    /// What carries messages works on this host's cores, as a NIC in software does: whoever spins keeps it from them.
+    pub needs_cores: bool,
     /// Completions may be waited for on a descriptor; otherwise on the job's doorbell.
     pub has_descriptor: bool,
 }

@@ -112,5 +112,5 @@ fn gather(s: &Schedule, index: u32, base: u32) -> Step {
     let step = Step::new(Action::Recv { from: behind(s, 1), into: span(Role::Output, received), label });
     // The block's partial sum left from the same memory in round `round` of the reduction; in place,
     // so did the operand.
-    if reduced { step.after(3 * round, Rule::All) } else { step }
+    if reduced { step.after(3 * round, Rule::Same) } else { step }
 }

@@ -349,7 +349,7 @@ impl Stream {
         let staged = lends.0 == Lend::Stage;
         self.execution = Some(plan.execution(staged));
         if !self.by_messages {
-            self.scratch.reserve(plan.scratch);
+            self.scratch.reserve(group, plan.scratch);
         }
         let fingerprint = plan.fingerprint;
         let history = self.history;

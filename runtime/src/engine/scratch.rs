@@ -1,6 +1,8 @@
-//! Private memory for what messages bring and for partial sums: the host's, or the device's where an engine adds.
+//! Private memory for what messages bring and for partial sums: the host's, or the device's where an engine adds. The host's is registered where a
+//! transport's devices write into such memory; else what messages bring would be copied once more.
 
 use windlass_collectives::Role;
+use windlass_memory::Allocation;
 
 use crate::device::{address, regions::Purpose};
 use crate::group::Group;
@@ -9,6 +11,8 @@ use crate::group::Group;
 #[derive(Debug, Default)]
 pub(crate) struct Scratch {
     lines: Vec<Line>,
+    /// In the place of those.
+    registered: Option<Allocation>,
     /// Where the memory for partial sums begins, behind the rings.
     partial_at: usize,
     /// Of the device's memory: its segment, slot and bytes.
@@ -23,11 +27,19 @@ pub(crate) struct Scratch {
 pub(crate) struct Line(pub(crate) [u8; 64]);
 
 impl Scratch {
-    pub(super) fn reserve(&mut self, (rings, partial): (u64, u64)) {
+    pub(super) fn reserve(&mut self, group: &Group, (rings, partial): (u64, u64)) {
         self.on_device = false;
         let lines = usize::try_from(rings.div_ceil(64) + partial.div_ceil(64)).unwrap_or(usize::MAX);
         self.partial_at = rings.next_multiple_of(64) as usize;
-        if self.lines.len() < lines {
+        let registered = self.registered.as_ref().map_or(0, |memory| memory.len() / size_of::<Line>());
+        if lines <= self.lines.len().max(registered) {
+            return;
+        }
+        if group.job.reaches_memory {
+            // Where there is no room for it, what is not registered does as well.
+            self.registered = group.job.pool.allocate(lines.saturating_mul(size_of::<Line>())).ok();
+        }
+        if self.registered.is_none() {
             self.lines.resize(lines, Line([0; 64]));
         }
     }
@@ -62,8 +74,9 @@ impl Scratch {
 
     /// Where a private role's memory begins.
     pub(crate) fn base(&mut self, role: Role) -> *mut u8 {
-        let base = match self.device {
-            Some((_, slot, _)) if self.on_device => address::encode(slot, 0),
+        let base = match (self.device, &self.registered) {
+            (Some((_, slot, _)), _) if self.on_device => address::encode(slot, 0),
+            (_, Some(memory)) => memory.base().as_ptr(),
             _ => self.lines.as_mut_ptr().cast(),
         };
         if matches!(role, Role::Partial(_)) { base.wrapping_add(self.partial_at) } else { base }

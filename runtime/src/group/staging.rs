@@ -9,7 +9,6 @@
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
-use windlass_transports::link::COPIED_BYTES;
 use windlass_transports::{Event, Message, Token};
 
 use super::{Group, lock};
@@ -95,7 +94,7 @@ impl Group {
         let left = Run { slot, offset, at: 0, bytes: message.bytes };
         let mut staging = lock(&self.staging);
         self.stages.store(true, Ordering::Release);
-        if self.job.reaches_devices && message.bytes > COPIED_BYTES {
+        if self.job.reaches_devices && message.bytes > self.job.eager_bytes {
             staging.messages.insert(token, Passing::Direct(left));
             return self.job.post(sends, peer, message, memory, token);
         }

@@ -5,11 +5,13 @@
 //!
 //! | kind | the number is | the bytes |
 //! |---|---|---|
-//! | `Ring` | this write's | lie in slot *number* mod N of the receiver's ring, and are the next of the stream |
+//! | `Ring` | this write's first | lie from slot *number* mod N of the receiver's ring on, and are the next of the stream |
 //! | `Placed` | this write's | lie where the receiver's clearance said that they belong, and are the next of the stream |
 //! | `Credit` | how far its writer has acted | none |
 //!
-//! **Flow control.** A sender has at most N writes under way that the receiver has not acted on: the ring has a slot, and the receiver a posted
+//! A write into the ring takes as many numbers as slots, which lie in a row there: up to a quarter of it. Any other write takes one number.
+//!
+//! **Flow control.** A sender has at most N numbers under way that the receiver has not acted on: the ring has a slot, and the receiver a posted
 //! receive, for each. A receiver gives credit for a quarter of the ring at a time, and no second credit leaves before the first has been
 //! completed. So completions of credits are in order, whatever the device does, and fewer than [`CREDITS`] can wait at the other end:
 //! no write ever finds no receive posted, whichever of the [lanes](crate::lanes) each goes by, if so many are posted on every lane.
@@ -32,7 +34,7 @@ const NUMBER_BITS: u32 = 30;
 const NUMBERS: u32 = 1 << NUMBER_BITS;
 /// The first number. It wraps soon, so that this is no rare event.
 const FIRST: u32 = NUMBERS - 1000;
-/// Slices of the link that are gathered into a slot at a time.
+/// Slices of the link that are gathered into a write.
 const SLICES: usize = 8;
 
 /// What a write is.
@@ -102,6 +104,16 @@ impl Shape {
         slot as usize * self.slot_bytes as usize
     }
 
+    /// Bytes that one write puts into the ring at most: a quarter of it, as credit is given.
+    pub const fn write_bytes(&self) -> usize {
+        self.ring_bytes() / 4
+    }
+
+    /// How many numbers a write takes.
+    const fn numbers(&self, kind: Kind, bytes: usize) -> u32 {
+        if matches!(kind, Kind::Ring) { bytes.div_ceil(self.slot_bytes as usize) as u32 } else { 1 }
+    }
+
     /// Receives that must be posted on each lane.
     pub const fn receives(&self) -> u32 {
         self.slots + CREDITS
@@ -116,7 +128,7 @@ impl Shape {
 /// Where a write's bytes come from.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Source {
-    /// A slot of the sender's own ring, into which they were copied.
+    /// From this slot of the sender's own ring on, into which they were copied.
     Slot(u32),
     /// Memory of a send, as the sender's device knows it.
     Memory {
@@ -130,7 +142,7 @@ pub enum Source {
 /// Where they go.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Target {
-    /// A slot of the receiver's ring.
+    /// From this slot of the receiver's ring on.
     Slot(u32),
     /// Memory that the receiver has told of.
     Place {
@@ -177,7 +189,7 @@ pub struct Write {
 /// What has come, in the order of the stream.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Landed {
-    /// So many bytes in this slot of the ring.
+    /// So many bytes from this slot of the ring on.
     Ring {
         /// Which.
         slot: u32,
@@ -222,7 +234,7 @@ pub struct Pipe {
     credit_under_way: bool,
     /// The number to be acted on next.
     expected: u32,
-    /// By number modulo slots: what has come before its turn.
+    /// By number modulo slots: what has come before its turn. All numbers of a write but the first have no bytes.
     landed: Box<[Option<(Kind, u32)>]>,
     /// Up to where credit was given.
     told: u32,
@@ -263,11 +275,16 @@ impl Pipe {
 
     /// Whether another write may leave.
     pub fn has_room(&self) -> bool {
-        let beyond = if self.planted == Some(Planted::Overdraft) { 2 } else { 0 };
-        distance(self.theirs, self.next) < self.shape.slots + beyond
+        self.room() > 0
     }
 
-    /// The write that is to leave next, if the link has something and there is room for it. What is not read where it lies was copied into the slot of
+    /// Numbers that may be used.
+    fn room(&self) -> u32 {
+        let beyond = if self.planted == Some(Planted::Overdraft) { 2 } else { 0 };
+        (self.shape.slots + beyond).saturating_sub(distance(self.theirs, self.next))
+    }
+
+    /// The write that is to leave next, if the link has something and there is room for it. What is not read where it lies was copied into the slots of
     /// `staging` that the write names. `way` says how what is destined for a place goes, so many bytes of it, or what goes through the rings; `None`
     /// while the lanes that could take it are full.
     pub fn depart(
@@ -304,7 +321,9 @@ impl Pipe {
             }
             None => {
                 let lane = way(None)?.lane;
-                (lane, Kind::Ring, Source::Slot(slot), Target::Slot(slot), gather(link, staged))
+                let end = begin + self.shape.write_bytes().min(self.shape.offset(self.room()));
+                let bytes = gather(link, &mut staging[begin..end.min(self.shape.ring_bytes())]);
+                (lane, Kind::Ring, Source::Slot(slot), Target::Slot(slot), bytes)
             }
         };
         if bytes == 0 {
@@ -312,7 +331,7 @@ impl Pipe {
         }
         link.wrote(bytes, events);
         let immediate = Immediate { kind, number: self.next };
-        self.next = (self.next + 1) % NUMBERS;
+        self.next = (self.next + self.shape.numbers(kind, bytes)) % NUMBERS;
         Some(Write { lane, immediate, source, target, bytes })
     }
 
@@ -336,18 +355,23 @@ impl Pipe {
             self.theirs = number;
             return Ok(());
         }
-        if distance(self.expected, number) >= self.shape.slots {
-            return Err(Garbled("a write beyond its credit"));
-        }
-        let most = if kind == Kind::Ring { self.shape.slot_bytes } else { self.shape.placed_bytes };
-        if bytes == 0 || bytes > most {
+        let (shape, first) = (self.shape, (number % self.shape.slots) as usize);
+        let most = if kind == Kind::Ring { shape.write_bytes() } else { shape.placed_bytes as usize };
+        if bytes == 0 || bytes as usize > most {
             return Err(Garbled("a write of a size that none has"));
         }
-        let place = &mut self.landed[(number % self.shape.slots) as usize];
-        if place.is_some() {
+        let numbers = shape.numbers(kind, bytes as usize);
+        if distance(self.expected, number) + numbers > shape.slots {
+            return Err(Garbled("a write beyond its credit"));
+        }
+        let Some(places) = self.landed.get_mut(first..first + numbers as usize) else {
+            return Err(Garbled("a write beyond the ring's end"));
+        };
+        if places.iter().any(Option::is_some) {
             return Err(Garbled("the same write twice"));
         }
-        *place = Some((kind, bytes));
+        places.fill(Some((kind, 0)));
+        places[0] = Some((kind, bytes));
         if self.planted == Some(Planted::OrderOfArrival) {
             self.arrivals.push(number);
         }
@@ -362,9 +386,11 @@ impl Pipe {
             _ => self.expected,
         };
         let slot = number % self.shape.slots;
-        let (kind, bytes) = self.landed[slot as usize].take()?;
-        self.expected = (self.expected + 1) % NUMBERS;
+        let (kind, bytes) = self.landed[slot as usize]?;
         let bytes = bytes as usize;
+        let numbers = self.shape.numbers(kind, bytes);
+        self.landed[slot as usize..][..numbers as usize].fill(None);
+        self.expected = (self.expected + numbers) % NUMBERS;
         Some(if kind == Kind::Ring { Landed::Ring { slot, bytes } } else { Landed::Placed { bytes } })
     }
 
@@ -393,16 +419,44 @@ impl Pipe {
     }
 }
 
-/// Copies what the link has to say into a slot; says how many bytes.
-fn gather(link: &mut Link, slot: &mut [u8]) -> usize {
+/// Copies what the link has to say into slots; says how many bytes.
+fn gather(link: &mut Link, slots: &mut [u8]) -> usize {
     let mut slices = [IoSlice::new(&[]); SLICES];
-    let limit = slot.len();
+    let limit = slots.len();
     let filled = link.gather(&mut slices, limit);
     let mut at = 0;
     for slice in &slices[..filled] {
         let bytes = slice.len().min(limit - at);
-        slot[at..at + bytes].copy_from_slice(&slice[..bytes]);
+        slots[at..at + bytes].copy_from_slice(&slice[..bytes]);
         at += bytes;
     }
     at
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_no_peer_can_have_sent_is_refused() {
+        let shape = Shape::default();
+        let ring = |number: u32| Immediate { kind: Kind::Ring, number: FIRST + number };
+        let slots = |count: u32| count * shape.slot_bytes;
+        let told = |writes: &[(u32, u32)]| {
+            let mut pipe = Pipe::new(shape);
+            writes.iter().try_for_each(|&(number, bytes)| pipe.arrived(ring(number), bytes))
+        };
+        // The first number's slot is the eighth from the ring's end.
+        assert_eq!(told(&[(0, slots(8))]), Ok(()));
+        for (writes, why) in [
+            (&[(1, slots(8))][..], "a write beyond the ring's end"),
+            (&[(0, slots(8) + 1)], "a write of a size that none has"),
+            (&[(0, 0)], "a write of a size that none has"),
+            (&[(31, slots(2))], "a write beyond its credit"),
+            (&[(0, slots(3)), (2, 1)], "the same write twice"),
+            (&[(2, 1), (0, slots(3))], "the same write twice"),
+        ] {
+            assert_eq!(told(writes), Err(Garbled(why)), "{writes:?}");
+        }
+    }
 }

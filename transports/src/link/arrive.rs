@@ -3,7 +3,6 @@
 use super::credit::{Amount, ClassKey};
 use super::cursor::{Purpose, Transfer};
 use super::place::{Keys, PLACE_BYTES, Place};
-use super::replay::COPIED;
 use super::wire::{Detail, HEADER_BYTES, Header, Kind};
 use super::{Garbled, Link, Posted};
 use crate::message::Message;
@@ -449,11 +448,12 @@ impl Link {
         self.cursor.memory = std::ptr::null_mut();
         let whole = self.cursor.whole;
         // The sender of a message that it has not copied waits to hear that it is here.
+        let copied = self.limits.copied_bytes();
         let promptly = match &self.cursor.purpose {
             Purpose::Transfer(Transfer { message, arrived, .. }) => {
-                *arrived >= message.bytes && message.bytes > COPIED
+                *arrived >= message.bytes && message.bytes > copied
             }
-            _ => whole > COPIED,
+            _ => whole > copied,
         };
         self.frame_arrived(whole, promptly);
         match std::mem::take(&mut self.cursor.purpose) {

@@ -27,6 +27,14 @@ impl Default for Limits {
     }
 }
 
+impl Limits {
+    /// Messages up to this size are copied when they leave, where the pipe can break; larger ones are acknowledged at once.
+    pub const fn copied_bytes(&self) -> usize {
+        const MOST: u32 = 64 << 10;
+        if self.eager_bytes < MOST { self.eager_bytes as usize } else { MOST as usize }
+    }
+}
+
 /// Names a class.
 #[derive(Clone, Copy, Debug, Eq, PartialEq, Hash)]
 pub(super) struct ClassKey {

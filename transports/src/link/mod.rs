@@ -58,7 +58,7 @@ pub mod wire;
 pub use credit::Limits;
 #[doc(hidden)]
 pub use replay::Planted;
-pub use replay::{COPIED as COPIED_BYTES, Position, Resumed};
+pub use replay::{Position, Resumed};
 
 use std::fmt;
 use std::io::IoSlice;
@@ -179,7 +179,7 @@ impl Link {
     /// The same with a planted fault.
     #[doc(hidden)]
     pub fn planted(peer: Rank, limits: Limits, planted: Option<Planted>) -> Self {
-        Self { replay: Some(Replay::new(planted)), ..Self::new(peer, limits) }
+        Self { replay: Some(Replay::new(&limits, planted)), ..Self::new(peer, limits) }
     }
 
     /// Whether something waits to leave.

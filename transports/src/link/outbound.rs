@@ -328,9 +328,9 @@ impl Outbound {
     }
 
     /// The rest of a frame whose header has left and whose payload has a place.
-    pub(super) fn destined(&self) -> Option<Destined> {
+    pub(super) fn destined(&self, small: usize) -> Option<Destined> {
         let (frame, done) = self.current.as_ref()?;
-        frame.destined(*done)
+        frame.destined(*done, small)
     }
 
     /// Whether a device may read memory for this send.

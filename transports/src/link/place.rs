@@ -8,7 +8,6 @@ use std::fmt;
 use std::sync::Arc;
 
 use super::Link;
-use super::replay::COPIED;
 use super::wire::HEADER_BYTES;
 use super::{Garbled, outbound::Frame};
 use crate::ledger::Generation;
@@ -167,11 +166,11 @@ pub struct Destined {
 }
 
 impl Frame {
-    /// What is left of it when so many of its bytes have left, if it has a place.
-    pub(super) fn destined(&self, done: usize) -> Option<Destined> {
+    /// What is left of it when so many of its bytes have left, if it has a place. The send of a `small` message ends before that has been delivered.
+    pub(super) fn destined(&self, done: usize, small: usize) -> Option<Destined> {
         let place = self.place()?;
         let (memory, bytes) = self.payload_after(done);
-        let ends_at_once = self.is_whole_message() && self.payload_bytes() <= COPIED;
+        let ends_at_once = self.is_whole_message() && self.payload_bytes() <= small;
         let lasts = self.copied_bytes() == 0 && self.token().is_some() && !ends_at_once;
         let place = place.after(self.payload_bytes() - bytes);
         (done >= HEADER_BYTES && bytes > 0).then_some(Destined { memory, bytes, place, lasts })
@@ -208,7 +207,8 @@ impl Link {
 
     /// The payload that leaves next, if it has a place. [`gather`](Self::gather) does not lend it; [`wrote`](Self::wrote) says that it has left.
     pub fn destined(&self) -> Option<Destined> {
-        if self.writes_again() { None } else { self.outbound.destined() }
+        let small = self.limits.copied_bytes();
+        if self.writes_again() { None } else { self.outbound.destined(small) }
     }
 
     /// The peer has written so many bytes where it was told that they belong.

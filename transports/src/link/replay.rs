@@ -11,18 +11,16 @@
 use std::collections::VecDeque;
 use std::io::IoSlice;
 
-use super::Garbled;
 use super::buffers::Buffers;
 use super::outbound::Frame;
 use super::wire::HEADER_BYTES;
+use super::{Garbled, Limits};
 use crate::Event;
 use crate::Token;
 use crate::ledger::{Fault, Generation, Ledger, Receipt};
 
 /// Frames that may be unacknowledged. A receiver acknowledges far earlier.
 const FRAMES: usize = 1024;
-/// Messages up to this size are copied when they leave. Larger ones are acknowledged at once.
-pub const COPIED: usize = 64 << 10;
 /// When so many bytes are copied, nothing more leaves until some are acknowledged, as a receiver does far earlier.
 const MOST_COPIED: usize = 1 << 20;
 /// A receiver acknowledges after so many frames or bytes, if nothing that it sends has told it before.
@@ -91,11 +89,13 @@ pub(super) struct Replay {
     owed: Option<u32>,
     unacknowledged: usize,
     resumed_at: Option<(Position, Position)>,
+    /// See [`Limits::copied_bytes`].
+    small: usize,
     planted: Option<Planted>,
 }
 
 impl Replay {
-    pub(super) fn new(planted: Option<Planted>) -> Self {
+    pub(super) fn new(limits: &Limits, planted: Option<Planted>) -> Self {
         let fault = (planted == Some(Planted::TrustCompletion)).then_some(Fault::IgnoreWatermark);
         Self {
             ledger: Ledger::endless(FRAMES).plant(fault),
@@ -109,6 +109,7 @@ impl Replay {
             owed: None,
             unacknowledged: 0,
             resumed_at: None,
+            small: limits.copied_bytes(),
             planted,
         }
     }
@@ -137,7 +138,7 @@ impl Replay {
 
     fn keep(&mut self, mut frame: Frame, buffers: &mut Buffers, events: &mut Vec<Event>) {
         self.copied += frame.copied_bytes();
-        if frame.is_whole_message() && frame.payload_bytes() <= COPIED {
+        if frame.is_whole_message() && frame.payload_bytes() <= self.small {
             // Foreign memory is sent in larger messages only.
             self.copied += frame.own(buffers).unwrap_or_default();
             events.extend(frame.take_token().map(Event::Sent));

@@ -446,7 +446,9 @@ impl Transport for Lanes {
             maps_peers: true,
             eager_bytes: self.limits.eager_bytes as usize,
             streams_break: false,
+            reaches_memory: false,
             reaches_devices: false,
+            needs_cores: false,
             has_descriptor: false,
         }
     }

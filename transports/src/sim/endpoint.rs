@@ -221,7 +221,9 @@ impl Transport for Endpoint {
             maps_peers: false,
             eager_bytes,
             streams_break: true,
+            reaches_memory: false,
             reaches_devices: false,
+            needs_cores: false,
             has_descriptor: false,
         }
     }

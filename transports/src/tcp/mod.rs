@@ -430,7 +430,9 @@ impl Transport for Tcp {
             maps_peers: false,
             eager_bytes: self.options.limits.eager_bytes as usize,
             streams_break: true,
+            reaches_memory: false,
             reaches_devices: false,
+            needs_cores: false,
             has_descriptor: true,
         }
     }

@@ -389,8 +389,10 @@ impl Transport for Rdma {
         Capabilities {
             maps_peers: false,
             eager_bytes: self.options.limits.eager_bytes as usize,
+            reaches_memory: self.register.is_some(),
             reaches_devices: self.rails.iter().flatten().any(|rail| rail.imports),
             streams_break: true,
+            needs_cores: self.rails.iter().flatten().any(|rail| rail.device.is_software()),
             has_descriptor: true,
         }
     }

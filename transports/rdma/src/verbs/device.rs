@@ -104,6 +104,11 @@ impl Device {
         &self.0.verbs
     }
 
+    /// Whether no hardware is behind it: soft-RoCE and soft-iWARP have no parent device.
+    pub fn is_software(&self) -> bool {
+        !std::path::Path::new("/sys/class/infiniband").join(&*self.0.name).join("device").exists()
+    }
+
     /// How many entries a completion queue, and how many work requests a queue pair can have.
     ///
     /// # Errors

@@ -16,11 +16,11 @@ use std::sync::Arc;
 use windlass_rdma::lanes::Rails;
 use windlass_rdma::pipe::{Landed, Planted, Source, Target, Write};
 use windlass_transports::ledger::Generation;
+use windlass_transports::link::Wants;
 use windlass_transports::link::place::Destined;
-use windlass_transports::link::{COPIED_BYTES, Wants};
 use windlass_transports::{Event, Message, MessageId, Token};
 
-use device::{Completion, End, SHAPE, new_lanes};
+use device::{Completion, End, LIMITS, SHAPE, new_lanes};
 use memory::Memories;
 
 const BYTES: [usize; 8] = [0, 8, 64, 65, 2500, 70_000, 100_000, (1 << 20) + 66_000];
@@ -159,7 +159,7 @@ impl Walk {
         let memory = (0..message.bytes).map(|at| if is_send { fill(identity, at) } else { 0 }).collect();
         self.tokens += 1;
         let token = Token(self.tokens);
-        let foreign = message.bytes > COPIED_BYTES && self.chance(3) > 0;
+        let foreign = message.bytes > LIMITS.eager_bytes as usize && self.chance(3) > 0;
         let address = self.memories.add(token.0, memory, foreign);
         if self.chance(4) > 0 {
             self.memories.register(token.0);
