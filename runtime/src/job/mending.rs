@@ -111,7 +111,10 @@ impl Job {
             if known_dead {
                 machine.handle_died();
             }
-            machine.handle_broken(now);
+            match cause {
+                LostCause::Renewed => machine.handle_renewed(now),
+                _ => machine.handle_broken(now),
+            }
         });
         // Who polled may not poll again.
         self.wake_tender();
