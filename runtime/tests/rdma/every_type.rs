@@ -12,7 +12,7 @@ use super::reference::Case;
 /// An operand repeats after so many elements. Blocks and chunks are no multiples of it, so what is in the wrong place differs.
 const PERIOD: usize = 509;
 /// On both sides of where messages begin to go straight into the memory, whether they carry all of an operand or a rank's part.
-const BYTES: [usize; 3] = [1 << 10, (64 << 10) + 16, 320 << 10];
+const BYTES: [usize; 2] = [(64 << 10) - 16, 320 << 10];
 
 /// Compares one with the reference. Its elements are what fits into the buffer.
 fn all_reduce(comm: &Communicator, buffer: &mut DeviceBuffer<u8>, case: &Case) {
@@ -85,7 +85,7 @@ fn on_accelerators(job: &str, course: Course) {
             counters.refused
         );
         assert_eq!(accelerator.stale_stores(), Some(0), "memory was written after it had moved");
-        assert!(cases > 400, "{cases} cases are not every type with every operator");
+        assert!(cases > 300, "{cases} cases are not every type with every operator");
         if course.is_still() {
             assert_eq!(imported, cases / BYTES.len() as u64, "messages went by the host");
         } else {
