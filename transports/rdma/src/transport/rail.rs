@@ -101,6 +101,8 @@ pub(super) struct Rail {
     pub(super) staging: MemoryRegion,
     /// Whether it takes dma-bufs.
     pub(super) imports: bool,
+    /// Whether its port is active.
+    pub(super) up: bool,
     pub(super) device: Device,
 }
 
@@ -142,6 +144,7 @@ impl Rail {
             ring,
             staging,
             imports,
+            up: true,
             device,
         })
     }
