@@ -68,6 +68,8 @@ pub enum LostCause {
     },
     /// The peer sent bytes that are no frame of this protocol.
     Garbled(&'static str),
+    /// One of both takes it down to open it anew, so that a device lets go of memory. Nothing is wrong, or the other knows what.
+    Renewed,
     /// The device that carries the stream ended it.
     Device {
         /// What happened.
@@ -85,6 +87,7 @@ impl fmt::Display for LostCause {
                 write!(f, "{call}: {}", std::io::Error::from_raw_os_error(*errno))
             }
             Self::Garbled(what) => write!(f, "it sent {what}"),
+            Self::Renewed => write!(f, "it was taken down to be opened anew"),
             Self::Device { what, .. } => f.write_str(what),
         }
     }

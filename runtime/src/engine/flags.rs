@@ -398,6 +398,29 @@ mod tests {
         .unwrap();
     }
 
+    /// The same by operations, of a communicator that has had as many: these raise neither line of their own accord.
+    #[test]
+    fn operations_keep_lines_fresh() {
+        let joined = std::sync::Barrier::new(2);
+        crate::threads_with(2, &crate::Config::default(), |comm| {
+            let group = comm.group();
+            let Some(board) = &group.board else { unreachable!("ranks of one host have a board") };
+            let begin = FRESH - 2;
+            board.ended(group.rank as usize).store(begin);
+            group.with_stream(|stream| (stream.next, stream.released) = (begin, begin));
+            joined.wait();
+            for _ in 0..4 {
+                comm.all_reduce(vec![1i32], crate::ReduceOp::Sum).wait().unwrap();
+            }
+            let me = group.rank as usize;
+            for line in [board.done(me), board.relayed(me)] {
+                assert_eq!(line.reached(FRESH, 1), 1, "the line stood still");
+                assert_eq!(line.reached(FRESH + 1, 1), 0, "something else raises it");
+            }
+        })
+        .unwrap();
+    }
+
     #[test]
     fn registered_memory_is_lent_itself_and_heap_memory_by_the_stage() {
         let lends = |group: &Group, address: *mut u8, output: *mut u8, collective| {

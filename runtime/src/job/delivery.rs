@@ -112,6 +112,7 @@ pub(super) fn peer_cause(cause: &LostCause) -> PeerCause {
     match cause {
         LostCause::Closed => PeerCause::Vanished,
         LostCause::System { errno, .. } | LostCause::Device { errno, .. } => PeerCause::Unreachable(*errno),
+        LostCause::Renewed => PeerCause::Unreachable(rustix::io::Errno::CANCELED.raw_os_error()),
         LostCause::Garbled(_) => PeerCause::Unreachable(rustix::io::Errno::BADMSG.raw_os_error()),
     }
 }

@@ -35,6 +35,8 @@ pub(crate) struct Mending {
     /// How many are being opened; looked at without the lock.
     under_way: AtomicU32,
     counts: [AtomicU64; 3],
+    /// Streams among them that something was wrong with.
+    faults: AtomicU64,
     /// Wakes the thread that looks after streams while nobody polls.
     wake: OnceLock<OwnedFd>,
 }
@@ -109,7 +111,10 @@ impl Job {
             if known_dead {
                 machine.handle_died();
             }
-            machine.handle_broken(now);
+            match cause {
+                LostCause::Renewed => machine.handle_renewed(now),
+                _ => machine.handle_broken(now),
+            }
         });
         // Who polled may not poll again.
         self.wake_tender();
@@ -141,9 +146,14 @@ impl Job {
         if let Some(board) = &self.board {
             metrics::count_reconnect(board, self.rank as usize, counted);
         }
+        // Memory that moves costs connections, as it should.
+        if *after == LostCause::Renewed {
+            return;
+        }
+        let faults = self.mending.faults.fetch_add(1, Ordering::Relaxed) + 1;
         let times = self.reconnects().streams;
         // A network that breaks streams all the time must not fill the disk, too.
-        if !self.is_simulated() && times.is_power_of_two() {
+        if !self.is_simulated() && faults.is_power_of_two() {
             report(format_args!(
                 "rank {}: the stream to rank {peer} broke ({after}) and stands again; {bytes} bytes are sent once more. Streams of this \
                  rank were opened anew {times} time(s)",

@@ -40,8 +40,8 @@ pub enum ConnectionAction {
 
 /// The machine of one stream.
 ///
-/// - Inputs: [`handle_broken`](Self::handle_broken), [`handle_stands`](Self::handle_stands), [`handle_died`](Self::handle_died),
-///   [`handle_time`](Self::handle_time).
+/// - Inputs: [`handle_broken`](Self::handle_broken), [`handle_renewed`](Self::handle_renewed), [`handle_stands`](Self::handle_stands),
+///   [`handle_died`](Self::handle_died), [`handle_time`](Self::handle_time).
 /// - Output: [`poll_action`](Self::poll_action).
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub struct Connection {
@@ -76,6 +76,16 @@ impl Connection {
         match self.hopeless(now_ns.saturating_sub(since)) {
             Some(why) => self.turn(Event::Hopeless, Some(why)),
             None => self.turn(Event::Broke, None),
+        }
+    }
+
+    /// One of both has taken it down to open it anew, once they had met: that says nothing against the peer, and whatever was tried before is over.
+    pub fn handle_renewed(&mut self, now_ns: u64) {
+        (self.since_ns, self.attempts) = (Some(now_ns), 0);
+        if self.dead {
+            self.turn(Event::Hopeless, Some(Hopeless::Dead));
+        } else {
+            self.turn(Event::Broke, None);
         }
     }
 
@@ -139,5 +149,45 @@ impl Connection {
                 Effect::GiveUp => why.map(ConnectionAction::GiveUp),
             };
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    /// Memory that moves takes a connection down as often as it likes: nobody is given up for it.
+    #[test]
+    fn what_is_taken_down_is_no_attempt_in_vain() {
+        let mut connection = Connection::new(10 * SECOND);
+        for renewed in 0..20 {
+            connection.handle_renewed(renewed * SECOND);
+            assert_eq!(connection.poll_action(), Some(ConnectionAction::Reopen), "{renewed}");
+            connection.handle_stands(false);
+        }
+        // From the last time on it is as always.
+        connection.handle_renewed(20 * SECOND);
+        assert_eq!(connection.poll_action(), Some(ConnectionAction::Reopen));
+        connection.handle_broken(29 * SECOND);
+        assert_eq!(connection.poll_action(), None);
+        connection.handle_broken(30 * SECOND);
+        let why = Hopeless::Exhausted { attempts: 1, after_ns: 10 * SECOND };
+        assert_eq!(connection.poll_action(), Some(ConnectionAction::GiveUp(why)));
+    }
+
+    /// Where nothing that breaks is opened anew, memory may move all the same.
+    #[test]
+    fn what_is_taken_down_is_opened_where_nothing_else_is() {
+        let mut connection = Connection::new(0);
+        connection.handle_renewed(SECOND);
+        assert_eq!(connection.poll_action(), Some(ConnectionAction::Reopen));
+        connection.handle_stands(false);
+        connection.handle_broken(2 * SECOND);
+        assert_eq!(connection.poll_action(), Some(ConnectionAction::GiveUp(Hopeless::Off)));
+        connection.handle_died();
+        connection.handle_renewed(3 * SECOND);
+        assert!(!connection.is_mending());
     }
 }

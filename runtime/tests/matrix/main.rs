@@ -4,11 +4,13 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that fails should panic")]
 
+mod elements;
 mod reference;
 
 use std::fmt;
 use std::sync::Arc;
 
+use elements::{kinds_of_elements, own_operators};
 use reference::{Case, mix};
 use windlass::accelerator::simulated::{Options, SimulatedAccelerator};
 use windlass::{
@@ -243,39 +245,6 @@ fn run(comm: &Communicator, device: Option<&Device>, kind: Kind, case: &Case, in
         &result[..result.len().min(48)],
         &expected[..expected.len().min(48)]
     );
-}
-
-/// An operator of this program's own for every type: one that tells in which order, and from which side, operands are folded.
-fn own_operators(comm: &Communicator) -> Vec<(DataType, ReduceOp)> {
-    let register = |&data_type: &DataType| {
-        let fold = move |acc: *mut u8, x: *const u8, count: usize| {
-            let bytes = count * data_type.size_bytes();
-            // SAFETY: the runtime gives two runs of so many elements, which nobody else touches meanwhile.
-            let (acc, x) =
-                unsafe { (std::slice::from_raw_parts_mut(acc, bytes), std::slice::from_raw_parts(x, bytes)) };
-            acc.iter_mut().zip(x).for_each(|(acc, x)| *acc = reference::own(data_type, *acc, *x));
-        };
-        // SAFETY: it touches no more than it is given.
-        let op = unsafe { comm.register_raw_op(&format!("own of {data_type}"), data_type, fold) };
-        (data_type, op.unwrap())
-    };
-    DataType::ALL.iter().map(register).collect()
-}
-
-/// What a collective is tried with: every type, and every operator that is defined on it.
-fn kinds_of_elements(collective: Collective, own: &[(DataType, ReduceOp)]) -> Vec<(DataType, ReduceOp)> {
-    let types = DataType::ALL.iter().copied();
-    if !collective.reduces() {
-        return types.map(|data_type| (data_type, ReduceOp::Sum)).collect();
-    }
-    let scan = matches!(collective, Collective::Scan | Collective::ExScan);
-    let pairs = types.flat_map(|data_type| ReduceOp::ALL.iter().map(move |op| (data_type, *op)));
-    pairs
-        // A scaled sum is a sum of what was scaled before; an average is none of a scan's.
-        .filter(|(data_type, op)| op.supports(*data_type) && *op != ReduceOp::ScaledSum)
-        .filter(|(_, op)| !(scan && *op == ReduceOp::Avg))
-        .chain(own.iter().copied())
-        .collect()
 }
 
 /// How many cases there were, and how many of them with an operator of the program's own.

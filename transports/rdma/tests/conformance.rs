@@ -169,6 +169,49 @@ fn a_wrong_key_is_named_and_costs_one_connection() {
     assert_eq!(told.iter().filter(|event| matches!(event, Event::Reopened { .. })).count(), 1, "{told:?}");
 }
 
+/// Who takes memory back breaks a connection off at both ends: that is as it should be, and neither is told anything else.
+#[test]
+fn memory_that_is_taken_back_is_nobodys_fault() {
+    let register = Arc::<Everything>::default();
+    let Some(mut ranks) = ranks(2, &Options::default(), Some(&register)) else { return };
+    let (bytes, mut into) = (3_000_000, vec![0; 3_000_000]);
+    let (mut broken, mut polls) = ([Vec::new(), Vec::new()], 0);
+    let begin = Instant::now();
+    while broken.iter().any(Vec::is_empty) {
+        assert!(begin.elapsed() < Duration::from_secs(60), "it was never under way: {broken:?}");
+        if polls == 0 && ranks.iter().all(|rank| !rank.is_disturbed()) {
+            let id = MessageId { communicator: 1, tag: 2, sequence: 3, label: 4, chunk: 5 };
+            let message = Message { id, fingerprint: [6, 7], bytes };
+            // SAFETY: both outlive the transports, or are withdrawn.
+            unsafe {
+                ranks[1].post_recv(0, &message, into.as_mut_ptr(), Token(1));
+                ranks[0].post_send(1, &message, SENT.as_ptr(), Token(2));
+            }
+            polls = 1;
+        }
+        for (rank, broken) in ranks.iter_mut().zip(&mut broken) {
+            let mut events = Vec::new();
+            rank.poll(&mut events);
+            for event in events {
+                if let Event::Broken { peer, cause } = event {
+                    rank.reopen(peer);
+                    broken.push(cause);
+                }
+            }
+        }
+        polls += u32::from(polls > 0);
+        if polls == 20 {
+            ranks[1].withdraw(Token(1));
+        }
+        std::thread::sleep(Duration::from_micros(500));
+    }
+    drop(ranks);
+    assert!(broken.iter().flatten().all(|cause| *cause == LostCause::Renewed), "{broken:?}");
+}
+
+/// What is sent while its receive is withdrawn.
+static SENT: [u8; 3_000_000] = [1; 3_000_000];
+
 #[test]
 fn memory_that_a_nic_refuses_goes_by_the_rings() {
     let register = Arc::new(Everything { lies: true, ..Everything::default() });

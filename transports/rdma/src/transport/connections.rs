@@ -198,8 +198,8 @@ impl Rdma {
             }
             Standing::Open => {
                 entry.offer = Some(offer);
-                // The peer has seen a break that this end has not.
-                self.break_off(peer, LostCause::Closed);
+                // The peer has taken memory back, or has seen a break that this end has not.
+                self.break_off(peer, LostCause::Renewed);
             }
             Standing::Broken(_) => entry.offer = Some(offer),
             Standing::Lost => {}
@@ -326,8 +326,7 @@ impl Rdma {
 
     /// Takes memory back from the NICs of both ends.
     pub(super) fn fence(&mut self, peer: Rank) {
-        let errno = rustix::io::Errno::CANCELED.raw_os_error();
-        self.break_off(peer, LostCause::Device { what: "memory was taken back from the NIC", errno });
+        self.break_off(peer, LostCause::Renewed);
     }
 
     pub(super) fn lose(&mut self, peer: Rank, cause: LostCause) {

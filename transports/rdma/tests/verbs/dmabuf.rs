@@ -1,7 +1,12 @@
 //! Accelerators' memory, registered straight from its descriptor; what moves, and what is taken away.
 
 use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
 
+use windlass_memory::accelerator::kernel::KernelAccelerator;
+use windlass_memory::accelerator::{
+    Accelerator as _, Condition, Contents, DeviceRange, Movement, Operand, Options, Place as Of,
+};
 use windlass_rdma::verbs::{Access, MemoryRegion, Place, RegisterError, Status};
 
 use crate::accelerator::{Accelerator, DmaBuf, udmabuf};
@@ -161,4 +166,38 @@ fn a_revoked_key_dies_and_both_ends_recover() {
         let anew = accelerator.allocate(BYTES as u64);
         works(&mut pair, &source, &from, &anew, round + 100);
     }
+}
+
+/// What a NIC stores until it is told to let go is in what goes on, however late that is.
+#[test]
+fn revoked_memory_goes_on_when_the_nic_has_let_go() {
+    let Some((mut pair, source, from)) = rig() else { return };
+    let Some(_) = Accelerator::open() else { return };
+    let options = Options { movement: Movement::Revocable, ..Options::default() };
+    let accelerator = KernelAccelerator::open("testbed", options).unwrap();
+    let region = accelerator.allocate(BYTES as u64).unwrap();
+    let range = DeviceRange { region, generation: 0, offset: 0, bytes: BYTES as u64 };
+    let export = accelerator.export(range).unwrap();
+    let (first, length) = export.exported.pages();
+    let (whole, access) = ((first + length) as usize, Access::REMOTE_WRITE);
+    let descriptor = export.descriptor.as_fd();
+    let to = MemoryRegion::register_dmabuf(&pair.b.device, descriptor, 0, whole, 0, access).unwrap();
+    assert_eq!(accelerator.importers(region), Ok(Some(1)));
+    accelerator.revoke_now(region, Contents::Preserved).unwrap();
+    // Far longer than a copy takes.
+    std::thread::sleep(Duration::from_millis(300));
+    assert_eq!(accelerator.status(region).unwrap().condition, Condition::Away);
+    source.fill(9);
+    let place = Place { address: to.address() + export.exported.offset, key: to.remote_key() };
+    move_over(&mut pair, &sge(&from), place).unwrap();
+    to.deregister().unwrap();
+    let begin = Instant::now();
+    while accelerator.status(region).unwrap().condition != Condition::Active {
+        assert!(begin.elapsed() < Duration::from_secs(20), "it never came back");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    let mut bytes = vec![0; BYTES];
+    accelerator.read(Operand { place: Of::Own(region, 1), offset: 0 }, &mut bytes).unwrap();
+    assert!(bytes.iter().all(|&byte| byte == 9), "what the NIC had stored was lost");
+    assert_eq!(accelerator.stale_stores(), Some(0));
 }

@@ -3,12 +3,18 @@
 
 #![expect(clippy::unwrap_used, reason = "a test that fails should panic")]
 
-use std::sync::Arc;
+mod accelerators;
+mod deaths;
+#[path = "../matrix/elements.rs"]
+mod elements;
+mod every_type;
+#[path = "../matrix/reference.rs"]
+mod reference;
+
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use windlass::accelerator::{self, Movement, Options};
-use windlass::{Communicator, Config, DeviceBuffer, Identity, JoinError, ReduceOp, TransportChoice};
+use windlass::{Communicator, Config, Identity, JoinError, ReduceOp, TransportChoice};
 
 /// This host's number, and how many there are.
 fn host() -> Option<(u32, u32)> {
@@ -24,17 +30,19 @@ fn config() -> Config {
     config
 }
 
+/// As this rank of so many, one on each host.
+fn join(job: &str, (rank, ranks): (u32, u32)) -> Result<Communicator, JoinError> {
+    let rendezvous = Some(format!("unix:/tmp/windlass-{job}"));
+    Communicator::join(&Identity { rank, ranks, rendezvous, serves: rank == 0 }, config())
+}
+
 /// Runs `test` on each host, or on threads. False where there is no RDMA.
 fn on_hosts(job: &str, test: impl Fn(&Communicator) + Sync) -> bool {
     let joined = match host() {
-        Some((rank, ranks)) => {
-            let rendezvous = Some(format!("unix:/tmp/windlass-{job}"));
-            let identity = Identity { rank, ranks, rendezvous, serves: rank == 0 };
-            Communicator::join(&identity, config()).map(|comm| {
-                test(&comm);
-                comm.finalize().unwrap();
-            })
-        }
+        Some(place) => join(job, place).map(|comm| {
+            test(&comm);
+            comm.finalize().unwrap();
+        }),
         None => windlass::threads_with(3, &config(), |comm| test(&comm)).map(|_| ()),
     };
     match joined {
@@ -187,9 +195,7 @@ fn another_hosts_second_nic_is_removed() {
 #[test]
 fn without_a_nic_the_job_ends_and_says_why() {
     let Some((rank, ranks)) = host().filter(|_| two_nics()) else { return };
-    let identity =
-        Identity { rank, ranks, rendezvous: Some("unix:/tmp/windlass-gone".into()), serves: rank == 0 };
-    let comm = Communicator::join(&identity, config()).unwrap();
+    let comm = join("gone", (rank, ranks)).unwrap();
     let sum = || comm.all_reduce(vec![1.0f32; 50_000], ReduceOp::Sum).wait();
     assert_eq!(sum().unwrap()[0], ranks as f32);
     if rank == 0 {
@@ -207,99 +213,4 @@ fn without_a_nic_the_job_ends_and_says_why() {
     println!("after {:?}: {failed}", begin.elapsed());
     assert!(matches!(failed, windlass::Error::PeerFailed { .. }), "{failed:?}");
     assert!(begin.elapsed() < Duration::from_secs(30), "{:?}", begin.elapsed());
-}
-
-/// How the testbed's NICs import memory, as it was started.
-fn importer() -> Option<String> {
-    let mode = std::fs::read_to_string("/sys/module/rdma_rxe/parameters/dmabuf_mode").ok()?;
-    Some(mode.trim().to_owned())
-}
-
-/// Sums of an accelerator's memory, and messages from it and to it, while it moves in this way.
-fn on_accelerators(job: &str, movement: Movement, moves: f64, revokes: f64) {
-    on_hosts(job, |comm| {
-        let (rank, ranks) = (comm.rank(), comm.size());
-        let patience = Duration::from_secs(5);
-        let (moves_per_second, revokes_per_second) = (moves, revokes);
-        let options =
-            Options { movement, moves_per_second, revokes_per_second, patience, ..Options::default() };
-        let options = Options { device: options.device ^ u64::from(rank), seed: u64::from(rank), ..options };
-        let accelerator = accelerator::open("testbed", options).unwrap();
-        let device = comm.attach(Arc::clone(&accelerator)).unwrap();
-        let value = |rank: u32, round: u32, at: usize| ((rank + 1 + round) * (at % 1000 + 1) as u32) as f32;
-        let write = |buffer: &mut DeviceBuffer<f32>, round| {
-            let values: Vec<_> = (0..buffer.len()).map(|at| value(rank, round, at)).collect();
-            buffer.write(&values).unwrap();
-        };
-        let read = |buffer: &DeviceBuffer<f32>| {
-            let mut values = vec![0.0; buffer.len()];
-            buffer.read(&mut values).unwrap();
-            values
-        };
-        let (next, before) = ((rank + 1) % ranks, (rank + ranks - 1) % ranks);
-        let begin = Instant::now();
-        let mut rounds = 0;
-        loop {
-            for count in [1000, 50_001, 400_000] {
-                let mut memory = device.alloc::<f32>(count).unwrap();
-                write(&mut memory, rounds);
-                let memory = comm.all_reduce(memory, ReduceOp::Sum).wait().unwrap();
-                for (at, is) in read(&memory).into_iter().enumerate() {
-                    let sum: f32 = (0..ranks).map(|rank| value(rank, rounds, at)).sum();
-                    assert!(is == sum, "sum of {count} in round {rounds}: {at} is {is}, not {sum}");
-                }
-                let mut from = device.alloc::<f32>(count).unwrap();
-                write(&mut from, rounds);
-                let into = device.alloc::<f32>(count).unwrap();
-                let (_, into) = comm.sendrecv(from, next, into, before, 0).wait().unwrap();
-                for (at, is) in read(&into).into_iter().enumerate() {
-                    let sent = value(before, rounds, at);
-                    assert!(is == sent, "message of {count} in round {rounds}: {at} is {is}, not {sent}");
-                }
-            }
-            rounds += 1;
-            let late = f32::from(u8::from(begin.elapsed() >= Duration::from_secs(10)));
-            if comm.all_reduce(vec![late], ReduceOp::Max).wait().unwrap()[0] > 0.0 {
-                break;
-            }
-        }
-        println!(
-            "{movement:?}, rank {rank}: {rounds} rounds; {:?}; {:?}",
-            device.movements(),
-            comm.reconnects()
-        );
-        assert_eq!(accelerator.stale_stores(), Some(0), "memory was written after it had moved");
-    });
-}
-
-#[test]
-fn accelerators_memory_that_nobody_moves() {
-    let movement =
-        if importer().as_deref() == Some("dynamic") { Movement::Transparent } else { Movement::Pinned };
-    on_accelerators("still", movement, 0.0, 0.0);
-}
-
-#[test]
-fn accelerators_memory_that_moves_by_itself() {
-    if importer().as_deref() == Some("dynamic") {
-        on_accelerators("transparent", Movement::Transparent, 30.0, 0.0);
-    }
-}
-
-#[test]
-fn accelerators_memory_whose_owner_asks() {
-    on_accelerators("cooperative", Movement::Cooperative, 30.0, 0.0);
-    on_accelerators("pinned", Movement::Pinned, 30.0, 0.0);
-}
-
-#[test]
-fn accelerators_memory_that_is_revoked() {
-    // Memory that moves under a key that dies by it.
-    if importer().as_deref() == Some("revocable") {
-        on_accelerators("forced", Movement::Revocable, 10.0, 0.0);
-    }
-    // Who pins without a callback keeps what was revoked.
-    if importer().is_some_and(|mode| mode != "pinned") {
-        on_accelerators("revocable", Movement::Revocable, 0.0, 10.0);
-    }
 }
