@@ -62,6 +62,7 @@ impl DmaBuf {
 
 /// A dma-buf of the kernel's udmabuf.
 pub(crate) fn udmabuf(bytes: usize) -> Option<DmaBuf> {
-    let driver = Driver::open("udmabuf").map_err(|error| println!("skipped: udmabuf, because {error}")).ok()?;
+    let driver =
+        Driver::open("udmabuf").map_err(|error| println!("skipped: udmabuf, because {error}")).ok()?;
     Some(DmaBuf { descriptor: driver.allocate(bytes as u64).expect("allocated"), bytes })
 }
