@@ -55,13 +55,13 @@ use std::time::Duration;
 
 use windlass_kernels::Combine;
 
+#[cfg(not(loom))]
+pub use dma_buf::is as is_dma_buf;
 pub use error::{AcceleratorError, BadDescriptor};
 pub use export::{DeviceRange, Export, Exported, Import, Region};
 pub use fence::{Fence, Outcome};
 pub use notice::{Contents, Notice, Notices, Ticket};
-pub use options::{Counters, Drive, Options};
-#[cfg(not(loom))]
-pub use dma_buf::is as is_dma_buf;
+pub use options::{BadOption, Counters, Drive, Options};
 #[cfg(not(loom))]
 pub use registry::{NAMES, OpenError, open};
 
