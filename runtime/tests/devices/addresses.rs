@@ -4,10 +4,11 @@ use std::ops::Range;
 
 use windlass::accelerator::simulated::Options;
 use windlass::{
-    Collective, Communicator, DataType, DeviceBuffer, Error, Piece, Problem, RawRequest, threads_with,
+    Collective, Communicator, DataType, DeviceBuffer, Error, List, Piece, Problem, RawRequest, ReduceOp,
+    threads_with,
 };
 
-use super::{accelerator, rounds, shm, sum, value};
+use super::{accelerator, fill, rounds, shm, sum, value};
 
 const COUNT: usize = 1000;
 
@@ -117,6 +118,22 @@ fn parts_of_a_buffer_are_written_reduced_and_read() {
                 assert!(beyond, "{first} {count}: {error:?}");
             }
         }
+    })
+    .unwrap();
+}
+
+/// The engine has the sum in pieces of its own, and the list's memory is none that it could be read into at once.
+#[test]
+fn a_sum_of_device_memory_is_scattered_into_a_list_of_the_host_s() {
+    threads_with(2, &shm(), |comm| {
+        let device = comm.attach(accelerator(comm.rank(), Options::default())).unwrap();
+        let mut buffer = device.alloc::<f32>(2 * COUNT).unwrap();
+        fill(&mut buffer, comm.rank(), 0);
+        let list = List::new(vec![vec![0.0f32; 300], vec![0.0; COUNT - 300]]);
+        let (_, list) = comm.reduce_scatter_into(buffer, list, ReduceOp::Sum).wait().unwrap();
+        let first = comm.rank() as usize * COUNT;
+        let sums: Vec<f32> = (first..first + COUNT).map(|i| sum(2, 0, i)).collect();
+        assert_eq!(list.into_members().concat(), sums);
     })
     .unwrap();
 }
