@@ -42,6 +42,7 @@ use crate::fork;
 use crate::group::lock;
 use crate::job::Job;
 use crate::job::news::RETRY;
+use crate::memory::Buffer;
 use crate::scheduler::{RegionError, RegionName};
 
 pub use buffer::DeviceBuffer;
@@ -468,6 +469,17 @@ impl Device {
         };
         drop(regions);
         Ok(DeviceBuffer { device: self.clone(), segment, slot, count, element: PhantomData })
+    }
+
+    /// Registered host memory of the same rank, as [`Communicator::alloc`](crate::Communicator::alloc) gives: to copy to and from.
+    ///
+    /// # Errors
+    /// When there is not so much memory.
+    pub fn alloc_registered<T: Element>(&self, count: usize) -> Result<Buffer<T>, Error> {
+        if fork::is_forked() {
+            return Err(Error::Forked { rank: self.job.rank });
+        }
+        Buffer::allocate(&self.job.pool, count)
     }
 
     /// How often this rank's memory has moved, and what that has cost.
