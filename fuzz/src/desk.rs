@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::io::IoSlice;
 
 use windlass_transports::ledger::Generation;
-use windlass_transports::link::{Garbled, Limits, Link, Withdrawal};
+use windlass_transports::link::{Garbled, Limits, Link};
 use windlass_transports::message::{COLLECTIVE_TAG, Message, MessageId};
 use windlass_transports::{Event, Token};
 
@@ -157,11 +157,10 @@ impl Desk {
         bytes
     }
 
-    /// Withdraws the nth live operation. `Broken` ends the link.
-    pub(crate) fn withdraw(&mut self, nth: u8) -> Option<(Live, Withdrawal)> {
+    /// Withdraws the nth live operation.
+    pub(crate) fn withdraw(&mut self, nth: u8) -> Option<Live> {
         let token = *self.live.keys().nth(usize::from(nth) % self.live.len().max(1))?;
-        let withdrawal = self.link.withdraw(Token(token));
-        assert_ne!(withdrawal, Withdrawal::Unknown, "a live operation is known");
-        self.live.remove(&token).map(|live| (live, withdrawal))
+        assert!(self.link.withdraw(Token(token)), "a live operation is known");
+        self.live.remove(&token)
     }
 }

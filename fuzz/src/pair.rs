@@ -134,7 +134,7 @@ pub fn run(bytes: &[u8]) {
             2 | 3 => pair.post(name, false, variant > 240),
             4 => {
                 let at = usize::from(variant & 1);
-                if let Some((live, _)) = pair.desks[at].withdraw(name) {
+                if let Some(live) = pair.desks[at].withdraw(name) {
                     pair.courses.entry(live.name).or_default().withdrawn = true;
                 }
             }

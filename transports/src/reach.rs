@@ -84,6 +84,11 @@ pub unsafe trait Register: Send + Sync + fmt::Debug {
         false
     }
 
+    /// Whether foreign memory can be read now: it is neither on its way to another place nor lost.
+    fn is_here(&self, _memory: *const u8) -> bool {
+        false
+    }
+
     /// Copies foreign memory to the host. False while it is on its way to another place, or lost; then nothing is promised of `to`.
     fn load(&self, _from: *const u8, _to: &mut [u8]) -> bool {
         false

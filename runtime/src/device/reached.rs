@@ -91,6 +91,13 @@ unsafe impl Register for Reached {
         address::is_device(memory)
     }
 
+    fn is_here(&self, memory: *const u8) -> bool {
+        let (Some((slot, _)), Some(attached)) = (address::decode(memory), self.attached()) else {
+            return false;
+        };
+        attached.regions().is_here(slot)
+    }
+
     fn load(&self, from: *const u8, to: &mut [u8]) -> bool {
         let (Some((slot, offset)), Some(attached)) = (address::decode(from), self.attached()) else {
             return false;

@@ -224,7 +224,7 @@ impl Link {
                     self.rescind(&message);
                 }
                 self.release(&message);
-                self.judge_and_place(message, posted, message.bytes, events);
+                self.judge_and_place(message, posted, None, events);
                 Ok(())
             }
             Some(_) => Err(Garbled("the same message twice")),
@@ -239,16 +239,23 @@ impl Link {
         }
     }
 
-    /// Directs `bytes` bytes of a message at its receive, or nowhere if they do not fit each other.
-    fn judge_and_place(&mut self, message: Message, posted: Posted, bytes: usize, events: &mut Vec<Event>) {
+    /// Directs a message, or its first piece of so many bytes, at its receive, or nowhere if they do not fit each other.
+    fn judge_and_place(
+        &mut self,
+        message: Message,
+        posted: Posted,
+        piece: Option<usize>,
+        events: &mut Vec<Event>,
+    ) {
+        let (in_pieces, bytes) = (piece.is_some(), piece.unwrap_or(message.bytes));
         if posted.message == message {
             let memory = posted.memory;
-            let transfer = Transfer { message, posted: Some(posted), arrived: 0 };
+            let transfer = Transfer { message, posted: Some(posted), arrived: 0, in_pieces };
             self.cursor.begin(Purpose::Transfer(transfer), memory, bytes);
         } else {
             self.notify(Kind::RefuseMessage, &posted.message);
             events.push(self.mismatch(posted.token, message));
-            let transfer = Transfer { message, posted: None, arrived: 0 };
+            let transfer = Transfer { message, posted: None, arrived: 0, in_pieces };
             self.cursor.begin(Purpose::Transfer(transfer), std::ptr::null_mut(), bytes);
         }
     }
@@ -265,10 +272,10 @@ impl Link {
         }
         match self.incoming.remove(&message.id) {
             Some(Incoming::Posted { posted, cleared: true }) if posted.message == message => {
-                self.judge_and_place(message, posted, bytes, events);
+                self.judge_and_place(message, posted, Some(bytes), events);
             }
             Some(Incoming::Posted { posted, cleared: false }) if self.rescinding.contains(&message.id) => {
-                self.judge_and_place(message, posted, bytes, events);
+                self.judge_and_place(message, posted, Some(bytes), events);
             }
             Some(Incoming::Arriving(transfer))
                 if transfer.message == message && bytes <= message.bytes - transfer.arrived =>
@@ -280,7 +287,7 @@ impl Link {
                 self.cursor.begin(Purpose::Transfer(transfer), memory, bytes);
             }
             None if self.rescinding.contains(&message.id) => {
-                let transfer = Transfer { message, posted: None, arrived: 0 };
+                let transfer = Transfer { message, posted: None, arrived: 0, in_pieces: true };
                 self.cursor.begin(Purpose::Transfer(transfer), std::ptr::null_mut(), bytes);
             }
             _ => return Err(Garbled("a message that was not cleared")),
@@ -350,7 +357,7 @@ impl Link {
         }
     }
 
-    fn rescind(&mut self, message: &Message) {
+    pub(super) fn rescind(&mut self, message: &Message) {
         self.notify(Kind::Rescind, message);
         self.rescinding.insert(message.id);
     }

@@ -52,6 +52,11 @@ impl Buffers {
         self.register.as_ref().is_some_and(|register| register.is_foreign(memory))
     }
 
+    /// Whether foreign memory is neither on its way to another place nor lost.
+    pub(super) fn is_here(&self, memory: *const u8) -> bool {
+        self.register.as_ref().is_some_and(|register| register.is_here(memory))
+    }
+
     /// A copy of a send's payload; none while that is on its way to another place, or lost.
     ///
     /// # Safety

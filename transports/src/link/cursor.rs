@@ -11,6 +11,8 @@ pub(super) struct Transfer {
     pub(super) message: Message,
     pub(super) posted: Option<Posted>,
     pub(super) arrived: usize,
+    /// It comes in pieces that begin anew where a connection broke; small ones go on.
+    pub(super) in_pieces: bool,
 }
 
 /// What the inbound bytes are part of.
@@ -87,6 +89,15 @@ impl Cursor {
     /// A header that is not here whole comes anew.
     pub(super) fn forget_header(&mut self) {
         self.collected = 0;
+    }
+
+    /// Takes what the inbound bytes were part of, if it is such: a header comes next.
+    pub(super) fn take_if(&mut self, is: impl Fn(&Purpose) -> bool) -> Purpose {
+        if !is(&self.purpose) {
+            return Purpose::Header;
+        }
+        (self.memory, self.left, self.whole) = (std::ptr::null_mut(), 0, 0);
+        std::mem::take(&mut self.purpose)
     }
 
     /// Bytes of a frame whose payload is coming that are here.

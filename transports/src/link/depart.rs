@@ -3,8 +3,9 @@
 use super::credit::Amount;
 use super::outbound::{Frame, Withdrawn};
 use super::place::Place;
+use super::replay::Kept;
 use super::wire::{Detail, Header, Kind};
-use super::{Garbled, Link, Withdrawal};
+use super::{Garbled, Link};
 use crate::message::{Message, MessageId};
 use crate::{Event, Token};
 
@@ -236,7 +237,7 @@ impl Link {
         }
     }
 
-    pub(super) fn withdraw_send(&mut self, token: Token) -> Withdrawal {
+    pub(super) fn withdraw_send(&mut self, token: Token) -> bool {
         let found = self.departing.iter().find_map(|(id, departing)| match departing {
             Departing::Announced { sending, .. } | Departing::Waiting(sending) if sending.token == token => {
                 Some(*id)
@@ -252,13 +253,16 @@ impl Link {
                 Some(Departing::Waiting(sending)) => self.stop_waiting(&sending.message),
                 _ => {}
             }
-            return Withdrawal::Done;
+            return true;
         }
-        let kept = self.replay.as_mut().map_or(Ok(false), |replay| replay.withdraw(token, &mut self.buffers));
-        let Ok(kept) = kept else { return Withdrawal::Torn };
+        let kept =
+            self.replay.as_mut().map_or(Kept::Nothing, |replay| replay.withdraw(token, &mut self.buffers));
+        if kept == Kept::Void {
+            self.outbound.void(token);
+            return true;
+        }
         match self.outbound.withdraw(token, &mut self.buffers) {
-            Withdrawn::Absent if !kept => return Withdrawal::Unknown,
-            Withdrawn::Torn => return Withdrawal::Torn,
+            Withdrawn::Absent if kept == Kept::Nothing => return false,
             Withdrawn::Absent | Withdrawn::Leaving => {}
             Withdrawn::Begun(header) => self.notify(Kind::Abandon, &header.message),
             Withdrawn::Whole(frame) => {
@@ -267,7 +271,7 @@ impl Link {
                 }
             }
         }
-        Withdrawal::Done
+        true
     }
 
     /// Undoes what queueing a frame has done.

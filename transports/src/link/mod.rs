@@ -24,12 +24,15 @@
 //! **Withdrawal.** A withdrawn receive that was cleared is *rescinded*; until the answer comes, what arrives for it is thrown away, or given to a new
 //! receive of the same identity. A withdrawn send that was announced is retracted.
 //!
-//! Of a send that was half-sent the frame under way leaves from a copy, and the rest is *abandoned*: the receive waits as before.
+//! Of a send that was half-sent the frame under way leaves from a copy, and the rest is *abandoned*: the receive waits as before. Where the copy cannot be made,
+//! it begins anew without a message (`anew.rs`).
 //!
 //! A receive posted while its message is being thrown away ends with [`Event::Mismatch`], rather than never.
 //!
 //! **Breaks.** Where the pipe can break ([`Link::replaying`]), every frame is kept until the peer has acknowledged it, and what the peer has
 //! not got is sent again over the next pipe (`replay.rs`).
+//!
+//! **Anew.** A piece whose memory is on its way to another place when the stream stands again lets others pass (`anew.rs`).
 //!
 //! **Places.** Where the pipe can write into the peer's memory ([`Link::placing`]), a clearance says where its message belongs ([`place`]).
 //!
@@ -39,6 +42,7 @@
 //! Who touches what: `incoming` and `cursor` belong to the receiving half (`arrive.rs`, `cursor.rs`), `departing` to the sending half (`depart.rs`),
 //! `classes` and `outbound` to both; `replay` follows what leaves and arrives.
 
+mod anew;
 mod arrive;
 mod buffers;
 mod credit;
@@ -97,17 +101,6 @@ pub enum Wants {
     Payload(*mut u8, usize),
     /// Nowhere: so many bytes are to be thrown away.
     Discard(usize),
-}
-
-/// Whether [`Link::withdraw`] knew the token.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-pub enum Withdrawal {
-    /// No live operation has this token.
-    Unknown,
-    /// The operation is forgotten.
-    Done,
-    /// A message had begun to leave, and the foreign memory that holds the rest cannot be read: the peer can be sent nothing more.
-    Torn,
 }
 
 /// One rank's end of the protocol with one peer.
@@ -265,6 +258,7 @@ impl Link {
         replay.broke(current, &mut self.buffers, events);
         self.cursor.forget_header();
         if self.places {
+            self.forget_piece();
             self.forget_places();
         }
     }
@@ -280,10 +274,12 @@ impl Link {
     /// It cannot have; the link is unusable then.
     pub fn resume(&mut self, theirs: Position, events: &mut Vec<Event>) -> Result<Resumed, Garbled> {
         let ours = self.position();
-        match &mut self.replay {
-            Some(replay) => replay.resume(ours, theirs, &mut self.buffers, events),
-            None => Err(Garbled("a position in a stream that cannot break")),
-        }
+        let Some(replay) = &mut self.replay else {
+            return Err(Garbled("a position in a stream that cannot break"));
+        };
+        let resumed = replay.resume(ours, theirs, &mut self.buffers, events)?;
+        self.begin_anew(events)?;
+        Ok(resumed)
     }
 
     /// Where the next inbound bytes belong.
@@ -335,12 +331,9 @@ impl Link {
         Ok(())
     }
 
-    /// Forgets an operation.
-    pub fn withdraw(&mut self, token: Token) -> Withdrawal {
-        if self.withdraw_recv(token) {
-            return Withdrawal::Done;
-        }
-        self.withdraw_send(token)
+    /// Forgets an operation. Whether there was any of this token.
+    pub fn withdraw(&mut self, token: Token) -> bool {
+        self.withdraw_recv(token) || self.withdraw_send(token)
     }
 
     /// Forgets everything, because the peer is lost. No memory is touched after it.

@@ -10,7 +10,7 @@ use super::buffers::Buffers;
 use super::place::{Destined, PLACE_BYTES, Place};
 use super::wire::{ACK_AT, Detail, HEADER_BYTES, Header, Kind};
 use crate::Token;
-use crate::message::Message;
+use crate::message::{Message, MessageId};
 
 /// Small frames that may leave in a row while a piece waits.
 const OVERTAKE: u32 = 16;
@@ -104,6 +104,21 @@ impl Frame {
     /// What its header says.
     pub(super) fn header(&self) -> Option<Header> {
         Header::decode(&self.header).ok()
+    }
+
+    /// The message that it is a piece of.
+    pub(super) fn message(&self) -> Option<MessageId> {
+        self.header().filter(|header| header.kind == Kind::Data).map(|header| header.message.id)
+    }
+
+    /// Whether earlier pieces of its message have left.
+    pub(super) const fn is_begun(&self) -> bool {
+        self.begun
+    }
+
+    /// Whether its send was withdrawn when its memory could not be read.
+    pub(super) fn is_void(&self) -> bool {
+        self.token.is_none() && self.is_absent()
     }
 
     /// The send that it is a part of, unless that has ended or is withdrawn.
@@ -264,8 +279,6 @@ pub(super) enum Withdrawn {
     Begun(Header),
     /// Its last frame is on its way out, from a copy.
     Leaving,
-    /// It has begun to leave, and its memory cannot be read.
-    Torn,
 }
 
 #[derive(Clone, Copy, Eq, PartialEq)]
@@ -333,11 +346,33 @@ impl Outbound {
     /// Copies the piece that leaves next, if it cannot leave as it is. One that is away lets those of other messages pass, and is tried again.
     pub(super) fn load(&mut self, buffers: &mut Buffers) {
         for _ in 0..self.pieces.len() {
-            let Some(frame) = self.pieces.front_mut().filter(|frame| frame.is_stuck()) else { return };
-            if frame.own(buffers).is_some() {
+            let Some(frame) = self.pieces.front_mut() else { return };
+            if frame.is_absent() && !buffers.is_here(frame.payload) {
+                frame.forget_place();
+            }
+            if !frame.is_stuck() || frame.own(buffers).is_some() {
                 return;
             }
             self.pieces.rotate_left(1);
+        }
+    }
+
+    /// A piece that is to leave once more.
+    pub(super) fn return_piece(&mut self, frame: Frame) {
+        self.pieces.push_front(frame);
+    }
+
+    /// Pieces of which this is so do not leave.
+    pub(super) fn drop_pieces(&mut self, which: impl Fn(&Frame) -> bool) -> Vec<Frame> {
+        let (dropped, left) = std::mem::take(&mut self.pieces).into_iter().partition(|frame| which(frame));
+        self.pieces = left;
+        Vec::from_iter::<VecDeque<_>>(dropped)
+    }
+
+    /// The rest of a withdrawn send waits for the connection, like what had left of it.
+    pub(super) fn void(&mut self, token: Token) {
+        for frame in self.pieces.iter_mut().filter(|frame| frame.token == Some(token)) {
+            (frame.token, frame.copy) = (None, Vec::new());
         }
     }
 
@@ -467,9 +502,11 @@ impl Outbound {
     /// Takes out what is left of a send. What has begun to leave leaves all the same, from a copy.
     pub(super) fn withdraw(&mut self, token: Token, buffers: &mut Buffers) -> Withdrawn {
         if let Some((frame, _)) = self.current.as_mut().filter(|(frame, _)| frame.token == Some(token)) {
-            if frame.own(buffers).is_none() {
-                return Withdrawn::Torn;
-            }
+            let owned = frame.own(buffers);
+            debug_assert!(
+                owned.is_some(),
+                "foreign memory leaves from a copy, or by a device whose connection is broken off before"
+            );
             frame.token = None;
             return match (std::mem::take(&mut frame.rest), frame.header()) {
                 (1.., Some(header)) => Withdrawn::Begun(header),

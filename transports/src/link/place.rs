@@ -144,10 +144,7 @@ impl Link {
     /// Copies what leaves next to the host if it cannot leave as it is: foreign memory that has no place to go to. Called before
     /// [`gather`](Self::gather), where there is such memory.
     pub fn load(&mut self) {
-        match &mut self.replay {
-            Some(replay) if replay.writes_again() => replay.load(&mut self.buffers),
-            _ => self.outbound.load(&mut self.buffers),
-        }
+        self.outbound.load(&mut self.buffers);
     }
 
     /// Whether a device, this rank's or the peer's, may touch memory of which this is so although this rank does nothing.

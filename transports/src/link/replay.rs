@@ -61,9 +61,16 @@ pub enum Planted {
     ReuseGeneration,
 }
 
-/// A message that has begun to leave can neither leave whole nor be taken back.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Torn;
+/// What [`Replay::withdraw`] found.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Kept {
+    /// Nothing of that token.
+    Nothing,
+    /// All of it is here.
+    Copied,
+    /// Some of it is nowhere else than in memory that cannot be read, and the connection is broken.
+    Void,
+}
 
 /// Both directions' accounts.
 #[derive(Debug)]
@@ -71,10 +78,10 @@ pub(super) struct Replay {
     ledger: Ledger,
     generation: Generation,
     /// The ledger's chunks from the watermark on, as far as they have begun to leave.
-    kept: VecDeque<Frame>,
-    copied: usize,
+    pub(super) kept: VecDeque<Frame>,
+    pub(super) copied: usize,
     /// Sends among `kept` that end with their acknowledgement.
-    unended: usize,
+    pub(super) unended: usize,
     /// What is written again: the chunk, and how many of its bytes need not be or have been.
     again: Option<(u32, usize)>,
     receipt: Receipt,
@@ -171,16 +178,21 @@ impl Replay {
         }
     }
 
-    /// Copies what is kept of a send, so that its memory is not touched again. Whether there was any; an error if it could not be read.
-    pub(super) fn withdraw(&mut self, token: Token, buffers: &mut Buffers) -> Result<bool, Torn> {
-        let mut found = false;
+    /// Copies what is kept of a send, so that its memory is not touched again. What cannot be read begins [anew](super::anew) without a message.
+    pub(super) fn withdraw(&mut self, token: Token, buffers: &mut Buffers) -> Kept {
+        let mut kept = Kept::Nothing;
         for frame in self.kept.iter_mut().filter(|frame| frame.token() == Some(token)) {
-            found = true;
             self.unended -= usize::from(frame.ends_send());
             frame.take_token();
-            self.copied += frame.own(buffers).ok_or(Torn)?;
+            match frame.own(buffers) {
+                Some(bytes) if kept != Kept::Void => {
+                    (kept, self.copied) = (Kept::Copied, self.copied + bytes)
+                }
+                Some(bytes) => self.copied += bytes,
+                None => kept = Kept::Void,
+            }
         }
-        Ok(found)
+        kept
     }
 
     /// Whether a device may read memory for this send.
@@ -191,16 +203,6 @@ impl Replay {
     /// Whether a device may read memory of which this is so.
     pub(super) fn exposes_any(&self, within: &dyn Fn(*const u8) -> bool) -> bool {
         self.kept.iter().any(|frame| frame.exposes_any(within))
-    }
-
-    /// Copies what leaves again next, if it cannot leave as it is.
-    pub(super) fn load(&mut self, buffers: &mut Buffers) {
-        let Some((chunk, _)) = self.again else { return };
-        let first = chunk.wrapping_sub(self.ledger.delivered()) as usize;
-        if let Some(frame) = self.kept.get_mut(first).filter(|frame| frame.is_stuck()) {
-            // What is away stays, and is tried again.
-            self.copied += frame.own(buffers).unwrap_or_default();
-        }
     }
 
     pub(super) fn forget_places(&mut self) {
@@ -312,7 +314,7 @@ impl Replay {
         let Some((chunk, done)) = self.again else { return 0 };
         let (mut skip, mut filled, mut bytes) = (done, 0, 0);
         for frame in self.kept.iter().skip(chunk.wrapping_sub(self.ledger.delivered()) as usize) {
-            if filled + 2 > slices.len() || bytes >= limit || frame.is_stuck() {
+            if filled + 2 > slices.len() || bytes >= limit {
                 break;
             }
             frame.lend(std::mem::take(&mut skip), slices, &mut filled, &mut bytes, limit);

@@ -91,7 +91,7 @@ fn a_peer_that_spends_credits_before_they_return_is_garbled() {
         }
         assert_eq!(events, [Event::Received(Token(1))]);
         hear(&mut link, fits).unwrap();
-        assert_eq!(link.withdraw(Token(2)), Withdrawal::Done);
+        assert!(link.withdraw(Token(2)));
         assert!(hear(&mut link, fits + 1).is_err(), "{bytes} bytes a message");
     }
 }

@@ -146,6 +146,12 @@ impl Header {
         Self { kind: Kind::Ack, ack, message, detail: Detail::Credits { bytes: 0, messages: 0 } }
     }
 
+    /// One that says nothing of a message.
+    pub const fn nothing(id: MessageId) -> Self {
+        let message = Message { id, fingerprint: [0; 2], bytes: 0 };
+        Self { kind: Kind::Credit, ack: 0, message, detail: Detail::Credits { bytes: 0, messages: 0 } }
+    }
+
     /// Bytes of payload that follow.
     pub fn payload(&self) -> usize {
         match (self.kind, self.detail) {

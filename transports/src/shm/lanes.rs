@@ -22,7 +22,7 @@ use super::bounce::{BUFFER_BYTES, Bounce, Buffer};
 use super::copy::copy;
 use super::lane::{CELL_BYTES, CELLS, Cell, Content, Positions};
 use super::line::prepare;
-use crate::link::{Garbled, Limits, Link, Wants, Withdrawal};
+use crate::link::{Garbled, Limits, Link, Wants};
 use crate::reach::{Found, Reach};
 use crate::{Capabilities, Event, LostCause, Message, MessageId, Rank, Token, Transport};
 
@@ -495,7 +495,7 @@ impl Transport for Lanes {
         self.ready.retain(|event| !event.ends(token));
         for peer in 0..self.links.len() {
             let Some(link) = &mut self.links[peer] else { continue };
-            if link.withdraw(token) == Withdrawal::Done {
+            if link.withdraw(token) {
                 // Before its memory is given back. What is lent for another send is lent again.
                 self.revoke(peer as Rank);
                 return;

@@ -5,7 +5,7 @@ use std::io::IoSlice;
 use std::os::fd::BorrowedFd;
 
 use super::{Fault, Network, Packet, State};
-use crate::link::{Garbled, Link, Planted, Position, Withdrawal};
+use crate::link::{Garbled, Link, Planted, Position};
 use crate::{Capabilities, Event, LostCause, Message, MessageId, Rank, Token, Transport};
 
 /// `ENETUNREACH`, `ECONNRESET`, `ETIMEDOUT` and `ECONNREFUSED`: the simulation uses Linux's numbers wherever it runs.
@@ -263,7 +263,7 @@ impl Transport for Endpoint {
     fn withdraw(&mut self, token: Token) {
         self.ready.retain(|event| !event.ends(token));
         for (&peer, far) in self.peers.iter_mut().filter_map(|(peer, far)| Some((peer, far.as_mut()?))) {
-            if far.link.withdraw(token) == Withdrawal::Done {
+            if far.link.withdraw(token) {
                 self.busy.insert(peer);
                 return;
             }

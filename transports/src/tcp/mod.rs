@@ -34,7 +34,7 @@ use rustix::event::{Timespec, epoll};
 use rustix::io::Errno;
 use rustix::net::SocketFlags;
 
-use crate::link::{Limits, Link, Withdrawal};
+use crate::link::{Limits, Link};
 use crate::{Capabilities, Event, LostCause, Message, MessageId, Rank, Token, Transport};
 use door::{Admission, Guest, Guests};
 use peer::{Peer, Standing, system};
@@ -462,12 +462,9 @@ impl Transport for Tcp {
     fn withdraw(&mut self, token: Token) {
         self.ready.retain(|event| !event.ends(token));
         for peer in 0..self.peers.len() as Rank {
-            match self.peers[peer as usize].link.withdraw(token) {
-                Withdrawal::Unknown => continue,
-                // Foreign memory is only sent by transports that know of it.
-                Withdrawal::Done | Withdrawal::Torn => self.activate(peer),
+            if self.peers[peer as usize].link.withdraw(token) {
+                return self.activate(peer);
             }
-            return;
         }
     }
 

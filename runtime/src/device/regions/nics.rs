@@ -39,6 +39,12 @@ impl Regions {
         Some(Registrable { key, offset: (exported.offset + offset) as usize, source })
     }
 
+    /// Whether the memory in a slot is in its place.
+    pub(crate) fn is_here(&self, slot: u32) -> bool {
+        let own = self.own.get(&self.segment(slot));
+        own.is_some_and(|own| own.machine.state() == table::owner::State::Active)
+    }
+
     /// The segments that NICs are to give back, with the slots of each.
     pub(crate) fn take_wanted(&mut self) -> Vec<(u32, Vec<u32>)> {
         let wanted = std::mem::take(&mut self.wanted);

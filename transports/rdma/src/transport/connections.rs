@@ -444,7 +444,13 @@ impl Rdma {
                 rail.know(&found, bytes).map(|known| (known.address, known.local))
             };
             entry.link.load();
-            let Some(write) = end.pipe.depart(&mut entry.link, staging, registered, ready) else { break };
+            let Some(write) = end.pipe.depart(&mut entry.link, staging, registered, ready) else {
+                if end.pipe.has_room() && entry.link.destined().is_some() {
+                    // Half a piece has left, and the rest is away: it begins anew, and lets others pass.
+                    self.fence(peer);
+                }
+                break;
+            };
             moved = true;
             if let Err(error) = end.post(&write, rail, rings) {
                 let cause = failed(&error.cause);

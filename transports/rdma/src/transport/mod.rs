@@ -39,7 +39,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll;
-use windlass_transports::link::{self, Limits, Link, Withdrawal};
+use windlass_transports::link::{self, Limits, Link};
 use windlass_transports::reach::Register;
 use windlass_transports::tcp::{self, Tcp};
 use windlass_transports::{Capabilities, Event, Message, MessageId, Rank, Token, Transport};
@@ -409,15 +409,9 @@ impl Transport for Rdma {
             }
         }
         for peer in 0..self.peers.len() as Rank {
-            match self.peers[peer as usize].link.withdraw(token) {
-                Withdrawal::Unknown => continue,
-                Withdrawal::Done => self.activate(peer),
-                Withdrawal::Torn => self.lose(
-                    peer,
-                    windlass_transports::LostCause::Garbled("half a message whose memory is gone"),
-                ),
+            if self.peers[peer as usize].link.withdraw(token) {
+                return self.activate(peer);
             }
-            return;
         }
     }
 

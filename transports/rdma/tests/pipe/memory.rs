@@ -85,6 +85,10 @@ impl Memories {
         self.with(token, |region| region.key.is_some())
     }
 
+    pub(super) fn is_foreign(&self, token: u64) -> bool {
+        self.with(token, |region| region.foreign)
+    }
+
     pub(super) fn is_away(&self, token: u64) -> bool {
         self.with(token, |region| region.away)
     }
@@ -163,6 +167,11 @@ unsafe impl Register for Memories {
 
     fn is_foreign(&self, memory: *const u8) -> bool {
         decode(memory).is_some()
+    }
+
+    fn is_here(&self, memory: *const u8) -> bool {
+        let (token, _) = decode(memory).expect("only foreign memory is asked for");
+        !self.is_away(token)
     }
 
     fn load(&self, from: *const u8, to: &mut [u8]) -> bool {
