@@ -126,8 +126,9 @@ def stub():
     """What the stub says of each method: its parameters."""
     tree = ast.parse((PACKAGE / "_native.pyi").read_text())
     classes = {c.name: c for c in tree.body if isinstance(c, ast.ClassDef)}
+    parameters = lambda of: [a.arg for a in (*of.args, of.kwarg) if a is not None]
     return {
-        name: {f.name: [a.arg for a in f.args.args] for f in c.body if isinstance(f, ast.FunctionDef)}
+        name: {f.name: parameters(f.args) for f in c.body if isinstance(f, ast.FunctionDef)}
         for name, c in classes.items()
     }
 
