@@ -197,6 +197,11 @@ impl Communicator {
         device
     }
 
+    /// The accelerator that this rank uses, by whichever communicator it was attached: to be attached to another one.
+    pub fn accelerator(&self) -> Option<Arc<dyn Accelerator>> {
+        self.group.job.attached.get().map(|attached| Arc::clone(&attached.accelerator))
+    }
+
     /// The calls that block and borrow.
     pub const fn blocking(&self) -> Blocking<'_> {
         Blocking { communicator: self }

@@ -116,6 +116,20 @@ pub enum Problem {
     Listed,
     /// Device memory, where the call takes host memory only.
     OnDevice,
+    /// An address that stands for no device memory of this rank's job.
+    NoDeviceMemory {
+        /// The address.
+        address: usize,
+    },
+    /// Bytes that end after the device buffer.
+    BeyondEnd {
+        /// The first of them, in the buffer.
+        offset: u64,
+        /// How many.
+        bytes: u64,
+        /// How many the buffer has.
+        limit: u64,
+    },
     /// An average, of which a scan's ranks would each divide by another number.
     NotOfPrefixes,
     /// An operator that is not defined on the elements' type.
@@ -187,6 +201,13 @@ impl fmt::Display for Problem {
             Self::BadDescriptor(bad) => write!(f, "cannot be adopted: {bad}"),
             Self::AdoptsNothing => {
                 write!(f, "takes no memory of other exporters; attach one of the kernel's, such as dma-heap")
+            }
+            Self::NoDeviceMemory { address } => write!(
+                f,
+                "at {address:#x} is no device memory of this rank's job: it was freed, or is another job's"
+            ),
+            Self::BeyondEnd { offset, bytes, limit } => {
+                write!(f, "reaches beyond the device buffer: {bytes} bytes from byte {offset} on, of {limit}")
             }
             Self::Shared => write!(f, "is registered memory of windlass, which needs no more"),
             Self::OnDevice => {

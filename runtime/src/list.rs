@@ -10,6 +10,7 @@ use windlass_collectives::{Collective, Extent, Fingerprint};
 use windlass_kernels::{DataType, Element};
 
 use crate::error::{Error, Failed, Problem};
+use crate::group::Group;
 use crate::memory::{Memory, MemoryMut, Span, collide};
 use crate::request::{Checked, RawRequest};
 
@@ -317,7 +318,7 @@ impl RawRequest {
     }
 
     /// Checks where the memory of a call with lists lies.
-    pub(crate) fn check_pieces(&self, checked: &Checked) -> Result<(), Error> {
+    pub(crate) fn check_pieces(&self, group: &Group, checked: &Checked) -> Result<(), Error> {
         let operation = self.collective.name();
         let wrong = |argument, problem| Err(Error::InvalidArgument { operation, argument, problem });
         if self.collective.is_point_to_point() {
@@ -350,6 +351,7 @@ impl RawRequest {
                 if address == 0 || !address.is_multiple_of(alignment) {
                     return wrong(argument, Problem::Misaligned { address, alignment });
                 }
+                self.check_device(group, checked, argument, piece.address, piece.count * size)?;
             }
         }
         let [(_, input, reads), (_, output, writes)] = sides;

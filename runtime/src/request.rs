@@ -7,6 +7,7 @@ use windlass_collectives::{Call, Collective, Extent, Layout, hash_of_lengths};
 use windlass_kernels::{DataType, ReduceOp};
 use windlass_transports::message::COLLECTIVE_TAG;
 
+use crate::device::address;
 use crate::engine::bind::scale;
 use crate::error::{Error, Problem};
 use crate::group::Group;
@@ -274,9 +275,9 @@ impl RawRequest {
 
     /// Checks where the memory lies.
     #[inline]
-    pub(crate) fn check_memory(&self, checked: &Checked) -> Result<(), Error> {
+    pub(crate) fn check_memory(&self, group: &Group, checked: &Checked) -> Result<(), Error> {
         if self.is_listed() {
-            return self.check_pieces(checked);
+            return self.check_pieces(group, checked);
         }
         let (i, o) = (self.input.addr(), self.output.addr());
         let misplaced = |address: usize, bytes: usize| {
@@ -290,7 +291,36 @@ impl RawRequest {
         if misplaced(i, checked.input) || misplaced(o, checked.output) || overlaps() {
             return Err(self.misplaced(checked));
         }
+        if address::is_device(self.input) || address::is_device(self.output) {
+            let sides = [
+                ("the input", self.input, checked.input),
+                ("the output", self.output.cast_const(), checked.output),
+            ];
+            for (argument, memory, bytes) in sides {
+                self.check_device(group, checked, argument, memory, bytes)?;
+            }
+        }
         Ok(())
+    }
+
+    /// Checks that device memory is there, if that is what an address stands for.
+    pub(crate) fn check_device(
+        &self,
+        group: &Group,
+        checked: &Checked,
+        argument: &'static str,
+        memory: *const u8,
+        bytes: usize,
+    ) -> Result<(), Error> {
+        if bytes == 0 || !address::is_device(memory) {
+            return Ok(());
+        }
+        let problem = match group.job.attached.get() {
+            Some(attached) => attached.regions().check(memory, bytes, checked.alignment).err(),
+            None => Some(Problem::NoDeviceMemory { address: memory.addr() }),
+        };
+        let operation = self.collective.name();
+        problem.map_or(Ok(()), |problem| Err(Error::InvalidArgument { operation, argument, problem }))
     }
 
     #[cold]
@@ -401,7 +431,7 @@ impl Group {
             return Ok(None);
         }
         let checked = request.check(self)?;
-        request.check_memory(&checked)?;
+        request.check_memory(self, &checked)?;
         if request.collective != Collective::AllReduce || request.is_on_device() {
             let operation = request.collective.name();
             let problem = Problem::Scaled;

@@ -132,6 +132,9 @@ typedef enum {
 // What a `windlass_comm_t` points to, as far as C knows.
 typedef struct windlass_comm windlass_comm;
 
+// What a `windlass_device_t` points to, as far as C knows.
+typedef struct windlass_device windlass_device;
+
 // What a `windlass_op_t` points to, as far as C knows.
 typedef struct windlass_op windlass_op;
 
@@ -152,6 +155,23 @@ typedef struct {
     // Opaque bytes.
     char internal[128];
 } windlass_unique_id_t;
+
+// The accelerator that a rank uses; NULL for none.
+typedef windlass_device *windlass_device_t;
+
+// How often a rank's device memory has moved.
+typedef struct {
+    // sizeof(windlass_movements_t), set by the caller: says which fields the program knows of.
+    size_t bytes;
+    // Moves that the accelerator asked for and made.
+    uint64_t moves;
+    // Times that it took memory without asking.
+    uint64_t revokes;
+    // Moves that were refused, because a peer could not be made to stop in time.
+    uint64_t refused;
+    // Pieces of operations that were done again because memory they touched had gone.
+    uint64_t replays;
+} windlass_movements_t;
 
 // The type of the elements: one of `windlass_data_type`.
 typedef int32_t windlass_data_type_t;
@@ -306,8 +326,8 @@ windlass_result_t windlass_comm_free(windlass_comm_t *comm);
 // outlives them.
 windlass_result_t windlass_mem_alloc(windlass_comm_t comm, void **memory, size_t bytes);
 
-// Frees registered memory; freeing NULL does nothing. What an operation under way still needs is freed at
-// its end. A second free is refused.
+// Frees what `windlass_mem_alloc`, `windlass_device_alloc` or `windlass_device_adopt` gave; freeing NULL does
+// nothing. What an operation under way still needs is freed at its end. A second free is refused.
 windlass_result_t windlass_mem_free(void *memory);
 
 // Registers memory of the program's own where it lies, for all communicators of the job. Peers on this host do not
@@ -320,6 +340,59 @@ windlass_result_t windlass_mem_register(windlass_comm_t comm,
 // Ends a registration; of NULL, does nothing. What an operation under way needs stays registered until its end. A
 // second time is refused.
 windlass_result_t windlass_mem_deregister(void *memory);
+
+// Takes an accelerator into use, so that the communicator's operations use its memory where it lies. A collective
+// call: all ranks make it, each with the accelerator that it has. A rank uses one, for all its communicators.
+//
+// `name` is `simulated`, which every machine has, or one of the kernel's: `dma-heap`, `udmabuf`, `habanalabs`,
+// `testbed`; or NULL, for the one that this rank uses already. `options` is NULL, or as in
+// "movement=revocable,moves_per_second=20": device, capacity_bytes, movement (transparent, pinned, revocable,
+// cooperative), seed, patience, announce_ahead, move_time, replacement_time (seconds), chunk_bytes,
+// moves_per_second, revokes_per_second, lost_share. An accelerator that is not there is refused with
+// `WINDLASS_ERROR_INVALID_ARGUMENT`, and nothing was started.
+windlass_result_t windlass_attach(windlass_comm_t comm,
+                                  const char *name,
+                                  const char *options,
+                                  windlass_device_t *device);
+
+// Frees the handle and sets it to NULL; freeing NULL does nothing. The rank goes on using the accelerator, and
+// memory on it stays until it is freed.
+windlass_result_t windlass_device_free(windlass_device_t *device);
+
+// Allocates device memory, of unspecified contents, which may move at any time, also while operations use it.
+//
+// Nothing lies at the address that it gets: whoever loads from it faults. But it can be calculated with, and every
+// collective and message takes it, alone, in part, and as a member of a list. One that is freed, that is another
+// job's, or that reaches beyond the memory is refused with `WINDLASS_ERROR_INVALID_ARGUMENT`. `windlass_mem_free`
+// frees the memory. Until then the rank is part of the job, also without a communicator.
+windlass_result_t windlass_device_alloc(windlass_device_t device,
+                                        void **memory,
+                                        size_t bytes);
+
+// Takes memory of another exporter into use, `bytes` bytes from `offset` on of its dma-buf: CUDA's
+// (cuMemGetHandleForAddressRange), ROCm's (hsa_amd_portable_export_dmabuf, whose offset counts), Level Zero's, or
+// anybody's. It stays where it is, or moves transparently, until `windlass_mem_free`. The descriptor remains the
+// caller's, who may close it at once; the memory lives at least as long as it is used.
+//
+// The device must be one of the kernel's. A descriptor that is closed or no dma-buf, and a range beyond its end, are
+// refused with `WINDLASS_ERROR_INVALID_ARGUMENT`. Calls refuse elements that cannot lie where the memory begins.
+windlass_result_t windlass_device_adopt(windlass_device_t device,
+                                        void **memory,
+                                        int descriptor,
+                                        uint64_t offset,
+                                        size_t bytes);
+
+// Copies `bytes` bytes of host memory to device memory. Waits while that is on its way. No operation may use it
+// meanwhile.
+windlass_result_t windlass_device_write(void *to,
+                                        const void *from,
+                                        size_t bytes);
+
+// Copies `bytes` bytes of device memory to host memory. Waits while that is on its way.
+windlass_result_t windlass_device_read(void *to, const void *from, size_t bytes);
+
+// How often this rank's device memory has moved since the accelerator was attached.
+windlass_result_t windlass_device_movements(windlass_device_t device, windlass_movements_t *movements);
 
 // Registers an operator under a name, for all communicators of this rank's job, and gives the number by which
 // reductions take it. Ranks that reduce with it register it under the same name. Operands are folded from the left

@@ -7,6 +7,7 @@ use std::fmt::{self, Write};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use windlass::accelerator::OpenError;
 use windlass::{Error, JoinError};
 
 /// What a function returns: `WINDLASS_SUCCESS`, or one of the errors of `windlass_result`. Newer
@@ -100,9 +101,13 @@ pub(crate) enum Failure {
     )]
     UniqueId { function: &'static str },
     #[error(
-        "{function}: {address:#x} was not given out by windlass_mem_alloc, or not registered, or has been freed already; give back what is there, once"
+        "{function}: {address:#x} was not given out by windlass, or not registered, or has been freed already; give back what is there, once"
     )]
     Memory { function: &'static str, address: usize },
+    #[error("{function}: {address:#x} is no device memory: it was freed, or windlass never gave it out")]
+    NotOnDevice { function: &'static str, address: usize },
+    #[error("{function}: {refused}")]
+    NotOpened { function: &'static str, refused: OpenError },
     #[error("{function}: {most} handles are in use; wait for operations, or free them")]
     Full { function: &'static str, most: u32 },
     #[error(
@@ -121,7 +126,9 @@ impl Failure {
             | Self::NotText { .. }
             | Self::Range { .. }
             | Self::UniqueId { .. }
-            | Self::Memory { .. } => WINDLASS_ERROR_INVALID_ARGUMENT as i32,
+            | Self::Memory { .. }
+            | Self::NotOnDevice { .. }
+            | Self::NotOpened { .. } => WINDLASS_ERROR_INVALID_ARGUMENT as i32,
             Self::Handle { .. } => WINDLASS_ERROR_INVALID_HANDLE as i32,
             Self::Full { .. } | Self::Bug { .. } => WINDLASS_ERROR_INTERNAL as i32,
         }

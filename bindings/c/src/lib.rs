@@ -10,7 +10,8 @@
 //! | [`list`] | many buffers as one vector |
 //! | [`operator`] | operators that a program brings along |
 //! | [`operation`] | what has been started and has not been waited for |
-//! | [`memory`] | registered memory |
+//! | [`memory`] | registered memory, and what C holds of an accelerator's |
+//! | [`device`] | accelerators, and memory on them |
 //! | [`version`] | which library this is |
 //!
 //! The functions deal with C's arguments and nothing else: each call becomes a [`windlass::RawRequest`], which the runtime checks and runs.
@@ -25,6 +26,7 @@
 
 pub mod collectives;
 pub mod communicator;
+pub mod device;
 pub mod error;
 pub mod exchange;
 pub mod list;
@@ -36,6 +38,7 @@ pub mod version;
 
 pub use collectives::*;
 pub use communicator::*;
+pub use device::*;
 pub use error::*;
 pub use exchange::*;
 pub use list::*;

@@ -1,10 +1,11 @@
-//! Registered memory: windlass's, which peers on the same host reach directly, so that collectives over it copy nothing; and the program's own.
+//! Memory that windlass knows: registered, its own, which peers on the same host reach directly, so that collectives over it copy nothing, and the
+//! program's; and an accelerator's.
 
 use std::collections::BTreeMap;
 use std::ffi::c_void;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use windlass::{Buffer, Memory, Registration};
+use windlass::{Buffer, DeviceBuffer, Error, Memory, Registration};
 
 use crate::communicator::{find, windlass_comm_t};
 use crate::error::{Failure, guard, required, windlass_result_t};
@@ -24,6 +25,8 @@ enum Kind {
     Given { _buffer: Buffer<u8> },
     /// The program's.
     Adopted { _registration: Registration },
+    /// An accelerator's. Locked while it is copied to or from the host: whoever would do both at once would wait for the same memory.
+    Device(Mutex<DeviceBuffer<u8>>),
 }
 
 fn given_out() -> MutexGuard<'static, BTreeMap<usize, Registered>> {
@@ -57,6 +60,29 @@ fn find_in(given_out: &BTreeMap<usize, Registered>, address: *const u8) -> Optio
     (address.addr() - base < registered.bytes).then(|| Arc::clone(&registered.memory))
 }
 
+/// Gives C the address that stands for device memory: no other memory of the process has it.
+pub(crate) fn give_out(mut buffer: DeviceBuffer<u8>) -> *mut c_void {
+    let (address, bytes) = (buffer.address(), buffer.len());
+    let memory = Arc::new(Kind::Device(Mutex::new(buffer)));
+    given_out().insert(address.addr(), Registered { bytes, memory });
+    address.cast()
+}
+
+/// Does something with the device memory that an address stands for, from which byte on.
+pub(crate) fn on_device(
+    function: &'static str,
+    address: *const c_void,
+    access: impl FnOnce(&mut DeviceBuffer<u8>, usize) -> Result<(), Error>,
+) -> Result<(), Failure> {
+    let found = find_in(&given_out(), address.cast());
+    let Some(Kind::Device(buffer)) = found.as_deref() else {
+        return Err(Failure::NotOnDevice { function, address: address.addr() });
+    };
+    let mut buffer = buffer.lock().unwrap_or_else(PoisonError::into_inner);
+    let first = address.addr() - buffer.address().addr();
+    Ok(access(&mut buffer, first)?)
+}
+
 /// Allocates registered memory, zeroed and aligned to a page: peers on this host reach it directly, which is
 /// several times faster than through memory from malloc. It serves every communicator of the job, and
 /// outlives them.
@@ -80,8 +106,8 @@ pub unsafe extern "C" fn windlass_mem_alloc(
     })
 }
 
-/// Frees registered memory; freeing NULL does nothing. What an operation under way still needs is freed at
-/// its end. A second free is refused.
+/// Frees what `windlass_mem_alloc`, `windlass_device_alloc` or `windlass_device_adopt` gave; freeing NULL does
+/// nothing. What an operation under way still needs is freed at its end. A second free is refused.
 #[unsafe(no_mangle)]
 pub extern "C" fn windlass_mem_free(memory: *mut c_void) -> windlass_result_t {
     const NAME: &str = "windlass_mem_free";
@@ -90,7 +116,7 @@ pub extern "C" fn windlass_mem_free(memory: *mut c_void) -> windlass_result_t {
         if address == 0 {
             return Ok(());
         }
-        take(NAME, address, |kind| matches!(kind, Kind::Given { .. })).map(drop)
+        take(NAME, address, |kind| matches!(kind, Kind::Given { .. } | Kind::Device(_))).map(drop)
     })
 }
 

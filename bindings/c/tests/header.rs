@@ -13,11 +13,12 @@ use windlass::{Collective, DataType, ReduceOp};
 use windlass_c::DECLARATIONS;
 
 /// In the order in which a reader wants the functions. Not lib.rs: cbindgen would follow it to its modules, and find them twice.
-const SOURCES: [&str; 10] = [
+const SOURCES: [&str; 11] = [
     "version",
     "error",
     "communicator",
     "memory",
+    "device",
     "operator",
     GENERATED,
     "exchange",

@@ -203,6 +203,17 @@ fn the_example_averages_gradients() {
     assert!(runs(&program, 1).contains("rank 0 of 1"));
 }
 
+#[test]
+fn the_example_averages_gradients_on_a_device() {
+    if missing("cc") {
+        return;
+    }
+    let installed = Installed::new();
+    let program = installed.build(&here("examples/device_memory.c"), &SANITIZED);
+    let said = runs(&program, 2);
+    assert_eq!(said.matches("of 2: 20 steps are right, with ").count(), 2, "{said}");
+}
+
 /// Memcheck reads every load and store of the library's, where the sanitizers only see the program's.
 #[test]
 fn the_example_is_clean_under_valgrind() {
@@ -247,6 +258,18 @@ fn what_must_not_be_done_is_refused() {
         let program = installed.build(&here(&format!("tests/c/{source}.c")), &SANITIZED);
         assert_eq!(runs(&program, 2).matches(said).count(), 2);
     }
+}
+
+#[test]
+fn device_memory_moves_and_what_is_wrong_with_it_is_refused() {
+    if missing("cc") {
+        return;
+    }
+    let installed = Installed::new();
+    let program = installed.build(&here("tests/c/device.c"), &SANITIZED);
+    let said = runs(&program, 2);
+    assert_eq!(said.matches("device memory was right").count(), 2, "{said}");
+    said.lines().filter(|line| line.starts_with("skipped: ")).take(1).for_each(|line| println!("{line}"));
 }
 
 /// The program in the README, as it stands there, also linked to the static library.

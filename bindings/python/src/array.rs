@@ -1,4 +1,4 @@
-//! A Python object as memory: registered buffers, the buffer protocol, DLPack. Nothing is copied.
+//! A Python object as memory: registered buffers, device memory, the buffer protocol, DLPack. Nothing is copied.
 
 use std::ffi::CStr;
 
@@ -9,6 +9,7 @@ use pyo3::types::{PyCapsule, PyDict};
 use windlass::DataType;
 
 use crate::buffer::Buffer;
+use crate::device::DeviceBuffer;
 use crate::dlpack::{self, Plain, Tensor, Versioned};
 use crate::dtype;
 use crate::error::{Wrong, invalid};
@@ -26,6 +27,7 @@ pub(crate) struct Array {
 /// Whose memory it is.
 enum Lender {
     Buffer(Py<Buffer>),
+    Device(Py<DeviceBuffer>),
     View(View),
     /// The capsule and what it holds. As long as the capsule lives, unused, the exporter keeps the tensor.
     Capsule(Py<PyAny>, *const Tensor),
@@ -51,6 +53,9 @@ impl Array {
     pub(crate) fn of(object: &Bound<'_, PyAny>, purpose: Purpose) -> PyResult<Self> {
         if let Ok(buffer) = object.cast_exact::<Buffer>() {
             return Ok(Self::of_buffer(buffer));
+        }
+        if let Ok(buffer) = object.cast_exact::<DeviceBuffer>() {
+            return Ok(Self::of_device(buffer));
         }
         Self::exported(object, purpose, None)
     }
@@ -78,6 +83,24 @@ impl Array {
             count: this.count(),
             data_type: this.data_type(),
             lender: Lender::Buffer(buffer.clone().unbind()),
+        }
+    }
+
+    pub(crate) fn of_device(buffer: &Bound<'_, DeviceBuffer>) -> Self {
+        let this = buffer.get();
+        Self {
+            address: this.address(),
+            count: this.count(),
+            data_type: this.data_type(),
+            lender: Lender::Device(buffer.clone().unbind()),
+        }
+    }
+
+    /// The device memory that it is, if it is.
+    pub(crate) fn device(&self) -> Option<&DeviceBuffer> {
+        match &self.lender {
+            Lender::Device(buffer) => Some(buffer.get()),
+            _ => None,
         }
     }
 
@@ -169,6 +192,7 @@ impl Array {
     pub(crate) fn shape(&self) -> Vec<usize> {
         match &self.lender {
             Lender::Buffer(buffer) => buffer.get().shape().collect(),
+            Lender::Device(buffer) => buffer.get().shape().to_vec(),
             Lender::View(view) => {
                 let raw = view.raw();
                 if raw.shape.is_null() {
@@ -191,6 +215,7 @@ impl Array {
         registration::keep(self.address, held);
         match self.lender {
             Lender::Buffer(buffer) => held.objects.push(buffer.into_any()),
+            Lender::Device(buffer) => held.objects.push(buffer.into_any()),
             Lender::View(view) => held.views.push(view),
             Lender::Capsule(capsule, _) => held.objects.push(capsule),
         }

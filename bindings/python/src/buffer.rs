@@ -34,16 +34,15 @@ unsafe impl Sync for Buffer {}
 impl Buffer {
     pub(crate) fn allocate(
         py: Python<'_>,
-        communicator: &windlass::Communicator,
+        allocate: impl FnOnce(usize) -> Result<windlass::Buffer<u8>, windlass::Error> + Send,
         data_type: DataType,
         shape: &[usize],
     ) -> PyResult<Self> {
         let size = data_type.size_bytes();
         let bytes = shape.iter().try_fold(size, |bytes, &length| bytes.checked_mul(length));
         // A product that overflows is more than there is.
-        let mut memory = py
-            .detach(|| communicator.alloc(bytes.unwrap_or(usize::MAX)))
-            .map_err(|e| crate::error::raise(py, &e))?;
+        let mut memory =
+            py.detach(|| allocate(bytes.unwrap_or(usize::MAX))).map_err(|e| crate::error::raise(py, &e))?;
         let address = windlass::Memory::span(&mut memory).address();
         let mut strides = vec![0; shape.len()];
         let mut stride = size;

@@ -8,6 +8,7 @@ use windlass::{Collective, DataType, Error, Extent, Piece, Problem, RawRequest, 
 use crate::array::{Array, Purpose};
 use crate::buffer::Buffer;
 use crate::communicator::{Communicator, number};
+use crate::device::DeviceBuffer;
 use crate::error::{Wrong, invalid, raise};
 use crate::faces::Arguments;
 use crate::keep::Held;
@@ -128,12 +129,8 @@ impl<'c, 'py> Call<'c, 'py> {
         held.value = arguments.out.as_ref().map(|out| out.clone_ref(self.py));
         let output = match (output, &input) {
             (None, Some(input)) if self.writes > 0 => {
-                let shape = result_shape(input, elements);
-                let runtime = self.communicator.runtime();
-                let buffer = Buffer::allocate(self.py, runtime, input.data_type(), &shape)?;
-                let buffer = Bound::new(self.py, buffer)?;
-                let array = Array::of_buffer(&buffer);
-                held.value = Some(buffer.into_any().unbind());
+                let (object, array) = self.result(input, elements)?;
+                held.value = Some(object);
                 Some(Side::One(array))
             }
             (output, _) => output,
@@ -153,6 +150,22 @@ impl<'c, 'py> Call<'c, 'py> {
         }
         input.into_iter().chain(output).for_each(|side| side.hand_to(held));
         Ok(Resolved { request, lengths, pieces })
+    }
+
+    /// New memory for the result: on the accelerator where the operand is there.
+    fn result(&self, input: &Side, elements: usize) -> PyResult<(Py<PyAny>, Array)> {
+        let (py, runtime) = (self.py, self.communicator.runtime());
+        let (data_type, shape) = (input.data_type(), result_shape(input, elements));
+        if let Side::One(array) = input
+            && let Some(buffer) = array.device()
+        {
+            let buffer = Bound::new(py, DeviceBuffer::allocate(py, buffer.device(), data_type, shape)?)?;
+            let array = Array::of_device(&buffer);
+            return Ok((buffer.into_any().unbind(), array));
+        }
+        let buffer = Bound::new(py, Buffer::allocate(py, |bytes| runtime.alloc(bytes), data_type, &shape)?)?;
+        let array = Array::of_buffer(&buffer);
+        Ok((buffer.into_any().unbind(), array))
     }
 
     fn pieces(&self, side: &Side) -> PyResult<Option<Vec<Piece>>> {

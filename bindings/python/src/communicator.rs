@@ -78,17 +78,9 @@ impl Communicator {
         shape: &Bound<'_, PyAny>,
         dtype: Option<&Bound<'_, PyAny>>,
     ) -> PyResult<Buffer> {
-        let data_type = match dtype {
-            None => DataType::F32,
-            Some(object) => match dtype::of(object) {
-                Some(data_type) => data_type,
-                None => {
-                    let given = object.repr()?.to_string();
-                    return Err(invalid(py, "alloc", "the dtype", &Wrong::TypeName { given }));
-                }
-            },
-        };
-        Buffer::allocate(py, self.runtime(), data_type, &shape_of(shape)?)
+        let data_type = dtype_of(py, "alloc", dtype)?;
+        let runtime = self.runtime();
+        Buffer::allocate(py, |bytes| runtime.alloc(bytes), data_type, &shape_of(shape)?)
     }
 
     /// Makes a communicator of all ranks that give the same `colour`, ranked by `key`, then by rank. With `None` a rank takes part in the call
@@ -157,6 +149,20 @@ impl Communicator {
     fn __repr__(&self) -> String {
         format!("<windlass.Communicator rank {} of {}>", self.runtime().rank(), self.runtime().size())
     }
+}
+
+/// A `dtype` argument.
+pub(crate) fn dtype_of(
+    py: Python<'_>,
+    operation: &'static str,
+    dtype: Option<&Bound<'_, PyAny>>,
+) -> PyResult<DataType> {
+    let Some(object) = dtype else { return Ok(DataType::F32) };
+    if let Some(data_type) = dtype::of(object) {
+        return Ok(data_type);
+    }
+    let given = object.repr()?.to_string();
+    Err(invalid(py, operation, "the dtype", &Wrong::TypeName { given }))
 }
 
 /// A rank, tag or colour: a number from 0, below `limit`.

@@ -41,6 +41,10 @@ pub(crate) enum Wrong {
     NotScaled { op: &'static str },
     /// An object that has memory, and does not lend it.
     NotLent { reason: String },
+    /// An accelerator that is not there, or options that it has not.
+    NotOpened { reason: String },
+    /// No name, where the rank uses no accelerator yet.
+    NotAttached,
     /// Memory of a device.
     Device { kind: i32 },
     /// Something that is no number a rank, a tag or a colour can be.
@@ -100,10 +104,14 @@ impl fmt::Display for Wrong {
             Self::NotScaled { op } => {
                 write!(f, "goes with scaled_sum, not with {op}; leave the operator out")
             }
+            Self::NotOpened { reason } => write!(f, "cannot be opened: {reason}"),
+            Self::NotAttached => {
+                write!(f, "is missing, and this rank uses no accelerator yet; give its name")
+            }
             Self::Device { kind } => {
                 write!(
                     f,
-                    "lies on a device (DLPack's kind {kind}), not in the processor's memory; copy it there"
+                    "lies on a device (DLPack's kind {kind}), not in the processor's memory; copy it there, or adopt its dma-buf (windlass.Device.adopt)"
                 )
             }
             Self::Number { given } => write!(f, "is {given}, which is no number from 0"),

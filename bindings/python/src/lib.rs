@@ -7,6 +7,7 @@ mod array;
 mod buffer;
 mod call;
 mod communicator;
+mod device;
 mod dlpack;
 mod dtype;
 mod error;
@@ -31,6 +32,8 @@ mod _native {
     use crate::buffer::Buffer;
     #[pymodule_export]
     use crate::communicator::{Communicator, init};
+    #[pymodule_export]
+    use crate::device::{Device, DeviceBuffer};
     #[pymodule_export]
     use crate::exit::at_exit;
     #[pymodule_export]

@@ -29,6 +29,18 @@ def test_every_collective_gives_what_numpy_gives(job, transport, count):
 
 
 @pytest.mark.parametrize("transport", ["shm", "tcp"])
+@pytest.mark.parametrize("count", [5, 30000])
+def test_every_collective_on_device_memory_that_moves(job, transport, count):
+    wrote = job(3, "programs/matrix.py", str(count), "device", WINDLASS_TRANSPORT=transport)
+    checked = [int(cases) for cases in re.findall(r"checked (\d+)", wrote)]
+    assert len(checked) == 3 and min(checked) > 150, checked
+
+
+def test_what_is_wrong_with_device_memory_is_told(job):
+    assert job(2, "programs/device.py").count("device memory was right") == 2
+
+
+@pytest.mark.parametrize("transport", ["shm", "tcp"])
 @pytest.mark.parametrize("ranks", [1, 3])
 def test_blocks_of_different_lengths_and_lists_of_arrays(job, ranks, transport):
     wrote = job(ranks, "programs/uneven.py", WINDLASS_TRANSPORT=transport)
@@ -70,7 +82,7 @@ def test_tensors_of_torch(job):
     assert job(2, "programs/tensors.py").count("tensors are right") == 2
 
 
-@pytest.mark.parametrize("example", ["numpy_all_reduce", "asyncio_overlap", "torch_tensors"])
+@pytest.mark.parametrize("example", ["numpy_all_reduce", "asyncio_overlap", "device_memory", "torch_tensors"])
 def test_examples(job, example):
     if "torch" in example and importlib.util.find_spec("torch") is None:
         pytest.skip("torch is not installed")
@@ -114,8 +126,9 @@ def stub():
     """What the stub says of each method: its parameters."""
     tree = ast.parse((PACKAGE / "_native.pyi").read_text())
     classes = {c.name: c for c in tree.body if isinstance(c, ast.ClassDef)}
+    parameters = lambda of: [a.arg for a in (*of.args, of.kwarg) if a is not None]
     return {
-        name: {f.name: [a.arg for a in f.args.args] for f in c.body if isinstance(f, ast.FunctionDef)}
+        name: {f.name: parameters(f.args) for f in c.body if isinstance(f, ast.FunctionDef)}
         for name, c in classes.items()
     }
 
@@ -135,7 +148,7 @@ def test_each_collective_has_its_faces():
     assert missing_faces(["barrier"], methods, {"barrier": []}) == ["barrier_async"]
 
 
-@pytest.mark.parametrize("name", ["Communicator", "Operation", "Buffer", "Bell", "Registration"])
+@pytest.mark.parametrize("name", ["Communicator", "Operation", "Buffer", "Device", "DeviceBuffer", "Bell", "Registration"])
 def test_stubs_and_methods_agree(name):
     kind, stubs = getattr(_native, name), stub()[name]
     for method, parameters in stubs.items():

@@ -46,6 +46,6 @@ impl Device {
                 error => refused(&error),
             })?;
         let segment = self.attached.regions().insert(memory, bytes, self.purpose());
-        self.buffer(OPERATION, segment, count)
+        self.buffer(OPERATION, segment, offset, count)
     }
 }

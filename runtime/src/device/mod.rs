@@ -4,6 +4,7 @@
 //! |---|---|
 //! | [`address`] | how a call names memory that has no address |
 //! | `adopt` | memory of another exporter |
+//! | `buffer` | memory, as whoever owns it sees it |
 //! | [`regions`] | the scheduler's machines for this rank's memory and its peers', joined to the accelerator and to the wire |
 //! | [`reached`] | the same memory as NICs reach it |
 //! | [`history`] | what moves have cost |
@@ -17,11 +18,11 @@
 
 pub(crate) mod address;
 mod adopt;
+mod buffer;
 mod history;
 pub(crate) mod reached;
 pub(crate) mod regions;
 
-use std::fmt;
 use std::marker::PhantomData;
 use std::ops::{Deref, DerefMut, Range};
 use std::os::fd::OwnedFd;
@@ -41,9 +42,10 @@ use crate::fork;
 use crate::group::lock;
 use crate::job::Job;
 use crate::job::news::RETRY;
-use crate::memory::{Memory, MemoryMut, Span};
+use crate::memory::Buffer;
 use crate::scheduler::{RegionError, RegionName};
 
+pub use buffer::DeviceBuffer;
 pub use history::Movements;
 use regions::{Hold, Purpose, Regions};
 
@@ -444,7 +446,7 @@ impl Device {
         }
         let bytes = (count as u64).saturating_mul(size_of::<T>() as u64);
         let segment = self.attached.regions().allocate(bytes, self.purpose())?;
-        self.buffer("alloc", segment, count)
+        self.buffer("alloc", segment, 0, count)
     }
 
     /// Where peers cannot map it, nobody needs to know of it.
@@ -456,16 +458,28 @@ impl Device {
         &self,
         call: &'static str,
         segment: u32,
+        begin: u64,
         count: usize,
     ) -> Result<DeviceBuffer<T>, Error> {
         let mut regions = self.attached.regions();
-        let Some(slot) = regions.address(segment) else {
+        let Some(slot) = regions.address(segment, begin) else {
             regions.free(segment);
-            let hint = "a rank has at most 65536 device buffers at a time: put several tensors into one";
+            let hint = "a process has at most 65534 device buffers at a time: put several tensors into one";
             return Err(Error::System { call, errno: rustix::io::Errno::NOSPC.raw_os_error(), hint });
         };
         drop(regions);
         Ok(DeviceBuffer { device: self.clone(), segment, slot, count, element: PhantomData })
+    }
+
+    /// Registered host memory of the same rank, as [`Communicator::alloc`](crate::Communicator::alloc) gives: to copy to and from.
+    ///
+    /// # Errors
+    /// When there is not so much memory.
+    pub fn alloc_registered<T: Element>(&self, count: usize) -> Result<Buffer<T>, Error> {
+        if fork::is_forked() {
+            return Err(Error::Forked { rank: self.job.rank });
+        }
+        Buffer::allocate(&self.job.pool, count)
     }
 
     /// How often this rank's memory has moved, and what that has cost.
@@ -473,101 +487,3 @@ impl Device {
         self.attached.regions().history.movements()
     }
 }
-
-/// Memory of an accelerator, which may move at any time, also while operations use it.
-///
-/// The processor cannot touch it: [`write`](Self::write) and [`read`](Self::read) copy.
-pub struct DeviceBuffer<T: Element> {
-    device: Device,
-    segment: u32,
-    slot: u32,
-    count: usize,
-    element: PhantomData<fn() -> T>,
-}
-
-impl<T: Element> fmt::Debug for DeviceBuffer<T> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("DeviceBuffer").field("count", &self.count).finish_non_exhaustive()
-    }
-}
-
-impl<T: Element> DeviceBuffer<T> {
-    /// Its elements.
-    pub const fn len(&self) -> usize {
-        self.count
-    }
-
-    /// Whether it has none.
-    pub const fn is_empty(&self) -> bool {
-        self.count == 0
-    }
-
-    /// What the accelerator calls the memory: the argument of its own calls.
-    ///
-    /// # Panics
-    /// Never: a buffer's memory is freed by its drop alone.
-    pub fn region(&self) -> accelerator::Region {
-        self.device.attached.regions().memory_of(self.segment).expect("it is freed by its drop alone")
-    }
-
-    /// The address that stands for it in a [`RawRequest`](crate::RawRequest). Nothing lies there.
-    pub fn address(&mut self) -> *mut T {
-        address::encode(self.slot, 0).cast()
-    }
-
-    /// Copies from the host. Waits while the memory is on its way. O(n).
-    ///
-    /// # Errors
-    /// `InvalidArgument` for another length; `RegionRevoked` when the memory was lost; `TimedOut` when it does not come back.
-    pub fn write(&mut self, from: &[T]) -> Result<(), Error> {
-        self.check("write", from.len())?;
-        let length = size_of_val(from);
-        // SAFETY: elements are plain data, and every byte of them is initialised.
-        let bytes = unsafe { std::slice::from_raw_parts(from.as_ptr().cast::<u8>(), length) };
-        self.device.attached.write(address::encode(self.slot, 0), bytes, self.device.job.config.timeout)
-    }
-
-    /// Copies to the host. Waits while the memory is on its way. O(n).
-    ///
-    /// # Errors
-    /// As [`write`](Self::write).
-    pub fn read(&self, to: &mut [T]) -> Result<(), Error> {
-        self.check("read", to.len())?;
-        let length = size_of_val(to);
-        // SAFETY: elements are plain data, for which every pattern of bits is a value.
-        let bytes = unsafe { std::slice::from_raw_parts_mut(to.as_mut_ptr().cast::<u8>(), length) };
-        self.device.attached.read(address::encode(self.slot, 0), bytes, self.device.job.config.timeout)
-    }
-
-    fn check(&self, operation: &'static str, actual: usize) -> Result<(), Error> {
-        if fork::is_forked() {
-            return Err(Error::Forked { rank: self.device.job.rank });
-        }
-        if actual == self.count {
-            return Ok(());
-        }
-        let problem = Problem::WrongLength { expected: self.count as u64, actual: actual as u64 };
-        Err(Error::InvalidArgument { operation, argument: "the slice", problem })
-    }
-}
-
-impl<T: Element> Drop for DeviceBuffer<T> {
-    fn drop(&mut self) {
-        if !fork::is_forked() {
-            let mut regions = self.device.attached.regions();
-            regions.forget(self.slot);
-            regions.free(self.segment);
-        }
-    }
-}
-
-// SAFETY: the span is a name, not an address: it stays what it is wherever the value is moved, and the engine reaches the memory by
-// the accelerator alone.
-unsafe impl<T: Element> Memory for DeviceBuffer<T> {
-    type Element = T;
-    fn span(&mut self) -> Span {
-        Span::new(self.address(), self.count)
-    }
-}
-// SAFETY: as above; a buffer owns its memory alone.
-unsafe impl<T: Element> MemoryMut for DeviceBuffer<T> {}

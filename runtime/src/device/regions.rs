@@ -38,6 +38,7 @@ use crate::scheduler::{
 };
 
 pub(crate) use hold::Hold;
+use memory::Named;
 pub(crate) use nics::key;
 
 /// After this long without an answer a mapping peer is waited for no more when a buffer is freed; the memory then stays until it answers.
@@ -126,8 +127,8 @@ pub(crate) struct Regions {
     /// Segments that are to be taken back from NICs.
     wanted: Vec<u32>,
     own: BTreeMap<u32, Own>,
-    /// Whose memory the addresses stand for: a number is given once, an address again.
-    slots: Vec<Option<u32>>,
+    /// What addresses stand for, by slot.
+    named: BTreeMap<u32, Named>,
     next_segment: u32,
     theirs: BTreeMap<RegionName, Theirs>,
     next_ticket: u64,
@@ -155,7 +156,7 @@ impl Regions {
             outbox: Vec::new(),
             wanted: Vec::new(),
             own: BTreeMap::new(),
-            slots: Vec::new(),
+            named: BTreeMap::new(),
             next_segment: 0,
             theirs: BTreeMap::new(),
             next_ticket: OWN_TICKETS,

@@ -254,7 +254,7 @@ impl Stream {
         asynchronous: bool,
     ) -> Result<Pending, Error> {
         let plan = self.plans.of(group, request)?;
-        request.check_memory(&plan.checked)?;
+        request.check_memory(group, &plan.checked)?;
         // The clock is asked by those alone that have a limit of their own.
         let limit = request.timeout.and_then(|timeout| Limit::new(timeout, group.job.now()));
         let lists = request.is_listed().then(|| request.tables(&plan.checked, &mut self.lists.spare));

@@ -53,7 +53,7 @@ impl Scratch {
             self.close(group);
             let mut regions = attached.regions();
             let Ok(segment) = regions.allocate(bytes, Purpose::Scratch) else { return false };
-            let Some(slot) = regions.address(segment) else {
+            let Some(slot) = regions.address(segment, 0) else {
                 regions.free(segment);
                 return false;
             };

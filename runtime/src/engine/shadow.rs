@@ -139,7 +139,8 @@ impl Stream {
             && plan.operator.is_none()
             && match plan.call.collective {
                 Collective::AllReduce => on_device(input) && on_device(output),
-                Collective::ReduceScatter => on_device(input),
+                // What an engine has added is read into memory in one piece.
+                Collective::ReduceScatter => on_device(input) && !is_list(output),
                 _ => false,
             };
         let used = |bytes: usize, address| bytes == 0 || on_device(address);

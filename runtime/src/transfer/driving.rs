@@ -35,7 +35,7 @@ impl Group {
     pub(crate) fn message_of(&self, request: &RawRequest) -> Result<Request, Error> {
         let mut transfers = lock(&self.transfers);
         let checked = transfers.check(self, request)?;
-        request.check_memory(checked)?;
+        request.check_memory(self, checked)?;
         let call = checked.call;
         let memory =
             if call.collective == Collective::Send { request.input.cast_mut() } else { request.output };

@@ -1,6 +1,7 @@
 //! Operations over device memory that moves: the result is right to the bit, or an error names what is wrong, and nothing hangs.
 #![expect(clippy::unwrap_used, reason = "a test that cannot go on must fail")]
 
+mod addresses;
 mod by_messages;
 mod fire;
 mod kernel;

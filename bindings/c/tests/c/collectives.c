@@ -6,11 +6,38 @@ enum { COUNT = 1000, MOST_RANKS = 8 };
 /* Every row: COLLECTIVES comes from the runtime's table, and a row without a test fails below. */
 static const int rows[] = {COLLECTIVES};
 
-static int rank, size, registered;
-static windlass_comm_t comm;
-static int64_t *input, *output, *right;
+/* Whose memory the calls get. */
+enum { HEAP, REGISTERED, DEVICE, KINDS };
 
-/* Element i of what rank r puts in. */
+static int rank, size, kind;
+static windlass_comm_t comm;
+static windlass_device_t device;
+/* What the calls get, what the host sees of it, which is the same but for device memory, and what is to be there. */
+static int64_t *input, *output, *host_input, *host_output, *right;
+
+static size_t all_bytes(void) { return sizeof(int64_t) * COUNT * (size_t)size; }
+
+static void *allocate(size_t bytes)
+{
+    void *memory = NULL;
+    if (kind == REGISTERED)
+        OK(windlass_mem_alloc(comm, &memory, bytes));
+    else if (kind == DEVICE)
+        OK(windlass_device_alloc(device, &memory, bytes));
+    else
+        memory = malloc(bytes);
+    return memory;
+}
+
+static void release(void *memory)
+{
+    if (kind == HEAP)
+        free(memory);
+    else
+        OK(windlass_mem_free(memory));
+}
+
+/* Element i of what rank r host_input in. */
 static int64_t in(int r, int64_t i) { return (r + 1) * 100000 + i; }
 
 /* The sum over ranks first..last-1 of element i. */
@@ -98,18 +125,24 @@ static void calculate(int collective, int root)
 static void prepare(int collective, int root)
 {
     for (int64_t i = 0; i < (int64_t)COUNT * size; i++) {
-        input[i] = in(rank, i);
-        right[i] = output[i] = collective == WINDLASS_BROADCAST ? in(rank, i) : -1;
+        host_input[i] = in(rank, i);
+        right[i] = host_output[i] = collective == WINDLASS_BROADCAST ? in(rank, i) : -1;
     }
     calculate(collective, root);
+    if (kind == DEVICE) {
+        OK(windlass_device_write(input, host_input, all_bytes()));
+        OK(windlass_device_write(output, host_output, all_bytes()));
+    }
 }
 
 static void verify(int collective, int root, const char *door)
 {
+    if (kind == DEVICE)
+        OK(windlass_device_read(host_output, output, all_bytes()));
     for (int64_t i = 0; i < (int64_t)COUNT * size; i++)
-        if (output[i] != right[i])
+        if (host_output[i] != right[i])
             FAIL("collective %d, root %d, %s, rank %d: element %lld is %lld, not %lld", collective, root, door, rank,
-                 (long long)i, (long long)output[i], (long long)right[i]);
+                 (long long)i, (long long)host_output[i], (long long)right[i]);
 }
 
 /* A row's two functions have the same arguments. */
@@ -212,9 +245,17 @@ static void copy(struct vector *in_members, int64_t *vector, int back)
             if (length == 0)
                 continue;
             int64_t *member = (int64_t *)in_members->members[m].data + part * length;
-            memcpy(back ? vector : member, back ? member : vector, length * sizeof *vector);
+            size_t bytes = length * sizeof *vector;
+            if (kind != DEVICE)
+                memcpy(back ? vector : member, back ? member : vector, bytes);
+            else if (back)
+                OK(windlass_device_read(vector, member, bytes));
+            else
+                OK(windlass_device_write(member, vector, bytes));
             vector += length;
         }
+    if (back && kind == DEVICE)
+        OK(windlass_device_write(output, host_output, all_bytes()));
 }
 
 static void scatter_to_members(struct vector *vector, int64_t *from, size_t count, int by_rank)
@@ -225,10 +266,8 @@ static void scatter_to_members(struct vector *vector, int64_t *from, size_t coun
         vector->members[m].count = lengths[m] * parts;
         vector->members[m].data = NULL;
         size_t bytes = lengths[m] * parts * sizeof *from;
-        if (bytes > 0 && registered)
-            OK(windlass_mem_alloc(comm, &vector->members[m].data, bytes));
-        else if (bytes > 0)
-            vector->members[m].data = malloc(bytes);
+        if (bytes > 0)
+            vector->members[m].data = allocate(bytes);
     }
     vector->list.members = vector->members;
     vector->list.count = 3;
@@ -238,12 +277,8 @@ static void scatter_to_members(struct vector *vector, int64_t *from, size_t coun
 
 static void free_members(struct vector *vector)
 {
-    for (int m = 0; m < 3; m++) {
-        if (registered)
-            OK(windlass_mem_free(vector->members[m].data));
-        else
-            free(vector->members[m].data);
-    }
+    for (int m = 0; m < 3; m++)
+        release(vector->members[m].data);
 }
 
 /* The elements of this rank's operand or result. */
@@ -285,8 +320,8 @@ static void lists(int collective, int root, int start)
         for (int by_rank = 0; by_rank <= (gathers || scatters); by_rank++) {
             prepare(collective, root);
             struct vector from, to;
-            scatter_to_members(&from, input, elements(collective, root, 0), by_rank && scatters);
-            scatter_to_members(&to, output, elements(collective, root, 1), by_rank && gathers);
+            scatter_to_members(&from, host_input, elements(collective, root, 0), by_rank && scatters);
+            scatter_to_members(&to, host_output, elements(collective, root, 1), by_rank && gathers);
             windlass_request_t request = {
                 .bytes = sizeof request, .collective = collective, .data_type = WINDLASS_I64, .op = WINDLASS_SUM, .root = root,
                 .count = length(collective, rank, 0), .input = input, .output = output, .input_counts = sent, .output_counts = received,
@@ -301,7 +336,7 @@ static void lists(int collective, int root, int start)
             from.list.count = to.list.count = SIZE_MAX;
             OK(windlass_wait(&op));
             if (which & 2)
-                copy(&to, output, 1);
+                copy(&to, host_output, 1);
             verify(collective, root, by_rank ? "lists by rank" : "lists");
             free_members(&from);
             free_members(&to);
@@ -311,11 +346,11 @@ static void lists(int collective, int root, int start)
     /* In place. */
     struct vector both;
     prepare(collective, root);
-    scatter_to_members(&both, input, COUNT, 0);
+    scatter_to_members(&both, host_input, COUNT, 0);
     windlass_request_t request = {.bytes = sizeof request, .collective = collective, .data_type = WINDLASS_I64, .op = WINDLASS_SUM,
                                   .count = COUNT, .input_list = &both.list, .output_list = &both.list};
     OK(windlass_perform(&request, comm));
-    copy(&both, output, 1);
+    copy(&both, host_output, 1);
     verify(collective, root, "a list in place");
     free_members(&both);
 }
@@ -445,19 +480,15 @@ int main(void)
     OK(windlass_comm_rank(comm, &rank));
     OK(windlass_comm_size(comm, &size));
     CHECK(size > 1 && size <= MOST_RANKS);
-    const size_t bytes = sizeof(int64_t) * COUNT * (size_t)size;
     CHECK(windlass_type_size(WINDLASS_I64) == sizeof(int64_t));
-    right = malloc(bytes);
-    for (registered = 0; registered < 2; registered++) {
-        void *memory[2] = {NULL, NULL};
-        for (int i = 0; i < 2; i++) {
-            if (registered)
-                OK(windlass_mem_alloc(comm, &memory[i], bytes));
-            else
-                memory[i] = malloc(bytes);
-        }
-        input = memory[0];
-        output = memory[1];
+    /* It moves and is taken away while all of this goes on. */
+    OK(windlass_attach(comm, "simulated", "moves_per_second=100,revokes_per_second=50", &device));
+    right = malloc(all_bytes());
+    for (kind = 0; kind < KINDS; kind++) {
+        input = allocate(all_bytes());
+        output = allocate(all_bytes());
+        host_input = kind == DEVICE ? malloc(all_bytes()) : input;
+        host_output = kind == DEVICE ? malloc(all_bytes()) : output;
         for (size_t row = 0; row < sizeof rows / sizeof *rows; row++) {
             int collective = rows[row];
             for (int root = 0; root < size; root++) {
@@ -481,15 +512,19 @@ int main(void)
             }
         }
         exchanges();
-        if (registered)
+        if (kind == REGISTERED)
             own_operator();
-        for (int i = 0; i < 2; i++) {
-            if (registered)
-                OK(windlass_mem_free(memory[i]));
-            else
-                free(memory[i]);
+        if (kind == DEVICE) {
+            free(host_input);
+            free(host_output);
         }
+        release(input);
+        release(output);
     }
+    windlass_movements_t movements = {.bytes = sizeof movements};
+    OK(windlass_device_movements(device, &movements));
+    CHECK(movements.moves > 0 && movements.revokes > 0);
+    OK(windlass_device_free(&device));
     scaled();
     from_anybody();
     free(right);

@@ -369,7 +369,7 @@ static void freed_in_flight(void)
         free(heap);
         OK(windlass_comm_free(&twin));
     }
-    REFUSED(WINDLASS_ERROR_INVALID_ARGUMENT, "windlass_mem_alloc", windlass_mem_free(&twin));
+    REFUSED(WINDLASS_ERROR_INVALID_ARGUMENT, "was not given out by windlass", windlass_mem_free(&twin));
     OK(windlass_mem_free(NULL));
     still_right(comm);
 }

@@ -25,7 +25,18 @@ from ._errors import (
     SystemError,
     TimedOutError,
 )
-from ._native import Buffer, ByRank, Communicator, Operation, Operator, Registration, __version__, init
+from ._native import (
+    Buffer,
+    ByRank,
+    Communicator,
+    Device,
+    DeviceBuffer,
+    Operation,
+    Operator,
+    Registration,
+    __version__,
+    init,
+)
 
 #: How elements of several ranks become one. A member is its name: ``ReduceOp.SUM == "sum"``.
 ReduceOp = _enum.StrEnum("ReduceOp", {name.upper(): name for name in _native.OPERATORS}, module=__name__)
@@ -39,6 +50,8 @@ __all__ = [
     "Buffer",
     "ByRank",
     "Communicator",
+    "Device",
+    "DeviceBuffer",
     "Error",
     "ForkedError",
     "InvalidArgumentError",

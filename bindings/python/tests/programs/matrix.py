@@ -1,4 +1,7 @@
-"""Every collective on every element type that NumPy has, blocking and asynchronous, against NumPy."""
+"""Every collective on every element type that NumPy has, blocking and asynchronous, against NumPy.
+
+With "device" as the second argument, on the memory of an accelerator that moves it and takes it away meanwhile.
+"""
 
 import sys
 
@@ -12,6 +15,9 @@ NUMPY = {"u8": "uint8", "u16": "uint16", "u32": "uint32", "u64": "uint64", "i8":
          "i64": "int64", "f16": "float16", "f32": "float32", "f64": "float64"}  # fmt: skip
 FOLDS = {"sum": numpy.add, "prod": numpy.multiply, "min": numpy.minimum, "max": numpy.maximum}
 checked = 0
+DEVICE = None
+if sys.argv[2:] == ["device"]:
+    DEVICE = comm.attach("simulated", moves_per_second=100, revokes_per_second=50, seed=RANK)
 
 
 def operand(rank, length, dtype):
@@ -19,19 +25,32 @@ def operand(rank, length, dtype):
     return ((numpy.arange(length) * 7 + rank * 3) % 3 + (1 if length else 0)).astype(dtype)
 
 
+def lend(x):
+    """A copy that a call may have: the array, or device memory with its contents."""
+    if not isinstance(x, numpy.ndarray) or DEVICE is None:
+        return x.copy() if isinstance(x, numpy.ndarray) else x
+    buffer = DEVICE.alloc(x.shape, x.dtype)
+    buffer.write(x)
+    return buffer
+
+
 def check(what, result, expected):
     global checked
     checked += 1
+    if isinstance(result, windlass.DeviceBuffer):
+        result = result.read()
     result = numpy.asarray(result)
     assert result.dtype == expected.dtype and numpy.array_equal(result.ravel(), expected), (what, result, expected)
 
 
 def both(name, *arguments, **keywords):
     """The result of the blocking call, then of the asynchronous one."""
-    arrays = [a.copy() if isinstance(a, numpy.ndarray) else a for a in arguments]
-    yield getattr(comm, name)(*arrays, **keywords)
-    arrays = [a.copy() if isinstance(a, numpy.ndarray) else a for a in arguments]
-    yield getattr(comm, name + "_async")(*arrays, **keywords).wait(60)
+    for later in ("", "_async"):
+        result = getattr(comm, name + later)(*[lend(a) for a in arguments], **keywords)
+        result = result.wait(60) if later else result
+        # Where there is an operand, the result is where that is.
+        assert DEVICE is None or result is None or isinstance(result, windlass.DeviceBuffer), (name, result)
+        yield result
 
 
 def reductions(dtype):
@@ -50,8 +69,9 @@ def reductions(dtype):
             check("scan", result, prefix[RANK])
         for result in both("exscan", whole[RANK], op):
             check("exscan", result, prefix[RANK - 1] if RANK else whole[0])
-        out, source = numpy.zeros(COUNT, dtype), whole[RANK].copy()
+        out, source = lend(numpy.zeros(COUNT, dtype)), whole[RANK].copy()
         source.flags.writeable = False
+        source = source if DEVICE is None else lend(source)
         assert comm.all_reduce(source, op, out=out) is out
         check("all_reduce, out", out, prefix[-1])
 
@@ -69,7 +89,7 @@ def movements(dtype):
             check("gather", result, numpy.concatenate(whole))
         else:
             assert result is None
-    out = numpy.zeros(COUNT, dtype)
+    out = lend(numpy.zeros(COUNT, dtype))
     for result in both("scatter", blocks[0] if RANK == 0 else None, out=out):
         # The asynchronous one got a copy of `out` no more than the blocking one: keywords are passed as they are.
         assert result is out
@@ -77,9 +97,9 @@ def movements(dtype):
     for result in both("all_to_all", blocks[RANK]):
         check("all_to_all", result, numpy.concatenate([b[mine] for b in blocks]))
     for later in ("", "_async"):
-        right, left, got = (RANK + 1) % SIZE, (RANK - 1) % SIZE, numpy.zeros(COUNT, dtype)
+        right, left, got = (RANK + 1) % SIZE, (RANK - 1) % SIZE, lend(numpy.zeros(COUNT, dtype))
         receiving = comm.recv_async(got, left, tag=5)
-        sent = getattr(comm, "send" + later)(whole[RANK], right, tag=5)
+        sent = getattr(comm, "send" + later)(lend(whole[RANK]), right, tag=5)
         if later:
             sent.wait(60)
         assert receiving.wait(60) is got
@@ -88,7 +108,7 @@ def movements(dtype):
     comm.barrier_async().wait(60)
 
 
-for name in windlass.DTYPES:
+for name in windlass.DTYPES if DEVICE is None else ["f32", "i64", "f16", "u8"]:
     if name in NUMPY:
         reductions(NUMPY[name])
         movements(NUMPY[name])
@@ -103,5 +123,8 @@ check("registered", view, numpy.full(SIZE * COUNT, sum(range(SIZE)), "float64"))
 assert comm.reduce_scatter(buffer).shape == (1, COUNT)
 assert comm.all_gather(numpy.zeros((2, 3))).shape == (2 * SIZE, 3)
 assert comm.all_gather(numpy.float32(RANK)[()].reshape(())).shape == (SIZE,)
+if DEVICE is not None:
+    moved = DEVICE.movements()
+    assert moved["moves"] > 0 and moved["revokes"] > 0, moved
 print(f"rank {RANK} checked {checked}")
 comm.finalize()

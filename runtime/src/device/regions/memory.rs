@@ -3,9 +3,20 @@
 use windlass_memory::accelerator::{self, AcceleratorError};
 
 use super::{FREE_PATIENCE, MOST_SEGMENTS, Own, Purpose, Regions, Return, nanoseconds};
-use crate::device::{address, refused};
-use crate::error::Error;
+use crate::device::address::{self, Slot};
+use crate::device::refused;
+use crate::error::{Error, Problem};
 use crate::scheduler::{Access, Descriptor, Limits, Notice, Region, RegionName};
+
+/// What an address stands for.
+#[derive(Debug)]
+pub(super) struct Named {
+    _slot: Slot,
+    segment: u32,
+    bytes: u64,
+    /// Where in what it lies in it begins: elements are aligned there.
+    begin: u64,
+}
 
 impl Regions {
     /// New memory. Its segment.
@@ -60,29 +71,44 @@ impl Regions {
         self.act(segment);
     }
 
-    /// An address for one's own segment; `None` when there are too many buffers at a time.
-    pub(crate) fn address(&mut self, segment: u32) -> Option<u32> {
-        let free = self.slots.iter().position(Option::is_none).unwrap_or(self.slots.len());
-        if free == address::MOST_SLOTS as usize {
-            return None;
-        }
-        if free == self.slots.len() {
-            self.slots.push(None);
-        }
-        self.slots[free] = Some(segment);
-        Some(free as u32)
+    /// An address for one's own segment, which begins at byte `begin` of what it lies in; `None` when there are too many buffers at a time.
+    pub(crate) fn address(&mut self, segment: u32, begin: u64) -> Option<u32> {
+        let slot = Slot::take()?;
+        let number = slot.number();
+        let bytes = self.own.get(&segment).map_or(0, |own| own.bytes);
+        self.named.insert(number, Named { _slot: slot, segment, bytes, begin });
+        Some(number)
     }
 
     /// The segment that an address of this rank stands for.
     pub(crate) fn segment(&self, slot: u32) -> u32 {
-        self.slots.get(slot as usize).copied().flatten().unwrap_or(u32::MAX)
+        self.named.get(&slot).map_or(u32::MAX, |named| named.segment)
     }
 
-    /// The address may be given again.
+    /// The slots of a segment.
+    pub(super) fn slots(&self, segment: u32) -> Vec<u32> {
+        self.named.iter().filter(|(_, named)| named.segment == segment).map(|(slot, _)| *slot).collect()
+    }
+
+    /// The address stands for nothing any more.
     pub(crate) fn forget(&mut self, slot: u32) {
-        if let Some(place) = self.slots.get_mut(slot as usize) {
-            *place = None;
+        self.named.remove(&slot);
+    }
+
+    /// Whether so many bytes from an address on are this rank's, and such elements can lie there.
+    pub(crate) fn check(&self, memory: *const u8, bytes: usize, alignment: usize) -> Result<(), Problem> {
+        let named = address::decode(memory).and_then(|(slot, offset)| Some((self.named.get(&slot)?, offset)));
+        let Some((named, offset)) = named else {
+            return Err(Problem::NoDeviceMemory { address: memory.addr() });
+        };
+        if offset.checked_add(bytes as u64).is_none_or(|end| end > named.bytes) {
+            return Err(Problem::BeyondEnd { offset, bytes: bytes as u64, limit: named.bytes });
         }
+        let address = (named.begin + offset) as usize;
+        if !address.is_multiple_of(alignment) {
+            return Err(Problem::Misaligned { address, alignment });
+        }
+        Ok(())
     }
 
     pub(crate) fn memory_of(&self, segment: u32) -> Option<accelerator::Region> {

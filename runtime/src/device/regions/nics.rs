@@ -47,11 +47,8 @@ impl Regions {
 
     /// The segments that NICs are to give back, with the slots of each.
     pub(crate) fn take_wanted(&mut self) -> Vec<(u32, Vec<u32>)> {
-        let slots = |segment: u32| {
-            (0..).zip(&self.slots).filter(move |(_, of)| **of == Some(segment)).map(|(slot, _)| slot)
-        };
         let wanted = std::mem::take(&mut self.wanted);
-        wanted.into_iter().map(|segment| (segment, slots(segment).collect())).collect()
+        wanted.into_iter().map(|segment| (segment, self.slots(segment))).collect()
     }
 
     /// No NIC touches the segment any more.

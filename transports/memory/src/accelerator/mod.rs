@@ -61,7 +61,7 @@ pub use error::{AcceleratorError, BadDescriptor};
 pub use export::{DeviceRange, Export, Exported, Import, Region};
 pub use fence::{Fence, Outcome};
 pub use notice::{Contents, Notice, Notices, Ticket};
-pub use options::{Counters, Drive, Options};
+pub use options::{BadOption, Counters, Drive, Options};
 #[cfg(not(loom))]
 pub use registry::{NAMES, OpenError, open};
 

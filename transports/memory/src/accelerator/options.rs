@@ -4,6 +4,7 @@
 //! engine's settings, and, where its memory moves, how.
 
 use std::ops::RangeInclusive;
+use std::str::FromStr;
 use std::time::Duration;
 
 use crate::accelerator::Movement;
@@ -90,6 +91,106 @@ impl Default for Options {
     }
 }
 
+/// Text that is no option.
+#[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
+#[non_exhaustive]
+pub enum BadOption {
+    /// Not of the form `name=value`.
+    #[error("{0:?} is no option: write name=value, with commas between options")]
+    NoValue(String),
+    /// There is none of that name.
+    #[error("there is no option {0:?}: it is one of {names}", names = Options::NAMES.join(", "))]
+    Unknown(String),
+    /// Not a value that the option may have.
+    #[error("{option} is {value:?} but must be {valid}")]
+    Value {
+        /// Which.
+        option: &'static str,
+        /// What was given.
+        value: String,
+        /// What it may be.
+        valid: &'static str,
+    },
+}
+
+type Setter = fn(&mut Options, &str) -> Option<()>;
+
+/// What can be set by text: name, what it may be, and how it is set.
+const ROWS: [(&str, &str, Setter); 12] = [
+    ("device", "a number", |o, text| number(text, &mut o.device)),
+    ("capacity_bytes", "a number above 0", |o, text| above_zero(text, &mut o.capacity_bytes)),
+    ("movement", "transparent, pinned, revocable or cooperative", |o, text| {
+        o.movement = match text {
+            "transparent" => Movement::Transparent,
+            "pinned" => Movement::Pinned,
+            "revocable" => Movement::Revocable,
+            "cooperative" => Movement::Cooperative,
+            _ => return None,
+        };
+        Some(())
+    }),
+    ("seed", "a number", |o, text| number(text, &mut o.seed)),
+    ("patience", "seconds", |o, text| seconds(text, &mut o.patience)),
+    ("announce_ahead", "true or false", |o, text| number(text, &mut o.announce_ahead)),
+    ("move_time", "seconds", |o, text| seconds(text, &mut o.move_time)),
+    ("replacement_time", "seconds", |o, text| seconds(text, &mut o.replacement_time)),
+    ("chunk_bytes", "a number above 0", |o, text| above_zero(text, &mut o.chunk_bytes)),
+    ("moves_per_second", "0 or more", |o, text| within(text, f64::MAX, &mut o.moves_per_second)),
+    ("revokes_per_second", "0 or more", |o, text| within(text, f64::MAX, &mut o.revokes_per_second)),
+    ("lost_share", "0 to 1", |o, text| within(text, 1.0, &mut o.lost_share)),
+];
+
+fn number<T: FromStr>(text: &str, to: &mut T) -> Option<()> {
+    *to = text.parse().ok()?;
+    Some(())
+}
+
+fn above_zero(text: &str, to: &mut u64) -> Option<()> {
+    *to = text.parse().ok().filter(|number| *number > 0)?;
+    Some(())
+}
+
+fn within(text: &str, most: f64, to: &mut f64) -> Option<()> {
+    *to = text.parse().ok().filter(|number| (0.0..=most).contains(number))?;
+    Some(())
+}
+
+fn seconds(text: &str, to: &mut Duration) -> Option<()> {
+    *to = Duration::try_from_secs_f64(text.parse().ok()?).ok()?;
+    Some(())
+}
+
+impl Options {
+    const NAMES: [&str; ROWS.len()] = {
+        let mut names = [""; ROWS.len()];
+        let mut row = 0;
+        while row < ROWS.len() {
+            names[row] = ROWS[row].0;
+            row += 1;
+        }
+        names
+    };
+}
+
+/// Options by their names, for whoever is no Rust: `movement=revocable, moves_per_second=20`. Times are in seconds. What is not named is as by default.
+impl FromStr for Options {
+    type Err = BadOption;
+
+    fn from_str(text: &str) -> Result<Self, BadOption> {
+        let mut options = Self::default();
+        for option in text.split(',').map(str::trim).filter(|option| !option.is_empty()) {
+            let (name, value) =
+                option.split_once('=').ok_or_else(|| BadOption::NoValue(option.to_owned()))?;
+            let (name, value) = (name.trim(), value.trim());
+            let row = ROWS.iter().find(|(known, ..)| *known == name);
+            let (option, valid, set) = row.ok_or_else(|| BadOption::Unknown(name.to_owned()))?;
+            let wrong = || BadOption::Value { option, value: value.to_owned(), valid };
+            set(&mut options, value).ok_or_else(wrong)?;
+        }
+        Ok(options)
+    }
+}
+
 /// What an accelerator has done since it began.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Counters {
@@ -109,4 +210,39 @@ pub struct Counters {
     pub breaches: u64,
     /// Vacated generations that could not be checked, because an engine (of a process that died) never left.
     pub unchecked: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn options_are_read_from_text_and_what_is_none_is_told() {
+        let text = "movement=revocable, moves_per_second=2.5,seed=7 , move_time=0.001,announce_ahead=true,";
+        let options: Options = text.parse().unwrap();
+        assert_eq!((options.movement, options.seed, options.announce_ahead), (Movement::Revocable, 7, true));
+        assert_eq!((options.moves_per_second, options.move_time), (2.5, Duration::from_millis(1)));
+        assert_eq!(options.capacity_bytes, Options::default().capacity_bytes);
+        assert!("".parse::<Options>().is_ok());
+        for (text, said) in [
+            ("seed", "\"seed\" is no option: write name=value"),
+            ("moves=3", "there is no option \"moves\": it is one of device, capacity_bytes, movement, seed"),
+            (
+                "movement=fast",
+                "movement is \"fast\" but must be transparent, pinned, revocable or cooperative",
+            ),
+            ("seed=-1", "must be a number"),
+            ("capacity_bytes=0", "above 0"),
+            ("chunk_bytes=", "above 0"),
+            ("moves_per_second=nan", "0 or more"),
+            ("revokes_per_second=inf", "0 or more"),
+            ("lost_share=1.5", "0 to 1"),
+            ("move_time=-1", "seconds"),
+            ("patience=1e300", "seconds"),
+            ("announce_ahead=1", "true or false"),
+        ] {
+            let refused = text.parse::<Options>().unwrap_err().to_string();
+            assert!(refused.contains(said), "{text}: {refused}");
+        }
+    }
 }

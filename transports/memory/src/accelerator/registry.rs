@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::kernel::{self, KernelAccelerator};
 use super::simulated::SimulatedAccelerator;
-use super::{Accelerator, Options};
+use super::{Accelerator, BadOption, Options};
 
 /// What [`open`] opens, in the order in which one would try them.
 pub const NAMES: [&str; 5] =
@@ -41,6 +41,9 @@ pub enum OpenError {
         /// Which accelerator.
         accelerator: &'static str,
     },
+    /// Its options, as text, are wrong.
+    #[error(transparent)]
+    Option(#[from] BadOption),
 }
 
 /// Opens an accelerator by its name: `simulated`, or one of those of [`kernel`](super::kernel). Whoever wants more of it than the trait
