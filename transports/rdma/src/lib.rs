@@ -6,11 +6,15 @@
 //! | [`choice`] | which device, port and GID this host should use, and why not the others |
 //! | [`pipe`] | the stream between two ranks, cut into RDMA writes, without I/O |
 //! | [`transport`] | links over queue pairs: the transport itself |
+//! | [`loopback`] | a NIC that talks to itself |
+//! | [`selftest`] | how a NIC takes memory that moves, tried |
 //!
 //! The only crate that sees rdma-sys, of which it takes types and inline calls. No program is linked with libibverbs: a machine without it runs
 //! everything else, and is told what is missing when it asks for RDMA.
 
 pub mod choice;
+pub mod loopback;
 pub mod pipe;
+pub mod selftest;
 pub mod transport;
 pub mod verbs;

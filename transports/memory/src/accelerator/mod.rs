@@ -248,4 +248,10 @@ pub trait Accelerator: fmt::Debug + Send + Sync {
     fn stale_stores(&self) -> Option<u64> {
         None
     }
+
+    /// The kernel's driver that its memory comes from, if there is one: for whoever tries how a NIC takes moves of such memory, because nobody can be asked.
+    #[cfg(not(loom))]
+    fn driver(&self) -> Option<kernel::Driver> {
+        None
+    }
 }
