@@ -35,7 +35,7 @@ pub trait Mover {
     fn stale_bytes_in(&self, buffer: BorrowedFd<'_>) -> Option<u64>;
 }
 
-/// One of the drivers of [`NAMES`](crate::accelerator::NAMES). A clone is the same one.
+/// One of the drivers of [`NAMES`]. A clone is the same one.
 #[derive(Clone, Debug)]
 pub struct Driver {
     pub(super) name: &'static str,

@@ -67,7 +67,7 @@ trait Exporter: fmt::Debug + Send + Sync {
 }
 
 /// The names of this module's accelerators.
-pub(super) const NAMES: [&str; 4] = ["testbed", "dma-heap", "udmabuf", "habanalabs"];
+pub const NAMES: [&str; 4] = ["testbed", "dma-heap", "udmabuf", "habanalabs"];
 
 /// An accelerator on memory of the kernel's; see the [module](self).
 pub struct KernelAccelerator {
