@@ -88,6 +88,9 @@ pub struct Config {
     pub rdma_devices: Vec<String>,
     /// The place of the RDMA ports' tables whose GID is used; `None`: the best one of this host's. `WINDLASS_RDMA_GID_INDEX`.
     pub rdma_gid_index: Option<u8>,
+    /// Within this time device memory that was taken away without a word is found, if NICs have it; zero: not before it is used.
+    /// `WINDLASS_RDMA_WATCH`, in seconds.
+    pub rdma_watch: Duration,
     /// The constants of the cost model: a file written by `windlass tune`. `WINDLASS_MODEL`.
     pub model: Model,
     /// Reductions of device memory over messages are done by its engine, although the transport goes through the host. For tests.
@@ -109,6 +112,7 @@ impl Default for Config {
             report_after: Duration::from_secs(10),
             rdma_devices: Vec::new(),
             rdma_gid_index: None,
+            rdma_watch: Duration::from_secs(1),
             model: Model::default(),
             adds_on_device: false,
             origins: Vec::new(),
@@ -227,6 +231,7 @@ const SETTINGS: &[Setting] = &[
         },
         show: |c| c.rdma_gid_index.map_or_else(|| "auto".to_owned(), |index| index.to_string()),
     },
+    time!(rdma_watch, "WINDLASS_RDMA_WATCH", shared: false),
     Setting {
         key: "model",
         variable: "WINDLASS_MODEL",

@@ -13,7 +13,9 @@ pub(super) fn finding(pair: &Pair) -> Finding {
     match &pair.found {
         PairFound::Still => Finding::ok(
             "pairs.still",
-            format!("{who}: direct; registered, written and read back; its memory never moves"),
+            format!(
+                "{who}: still. Registered, written and read back; its memory never moves. It goes straight"
+            ),
         ),
         PairFound::Untried { error } => Finding::note(
             "pairs.untried",
@@ -23,29 +25,25 @@ pub(super) fn finding(pair: &Pair) -> Finding {
             &[],
         ),
         PairFound::Moves { mode, shifted, forced, revoked, unasked_is_direct } => {
-            let told = format!(
-                "moved, {}; moved with force, {}; revoked, {}",
+            let tried = format!(
+                "When moved, {}; when moved with force, {}; when revoked, {}",
                 after(shifted),
                 after(forced),
                 after(revoked)
             );
-            let straight = match unasked_is_direct {
-                true => "direct",
-                false => {
-                    "direct if its owner asks before it moves, and by way of the host otherwise: \
-                     a job would read and write memory that is no longer its own, and nobody would hear of it. \
-                     Nothing can be promised of a move that is forced, or a revoke, while the NIC holds the memory"
-                }
+            let staged = "So memory whose owner asks before it moves goes straight, and other memory by way of the host. \
+                          While the NIC holds it, nothing can be promised of a forced move or a revoke: \
+                          nobody would hear that bytes went to memory that is somebody else's";
+            let straight = "Memory goes straight";
+            let text = |mode: &str| {
+                let end = if *unasked_is_direct { straight } else { staged };
+                format!("{who}: {mode}. {tried}. {end}")
             };
             match mode {
-                PairMode::Transparent => Finding::ok(of, format!("{who}: transparent, {straight}; {told}")),
-                PairMode::Revocable => Finding::ok(of, format!("{who}: revocable, {straight}; {told}")),
-                PairMode::Pinned => {
-                    Finding::note(of, format!("{who}: pinned, {straight}; {told}"), &[BETTER])
-                }
-                PairMode::Unsafe => {
-                    Finding::problem(of, format!("{who}: unsafe, {straight}; {told}"), &[BETTER])
-                }
+                PairMode::Transparent => Finding::ok(of, text("transparent")),
+                PairMode::Revocable => Finding::ok(of, text("revocable")),
+                PairMode::Pinned => Finding::note(of, text("pinned"), &[BETTER]),
+                PairMode::Unsafe => Finding::problem(of, text("unsafe"), &[BETTER]),
             }
         }
     }

@@ -10,11 +10,12 @@
 //! Bounded by a few seconds, if the NIC does not answer; some milliseconds otherwise. All that is made for it is gone afterwards.
 
 use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use windlass_memory::accelerator::kernel::{Driver, Mover};
-use windlass_memory::accelerator::{AcceleratorError, Movement};
+use windlass_memory::accelerator::{Accelerator, AcceleratorError, Movement};
 use windlass_memory::{MemoryError, page_bytes};
 
 use crate::loopback::{self, Loopback};
@@ -89,10 +90,7 @@ impl Moves {
     /// Whether the NIC may be given memory that moves like this. If its owner asks, it is taken back from the NIC before anything moves. If nobody asks,
     /// nothing must have strayed.
     pub fn permit(&self, movement: Movement) -> bool {
-        match movement {
-            Movement::Pinned | Movement::Cooperative => true,
-            Movement::Transparent | Movement::Revocable => !self.strays(),
-        }
+        movement.asks() || !self.strays()
     }
 }
 
@@ -153,6 +151,63 @@ pub fn run(device: &Device, attachment: Attachment, driver: &Driver) -> Result<O
         trial.moved(mover, moved)
     };
     Ok(Some(Moves { shifted: shift(false)?, forced: shift(true)?, revoked: begin()?.revoke(mover)? }))
+}
+
+/// Why a NIC is given no memory that moves without asking: it goes by way of the host.
+#[derive(Clone, Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Staged {
+    /// The NIC would go on with the place that was left.
+    #[error(
+        "{accelerator} moves its memory without asking, and {device} would go on reaching the place that was left ({mode:?}): such memory goes by way of the host; \
+         have its owner ask (movement pinned or cooperative), or use a NIC that copes. `windlass doctor` shows what was tried"
+    )]
+    Strays {
+        /// The NIC.
+        device: Arc<str>,
+        /// Whose memory.
+        accelerator: &'static str,
+        /// What was found.
+        mode: Mode,
+    },
+    /// It was not found out.
+    #[error(
+        "how {device} takes memory of {accelerator} that moves without asking was not found out: it goes by way of the host: {cause}"
+    )]
+    Untried {
+        /// The NIC.
+        device: Arc<str>,
+        /// Whose memory.
+        accelerator: &'static str,
+        /// Why not.
+        cause: Untried,
+    },
+    /// It cannot be.
+    #[error(
+        "memory that moves without asking and is no driver's of the kernel cannot be tried with {device}: it goes by way of the host"
+    )]
+    NoDriver {
+        /// The NIC.
+        device: Arc<str>,
+    },
+}
+
+/// Whether a NIC may be given the memory of an accelerator that does not ask before it moves, as far as can be found out.
+///
+/// # Errors
+/// See [`Staged`].
+pub fn admit(device: &Device, attachment: Attachment, accelerator: &dyn Accelerator) -> Result<(), Staged> {
+    let name = Arc::clone(device.name());
+    let Some(driver) = accelerator.driver() else { return Err(Staged::NoDriver { device: name }) };
+    let accelerator_name = driver.name();
+    match run(device, attachment, &driver) {
+        Ok(None) => Ok(()),
+        Ok(Some(moves)) if moves.permit(accelerator.movement()) => Ok(()),
+        Ok(Some(moves)) => {
+            Err(Staged::Strays { device: name, accelerator: accelerator_name, mode: moves.mode() })
+        }
+        Err(cause) => Err(Staged::Untried { device: name, accelerator: accelerator_name, cause }),
+    }
 }
 
 /// A dma-buf, registered and known to be reached.

@@ -78,6 +78,13 @@ pub enum Movement {
     Cooperative,
 }
 
+impl Movement {
+    /// Whether nothing moves before the runtime has agreed.
+    pub const fn asks(self) -> bool {
+        matches!(self, Self::Pinned | Self::Cooperative)
+    }
+}
+
 /// Where a region is in its life.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Condition {

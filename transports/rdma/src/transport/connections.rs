@@ -7,6 +7,7 @@ use windlass_transports::{Event, LostCause, Message, MessageId, Rank, Token, Tra
 use super::Rdma;
 use super::end::{End, Name};
 use super::offer::{Offer, SAID_BYTES, Said};
+use super::watch::Watch;
 use crate::pipe::{Immediate, Landed};
 use crate::verbs::{Completion, Failure, Kind, Status, VerbError};
 
@@ -331,7 +332,10 @@ impl Rdma {
                 let mut completions = std::mem::take(&mut self.completions);
                 let polled = self.rails[at].queue.poll(&mut completions);
                 for completion in &completions {
-                    self.completed(completion);
+                    match Watch::is_its(completion.id) {
+                        true => self.rails[at].watch.completed(completion),
+                        false => self.completed(completion),
+                    }
                 }
                 // Those of one peer come in a row, mostly.
                 let names = completions.iter().map(|completion| Name::of(completion.id));

@@ -22,6 +22,9 @@
 //! **Several NICs.** Each connection uses one; pairs of ranks are spread over them, and each new generation takes the next, so that a connection whose
 //! NIC died goes on by another.
 //!
+//! **Device memory** that moves without asking is given only to NICs that have been [seen](crate::selftest) to cope; what was taken away without a word is
+//! found by a look now and then ([`Transport::probe`]).
+//!
 //! **Waiting.** The descriptor is an epoll instance over the control streams and the NICs' completion channels. A poll that found nothing asks the
 //! NICs to tell of the next completion, then looks again, so that none is slept through.
 
@@ -29,6 +32,7 @@ mod connections;
 mod end;
 pub mod offer;
 mod rail;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -39,8 +43,9 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll;
+use windlass_memory::accelerator::Accelerator;
 use windlass_transports::link::{self, Limits, Link};
-use windlass_transports::reach::Register;
+use windlass_transports::reach::{Register, SegmentKey};
 use windlass_transports::tcp::{self, Tcp};
 use windlass_transports::{Capabilities, Event, Message, MessageId, Rank, Token, Transport};
 
@@ -425,6 +430,16 @@ impl Transport for Rdma {
         for rail in &mut self.rails {
             rail.forget(segment);
         }
+    }
+
+    fn attach(&mut self, accelerator: &dyn Accelerator) -> Vec<Box<dyn std::error::Error>> {
+        let staged = self.rails.iter_mut().filter_map(|rail| rail.attach(accelerator).err());
+        staged.map(|staged| Box::new(staged) as Box<dyn std::error::Error>).collect()
+    }
+
+    fn probe(&mut self) -> Vec<SegmentKey> {
+        self.harvest();
+        self.rails.iter_mut().flat_map(Rail::probe).collect()
     }
 
     fn reopen(&mut self, peer: Rank) {
