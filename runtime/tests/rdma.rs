@@ -265,9 +265,9 @@ fn accelerators_memory_that_is_revoked() {
 #[test]
 fn accelerators_memory_that_nics_would_lose_goes_by_way_of_the_host() {
     if importer().as_deref() == Some("pinned") {
-        on_accelerators("staged-moves", Movement::Revocable, 10.0, 0.0);
-        on_accelerators("staged-revokes", Movement::Revocable, 0.0, 10.0);
-        on_accelerators("staged-transparent", Movement::Transparent, 30.0, 0.0);
+        on_accelerators("staged-moves", Movement::Revocable, 3.0, 0.0);
+        on_accelerators("staged-revokes", Movement::Revocable, 0.0, 3.0);
+        on_accelerators("staged-transparent", Movement::Transparent, 10.0, 0.0);
     }
 }
 
