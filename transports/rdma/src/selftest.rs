@@ -146,7 +146,7 @@ pub fn run(device: &Device, attachment: Attachment, driver: &Driver) -> Result<O
         return Ok(None);
     };
     let shift = |force| {
-        let mut trial = begin()?;
+        let trial = begin()?;
         let moved = mover.shift(trial.buffer.as_fd(), force);
         trial.moved(mover, moved)
     };
@@ -239,7 +239,7 @@ impl<'a> Trial<'a> {
         let channel = CompletionChannel::create(device)?;
         let queue = CompletionQueue::create(device, 8, Some(&channel))?;
         let loopback = Loopback::connect(device, attachment, &queue, 2, bytes)?;
-        let mut trial = Self { driver, device, buffer, loopback, region, queue, channel };
+        let trial = Self { driver, device, buffer, loopback, region, queue, channel };
         let first = pattern(0x11);
         trial.write(&first)??;
         if trial.read()?? != first {
@@ -252,7 +252,7 @@ impl<'a> Trial<'a> {
     }
 
     /// What has become of it, now that the memory has been moved, or not.
-    fn moved(&mut self, mover: &dyn Mover, moved: Result<(), MemoryError>) -> Result<After, Untried> {
+    fn moved(&self, mover: &dyn Mover, moved: Result<(), MemoryError>) -> Result<After, Untried> {
         let here = pattern(0x22);
         // Where the processor may not look, the bytes that have moved along must do.
         let here = match self.driver.store(self.buffer.as_fd(), offset() as usize, &here)? {
@@ -269,7 +269,7 @@ impl<'a> Trial<'a> {
     }
 
     /// As [`moved`](Self::moved): of memory that was taken away there is no place where it would be right.
-    fn revoke(&mut self, mover: &dyn Mover) -> Result<After, Untried> {
+    fn revoke(&self, mover: &dyn Mover) -> Result<After, Untried> {
         let revoked = mover.revoke(self.buffer.as_fd());
         let found = match self.read()? {
             Err(failure) => After::Dies { status: failure.status },
@@ -287,7 +287,7 @@ impl<'a> Trial<'a> {
         if late { After::Strays } else { found }
     }
 
-    fn writes_here(&mut self) -> Result<bool, Untried> {
+    fn writes_here(&self) -> Result<bool, Untried> {
         let next = pattern(0x33);
         Ok(self.write(&next)?.is_ok() && self.seen()?.is_none_or(|seen| seen == next))
     }
@@ -296,13 +296,13 @@ impl<'a> Trial<'a> {
         Place { address: self.region.address(), key: self.region.remote_key() }
     }
 
-    fn write(&mut self, bytes: &[u8]) -> Result<Result<(), Failure>, Untried> {
+    fn write(&self, bytes: &[u8]) -> Result<Result<(), Failure>, Untried> {
         self.loopback.fill(bytes);
         self.loopback.write(0, self.place(), bytes.len() as u32)?;
         Ok(self.next()?.outcome.map(drop))
     }
 
-    fn read(&mut self) -> Result<Result<Vec<u8>, Failure>, Untried> {
+    fn read(&self) -> Result<Result<Vec<u8>, Failure>, Untried> {
         let bytes = self.region.bytes();
         self.loopback.fill(&vec![0; bytes]);
         self.loopback.read(1, self.place(), bytes as u32)?;
@@ -316,7 +316,7 @@ impl<'a> Trial<'a> {
         Ok(looked.then_some(bytes))
     }
 
-    fn next(&mut self) -> Result<Completion, Untried> {
+    fn next(&self) -> Result<Completion, Untried> {
         let (deadline, mut seen) = (Instant::now() + PATIENCE, Vec::new());
         loop {
             self.queue.arm()?;
