@@ -300,7 +300,7 @@ fn accelerators_memory_that_is_revoked_without_a_word() {
             let begin = Instant::now();
             owner.revoke(memory.as_fd()).unwrap();
             while device.movements().revokes == 0 {
-                assert!(begin.elapsed() < Duration::from_secs(3), "the revoke was not found");
+                assert!(begin.elapsed() < Duration::from_secs(30), "the revoke was not found");
                 std::thread::sleep(Duration::from_millis(5));
             }
             println!("found after {:?}", begin.elapsed());
