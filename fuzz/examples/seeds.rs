@@ -73,10 +73,13 @@ fn streams() {
 /// Of links whose clearances say where their message belongs: a receive of message 2 (100 bytes) and a send of message 3 (40 bytes).
 fn placed() {
     let none = Detail::Credits { bytes: 0, messages: 0 };
-    let place = Place { address: 4096, key: 9, generation: Generation(1) };
+    let keys = |rail| [(rail, 9), (rail + 2, 10)].into_iter().collect();
+    let place = Place { address: 4096, keys: keys(0), generation: Generation(1) };
     let clear = [frame(Kind::Clear, 3, 5, none), place.encode().to_vec()].concat();
     let stale = Place { generation: Generation(2), ..place };
     let stale = [frame(Kind::Clear, 3, 5, none), stale.encode().to_vec()].concat();
+    let elsewhere = Place { keys: keys(5), ..place };
+    let elsewhere = [frame(Kind::Clear, 3, 5, none), elsewhere.encode().to_vec()].concat();
     // A header alone, whose payload lands. A cut ends with it, and the next begins with an odd byte.
     let header = frame(Kind::Data, 2, 7, Detail::Piece(100))[..64].to_vec();
     let posts = [1, 2, 7, 0, 3, 5];
@@ -85,6 +88,7 @@ fn placed() {
     };
     with("cleared", 0, &[clear.clone()]);
     with("stale", 0, &[stale]);
+    with("by-other-rails", 0, &[elsewhere]);
     with("twice", 0, &[clear.clone(), clear]);
     with("landed", 50, &[header.clone(), vec![1; 64], vec![1; 64]]);
     with("too-much", 200, &[header, vec![1; 64]]);

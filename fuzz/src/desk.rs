@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::io::IoSlice;
 
 use windlass_transports::ledger::Generation;
+use windlass_transports::link::place::Rails;
 use windlass_transports::link::{Garbled, Limits, Link};
 use windlass_transports::message::{COLLECTIVE_TAG, Message, MessageId};
 use windlass_transports::{Event, Token};
@@ -59,7 +60,7 @@ impl Desk {
     /// The same over a pipe that can write into memory which a clearance names.
     pub(crate) fn placing(peer: u32) -> Self {
         let mut link = Link::placing(peer, LIMITS);
-        link.enter(Generation(1));
+        link.enter(Generation(1), Rails::first(2));
         Self { link, ..Self::new(peer) }
     }
 
@@ -78,7 +79,8 @@ impl Desk {
                 true => self.link.post_send(message, live.memory.as_ptr(), token, &mut self.events),
                 false => {
                     let memory = live.memory.as_mut_ptr();
-                    let reach = Some((memory.expose_provenance() as u64, 7));
+                    let keys = [(0, 7), (1, 8)].into_iter().collect();
+                    let reach = Some((memory.expose_provenance() as u64, keys));
                     self.link.post_recv_at(message, memory, reach, token, &mut self.events);
                 }
             }

@@ -91,6 +91,8 @@ pub struct Config {
     /// Within this time device memory that was taken away without a word is found, if NICs have it; zero: not before it is used.
     /// `WINDLASS_RDMA_WATCH`, in seconds.
     pub rdma_watch: Duration,
+    /// Queue pairs of a connection on each NIC that it uses, from 1 to 4; of two ranks, the fewer. `WINDLASS_RDMA_PAIRS`.
+    pub rdma_pairs: u8,
     /// The constants of the cost model: a file written by `windlass tune`. `WINDLASS_MODEL`.
     pub model: Model,
     /// Reductions of device memory over messages are done by its engine, although the transport goes through the host. For tests.
@@ -113,6 +115,7 @@ impl Default for Config {
             rdma_devices: Vec::new(),
             rdma_gid_index: None,
             rdma_watch: Duration::from_secs(1),
+            rdma_pairs: 1,
             model: Model::default(),
             adds_on_device: false,
             origins: Vec::new(),
@@ -232,6 +235,17 @@ const SETTINGS: &[Setting] = &[
         show: |c| c.rdma_gid_index.map_or_else(|| "auto".to_owned(), |index| index.to_string()),
     },
     time!(rdma_watch, "WINDLASS_RDMA_WATCH", shared: false),
+    Setting {
+        key: "rdma_pairs",
+        variable: "WINDLASS_RDMA_PAIRS",
+        shared: false,
+        apply: |c, v| {
+            let pairs = v.parse().ok().filter(|pairs| (1..=4).contains(pairs));
+            c.rdma_pairs = pairs.ok_or_else(|| "must be a number of queue pairs from 1 to 4".to_owned())?;
+            Ok(())
+        },
+        show: |c| c.rdma_pairs.to_string(),
+    },
     Setting {
         key: "model",
         variable: "WINDLASS_MODEL",
@@ -480,6 +494,8 @@ mod tests {
             ("WINDLASS_TIMEOUT", "-1"),
             ("WINDLASS_TIMEOUT", "soon"),
             ("WINDLASS_RDMA_GID_INDEX", "256"),
+            ("WINDLASS_RDMA_PAIRS", "0"),
+            ("WINDLASS_RDMA_PAIRS", "5"),
             ("WINDLASS_MODEL", "/nonexistent"),
         ] {
             let error = with(&[(name, value)]).unwrap_err().to_string();
@@ -499,7 +515,8 @@ mod tests {
         let shown: Vec<_> = config.settings().map(|(key, value, _)| format!("{key}={value}")).collect();
         assert!(shown.contains(&"rdma_devices=mlx5_0,mlx5_1:2".to_owned()), "{shown:?}");
         let all = with(&[("WINDLASS_RDMA_DEVICES", ""), ("WINDLASS_RDMA_GID_INDEX", "auto")]).unwrap();
-        assert!(all.rdma_devices.is_empty() && all.rdma_gid_index.is_none());
+        assert!(all.rdma_devices.is_empty() && all.rdma_gid_index.is_none() && all.rdma_pairs == 1);
+        assert_eq!(with(&[("WINDLASS_RDMA_PAIRS", "4")]).unwrap().rdma_pairs, 4);
     }
 
     #[test]

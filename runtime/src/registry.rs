@@ -84,7 +84,8 @@ fn open_rdma(
     reached: &Arc<Reached>,
 ) -> Result<Unconnected, JoinError> {
     let wishes = Wishes { devices: config.rdma_devices.clone(), gid_index: config.rdma_gid_index };
-    let options = rdma::Options { wishes, ..rdma::Options::default() };
+    let pairs = usize::from(config.rdma_pairs);
+    let options = rdma::Options { wishes, pairs, ..rdma::Options::default() };
     let register = Arc::clone(reached) as Arc<dyn Register>;
     let (rdma, address) = Rdma::bind(rank, job, options, Some(register)).map_err(no_rdma)?;
     Ok(Unconnected::Rdma(Box::new(rdma), address))

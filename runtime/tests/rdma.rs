@@ -155,15 +155,55 @@ fn a_link_goes_down_and_up() {
     sums_during("link", &["ip link set eth0 down", "ip link set eth0 up"], false);
 }
 
-/// Needs three hosts with two NICs each: the connection of the first and the last goes by the second NICs, and the control streams by the first.
+/// Whether these are several hosts with two NICs each.
+fn two_nics() -> bool {
+    let two = std::path::Path::new("/sys/class/infiniband/rxe0_1").exists();
+    if !two || host().is_none() {
+        println!("this needs hosts with two NICs");
+    }
+    two && host().is_some()
+}
+
+/// The connections go on by the first NICs, as do the control streams.
 #[test]
 fn one_of_two_nics_goes_for_good() {
-    let two = std::path::Path::new("/sys/class/infiniband/rxe0_1").exists();
-    if two && host().is_some_and(|(_, hosts)| hosts >= 3) {
+    if two_nics() {
         sums_during("nic", &["ip link set eth1 down"], true);
-    } else {
-        println!("this needs three hosts with two NICs");
     }
+}
+
+/// The kernel's devices are all hosts', so the first can remove the second's. It does not come back.
+#[test]
+fn another_hosts_second_nic_is_removed() {
+    if two_nics() {
+        sums_during("removed", &["rdma link delete rxe1_1"], true);
+    }
+}
+
+/// After all others: it leaves the first host without NICs.
+#[test]
+fn without_a_nic_the_job_ends_and_says_why() {
+    let Some((rank, ranks)) = host().filter(|_| two_nics()) else { return };
+    let identity =
+        Identity { rank, ranks, rendezvous: Some("unix:/tmp/windlass-gone".into()), serves: rank == 0 };
+    let comm = Communicator::join(&identity, config()).unwrap();
+    let sum = || comm.all_reduce(vec![1.0f32; 50_000], ReduceOp::Sum).wait();
+    assert_eq!(sum().unwrap()[0], ranks as f32);
+    if rank == 0 {
+        let status = std::process::Command::new("sh")
+            .args(["-c", "rdma link delete rxe0_0; rdma link delete rxe0_1"])
+            .status();
+        println!("without NICs: {status:?}");
+    }
+    let begin = Instant::now();
+    let failed = loop {
+        if let Err(failed) = sum() {
+            break failed.error;
+        }
+    };
+    println!("after {:?}: {failed}", begin.elapsed());
+    assert!(matches!(failed, windlass::Error::PeerFailed { .. }), "{failed:?}");
+    assert!(begin.elapsed() < Duration::from_secs(30), "{:?}", begin.elapsed());
 }
 
 /// How the testbed's NICs import memory, as it was started.

@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use windlass_transports::ledger::Generation;
+use windlass_transports::link::place::Rails;
 use windlass_transports::link::{Limits, Link};
 use windlass_transports::reach::{Register, Registrable};
 use windlass_transports::{Event, Message, MessageId, Token};
@@ -95,7 +96,8 @@ impl Pair {
 
     fn receive(&mut self) {
         let memory = self.into.as_mut_ptr();
-        let reach = Some((memory.expose_provenance() as u64, 7));
+        let keys = [(0, 7)].into_iter().collect();
+        let reach = Some((memory.expose_provenance() as u64, keys));
         let message = message(1, self.into.len());
         // SAFETY: the memory lives as long as the pair, and its links are not used after it.
         unsafe { self.links[1].post_recv_at(&message, memory, reach, RECEIVE, &mut self.events[1]) };
@@ -139,7 +141,7 @@ impl Pair {
         self.generation += 1;
         let positions = [0, 1].map(|rank: usize| self.links[rank].position());
         for rank in 0..2 {
-            self.links[rank].enter(Generation(self.generation));
+            self.links[rank].enter(Generation(self.generation), Rails::first(1));
             let resumed = self.links[rank].resume(positions[1 - rank], &mut self.events[rank]);
             resumed.expect("a position that can be");
         }

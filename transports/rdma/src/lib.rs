@@ -5,6 +5,7 @@
 //! | [`verbs`] | libibverbs, typed: devices, queue pairs, completions, regions; it decides nothing |
 //! | [`choice`] | which device, port and GID this host should use, and why not the others |
 //! | [`pipe`] | the stream between two ranks, cut into RDMA writes, without I/O |
+//! | [`lanes`] | by which NICs a connection goes, and by which of its queue pairs each write, without I/O |
 //! | [`transport`] | links over queue pairs: the transport itself |
 //! | [`loopback`] | a NIC that talks to itself |
 //! | [`selftest`] | how a NIC takes memory that moves, tried |
@@ -13,6 +14,7 @@
 //! everything else, and is told what is missing when it asks for RDMA.
 
 pub mod choice;
+pub mod lanes;
 pub mod loopback;
 pub mod pipe;
 pub mod selftest;

@@ -12,7 +12,7 @@
 //! **Flow control.** A sender has at most N writes under way that the receiver has not acted on: the ring has a slot, and the receiver a posted
 //! receive, for each. A receiver gives credit for a quarter of the ring at a time, and no second credit leaves before the first has been
 //! completed. So completions of credits are in order, whatever the device does, and fewer than [`CREDITS`] can wait at the other end:
-//! no write ever finds no receive posted.
+//! no write ever finds no receive posted, whichever of the [lanes](crate::lanes) each goes by, if so many are posted on every lane.
 //!
 //! A pipe lasts for one generation of the connection. When it breaks, the [link](windlass_transports::link) knows what has arrived.
 //!
@@ -22,9 +22,10 @@ use std::io::IoSlice;
 
 use windlass_transports::Event;
 use windlass_transports::link::Link;
+use windlass_transports::link::place::Destined;
 
-/// Receives that are posted for credits, besides one for each slot: four may have been given, one more may be given as soon as the first of them was
-/// taken, and a last one says farewell.
+/// Receives that are posted for credits on each lane, besides one for each slot: four may have been given, one more may be given as soon as the first of
+/// them was taken, and a last one says farewell.
 pub const CREDITS: u32 = 6;
 
 const NUMBER_BITS: u32 = 30;
@@ -101,7 +102,7 @@ impl Shape {
         slot as usize * self.slot_bytes as usize
     }
 
-    /// Receives that must be posted.
+    /// Receives that must be posted on each lane.
     pub const fn receives(&self) -> u32 {
         self.slots + CREDITS
     }
@@ -140,9 +141,29 @@ pub enum Target {
     },
 }
 
+/// How bytes can go.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Way {
+    /// By which lane.
+    pub lane: u8,
+    /// Where they go to their place: by which key the peer's device at the lane's other end knows that.
+    pub remote_key: u32,
+    /// By which address and key the device at this end knows where they lie, if it does. Otherwise they are copied.
+    pub local: Option<(u64, u32)>,
+}
+
+impl Way {
+    /// Through the rings.
+    pub const fn by_ring(lane: u8) -> Self {
+        Self { lane, remote_key: 0, local: None }
+    }
+}
+
 /// A write to be posted.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Write {
+    /// By which lane.
+    pub lane: u8,
     /// What it tells.
     pub immediate: Immediate,
     /// From where.
@@ -247,13 +268,13 @@ impl Pipe {
     }
 
     /// The write that is to leave next, if the link has something and there is room for it. What is not read where it lies was copied into the slot of
-    /// `staging` that the write names. `registered` says by which address and local
-    /// key the device knows memory of a send, if it does.
+    /// `staging` that the write names. `way` says how what is destined for a place goes, so many bytes of it, or what goes through the rings; `None`
+    /// while the lanes that could take it are full.
     pub fn depart(
         &mut self,
         link: &mut Link,
         staging: &mut [u8],
-        registered: impl FnOnce(*const u8, usize) -> Option<(u64, u32)>,
+        way: impl FnOnce(Option<(&Destined, usize)>) -> Option<Way>,
         events: &mut Vec<Event>,
     ) -> Option<Write> {
         if !self.has_room() {
@@ -262,26 +283,29 @@ impl Pipe {
         let slot = self.next % self.shape.slots;
         let begin = self.shape.offset(slot);
         let staged = &mut staging[begin..begin + self.shape.slot_bytes as usize];
-        let (kind, source, target, bytes) = match link.destined() {
+        let (lane, kind, source, target, bytes) = match link.destined() {
             Some(destined) => {
                 let most = destined.bytes.min(self.shape.placed_bytes as usize);
-                let key = if destined.lasts { registered(destined.memory, most) } else { None };
-                let target = Target::Place { address: destined.place.address, key: destined.place.key };
-                match key {
+                let Way { lane, remote_key, local } = way(Some((&destined, most)))?;
+                let target = Target::Place { address: destined.place.address, key: remote_key };
+                match local {
                     Some((address, key)) => {
                         let source = Source::Memory { address, key };
-                        (Kind::Placed, source, target, most)
+                        (lane, Kind::Placed, source, target, most)
                     }
                     None => {
                         let bytes = most.min(staged.len());
                         if !link.stage(&destined, &mut staged[..bytes]) {
                             return None;
                         }
-                        (Kind::Placed, Source::Slot(slot), target, bytes)
+                        (lane, Kind::Placed, Source::Slot(slot), target, bytes)
                     }
                 }
             }
-            None => (Kind::Ring, Source::Slot(slot), Target::Slot(slot), gather(link, staged)),
+            None => {
+                let lane = way(None)?.lane;
+                (lane, Kind::Ring, Source::Slot(slot), Target::Slot(slot), gather(link, staged))
+            }
         };
         if bytes == 0 {
             return None;
@@ -289,7 +313,7 @@ impl Pipe {
         link.wrote(bytes, events);
         let immediate = Immediate { kind, number: self.next };
         self.next = (self.next + 1) % NUMBERS;
-        Some(Write { immediate, source, target, bytes })
+        Some(Write { lane, immediate, source, target, bytes })
     }
 
     // ---- the receiving half ------------------------------------------------------------------------------------------------

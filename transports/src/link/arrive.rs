@@ -2,7 +2,7 @@
 
 use super::credit::{Amount, ClassKey};
 use super::cursor::{Purpose, Transfer};
-use super::place::{PLACE_BYTES, Place};
+use super::place::{Keys, PLACE_BYTES, Place};
 use super::replay::COPIED;
 use super::wire::{Detail, HEADER_BYTES, Header, Kind};
 use super::{Garbled, Link, Posted};
@@ -55,7 +55,7 @@ impl Link {
         unsafe { self.post_recv_at(message, memory, None, token, events) };
     }
 
-    /// The same, into memory that the peer may reach by an address and a key of this rank's device.
+    /// The same, into memory that the peer may reach by an address and keys of this rank's devices.
     ///
     /// # Safety
     /// As [`post_recv`](Self::post_recv).
@@ -63,11 +63,11 @@ impl Link {
         &mut self,
         message: &Message,
         memory: *mut u8,
-        reach: Option<(u64, u32)>,
+        reach: Option<(u64, Keys)>,
         token: Token,
         events: &mut Vec<Event>,
     ) {
-        let place = reach.map(|(address, key)| Place { address, key, ..Place::default() });
+        let place = reach.map(|(address, keys)| Place { address, keys, ..Place::default() });
         let posted = Posted { message: *message, memory, token, place };
         if let Some(transfer) = self.cursor.transfer()
             && transfer.message.id == message.id

@@ -72,7 +72,7 @@ use credit::{Amount, Classes};
 use cursor::Cursor;
 use depart::Departing;
 use outbound::{Frame, Outbound};
-use place::Place;
+use place::{Place, Rails};
 use replay::Replay;
 use table::{ById, Ids};
 use wire::{Detail, HEADER_BYTES, Header, Kind};
@@ -129,6 +129,8 @@ pub struct Link {
     places: bool,
     /// Of the connection, where there are places.
     generation: Generation,
+    /// By which it goes.
+    rails: Rails,
 }
 
 // SAFETY: the raw pointers are those of posted operations, whose posters keep the memory valid, for any thread, until the operation
@@ -165,6 +167,7 @@ impl Link {
             replay: None,
             places: false,
             generation: Generation::default(),
+            rails: Rails::default(),
         }
     }
 

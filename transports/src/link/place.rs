@@ -4,6 +4,7 @@
 //! A place is told in one generation of the connection and is valid in no other: a break ends all that were told, at both ends, and what had not
 //! arrived goes through the pipe, to wherever its receiver wants it by then. So what was withdrawn across a break is never written.
 
+use std::fmt;
 use std::sync::Arc;
 
 use super::Link;
@@ -15,15 +16,111 @@ use crate::reach::Register;
 use crate::{Event, Token};
 
 /// Bytes of a place on the wire.
-pub const PLACE_BYTES: usize = 16;
+pub const PLACE_BYTES: usize = 32;
+/// Rails of one connection at most.
+pub const RAILS: usize = 4;
+/// On the wire, the rail of a key that there is not.
+const NONE: u8 = 0xff;
+
+/// Some of the rails, by number: a rail is a device of each of two ranks, of the same number at both.
+#[derive(Clone, Copy, Default, Eq, PartialEq)]
+pub struct Rails(u32);
+
+impl Rails {
+    /// Those below it have a number in a set.
+    pub const END: usize = 32;
+
+    /// The rails 0 to `count`, without the latter.
+    pub fn first(count: usize) -> Self {
+        (0..count.min(Self::END)).collect()
+    }
+
+    /// Whether a rail is among them.
+    pub const fn contains(self, rail: usize) -> bool {
+        rail < Self::END && self.0 >> rail & 1 == 1
+    }
+
+    /// Those that are in both.
+    #[must_use]
+    pub const fn and(self, other: Self) -> Self {
+        Self(self.0 & other.0)
+    }
+
+    /// They and one more.
+    #[must_use]
+    pub const fn with(self, rail: usize) -> Self {
+        Self(if rail < Self::END { self.0 | 1 << rail } else { self.0 })
+    }
+
+    /// Those that are not in the other.
+    #[must_use]
+    pub const fn without(self, other: Self) -> Self {
+        Self(self.0 & !other.0)
+    }
+
+    /// Whether there is none.
+    pub const fn is_empty(self) -> bool {
+        self.0 == 0
+    }
+
+    /// How many there are.
+    pub const fn count(self) -> usize {
+        self.0.count_ones() as usize
+    }
+
+    /// Each, from the lowest number on.
+    pub fn iter(self) -> impl Iterator<Item = usize> {
+        (0..Self::END).filter(move |&rail| self.contains(rail))
+    }
+}
+
+impl FromIterator<usize> for Rails {
+    fn from_iter<I: IntoIterator<Item = usize>>(rails: I) -> Self {
+        rails.into_iter().fold(Self::default(), Self::with)
+    }
+}
+
+impl fmt::Debug for Rails {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_set().entries(self.iter()).finish()
+    }
+}
+
+/// The keys to some memory: each rail's device has its own, if it has the memory.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Keys([Option<(u8, u32)>; RAILS]);
+
+impl Keys {
+    /// The key by which the device of this rail knows it.
+    pub fn of(&self, rail: usize) -> Option<u32> {
+        self.0.iter().flatten().find(|(of, _)| usize::from(*of) == rail).map(|(_, key)| *key)
+    }
+
+    /// The rails whose devices know it.
+    pub fn rails(&self) -> Rails {
+        self.0.iter().flatten().map(|(rail, _)| usize::from(*rail)).collect()
+    }
+}
+
+impl FromIterator<(usize, u32)> for Keys {
+    /// The first [`RAILS`] of them.
+    fn from_iter<I: IntoIterator<Item = (usize, u32)>>(keys: I) -> Self {
+        let mut all = Self::default();
+        let keys = keys.into_iter().filter(|(rail, _)| *rail < Rails::END);
+        for (place, (rail, key)) in all.0.iter_mut().zip(keys) {
+            *place = Some((rail as u8, key));
+        }
+        all
+    }
+}
 
 /// Where a message belongs.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Place {
-    /// As the receiver's device knows it.
+    /// As the receiver's devices know it.
     pub address: u64,
-    /// The key to it.
-    pub key: u32,
+    /// The keys to it.
+    pub keys: Keys,
     /// The connection's when it was told; zero before that.
     pub generation: Generation,
 }
@@ -33,8 +130,12 @@ impl Place {
     pub fn encode(&self) -> [u8; PLACE_BYTES] {
         let mut out = [0; PLACE_BYTES];
         out[0..8].copy_from_slice(&self.address.to_le_bytes());
-        out[8..12].copy_from_slice(&self.key.to_le_bytes());
-        out[12..16].copy_from_slice(&self.generation.0.to_le_bytes());
+        out[8..12].copy_from_slice(&self.generation.0.to_le_bytes());
+        for (at, key) in self.keys.0.iter().enumerate() {
+            let (rail, key) = key.unwrap_or((NONE, 0));
+            out[12 + at] = rail;
+            out[16 + 4 * at..][..4].copy_from_slice(&key.to_le_bytes());
+        }
         out
     }
 
@@ -42,7 +143,8 @@ impl Place {
     pub fn decode(bytes: &[u8; PLACE_BYTES]) -> Self {
         let word = |at: usize| u32::from_le_bytes([bytes[at], bytes[at + 1], bytes[at + 2], bytes[at + 3]]);
         let address = u64::from(word(0)) | u64::from(word(4)) << 32;
-        Self { address, key: word(8), generation: Generation(word(12)) }
+        let keys = (0..RAILS).map(|at| (usize::from(bytes[12 + at]), word(16 + 4 * at))).collect();
+        Self { address, keys, generation: Generation(word(8)) }
     }
 
     /// So many bytes further.
@@ -99,9 +201,9 @@ impl Link {
         self
     }
 
-    /// The connection has this generation now, from 1, which both ends know it by. Called before [`resume`](Self::resume).
-    pub fn enter(&mut self, generation: Generation) {
-        self.generation = generation;
+    /// The connection has this generation now, from 1, which both ends know it by, and goes by these rails. Called before [`resume`](Self::resume).
+    pub fn enter(&mut self, generation: Generation, rails: Rails) {
+        (self.generation, self.rails) = (generation, rails);
     }
 
     /// The payload that leaves next, if it has a place. [`gather`](Self::gather) does not lend it; [`wrote`](Self::wrote) says that it has left.
@@ -129,9 +231,12 @@ impl Link {
             || self.replay.as_ref().is_some_and(|replay| replay.exposes(token))
     }
 
-    /// Whether it was told over the connection that stands.
+    /// Whether it was told over the connection that stands, and is reached by a rail of it: a place of a receive that was posted over another connection
+    /// may have keys of other rails.
     pub(super) fn is_valid(&self, place: &Place) -> bool {
-        place.generation == self.generation && place.generation > Generation::default()
+        place.generation == self.generation
+            && place.generation > Generation::default()
+            && !place.keys.rails().and(self.rails).is_empty()
     }
 
     /// Copies the begin of what [`destined`](Self::destined) said to where it may leave from. False while it cannot be read.
@@ -168,5 +273,35 @@ impl Link {
             replay.forget_places();
         }
         self.departing.values_mut().for_each(super::depart::Departing::forget_place);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn places_are_read_back_with_the_keys_of_their_rails() {
+        let keys: Keys = [(0, 7), (31, 9), (5, 0)].into_iter().collect();
+        let place = Place { address: 1 << 40 | 3, keys, generation: Generation(6) };
+        assert_eq!(Place::decode(&place.encode()), place);
+        assert_eq!([0, 1, 5, 31].map(|rail| keys.of(rail)), [Some(7), None, Some(0), Some(9)]);
+        assert_eq!(keys.rails().iter().collect::<Vec<_>>(), [0, 5, 31]);
+        assert_eq!(Place::decode(&Place::default().encode()), Place::default());
+        // Nothing but zeros is no place either.
+        assert_eq!(Place::decode(&[0; PLACE_BYTES]).generation, Generation::default());
+    }
+
+    #[test]
+    fn places_are_valid_over_their_connection_and_its_rails() {
+        let mut link = Link::placing(1, super::super::Limits::default());
+        let place = |rail, generation| {
+            let keys = [(rail, 1)].into_iter().collect();
+            Place { address: 1, keys, generation: Generation(generation) }
+        };
+        assert!(!link.is_valid(&place(0, 0)));
+        link.enter(Generation(2), Rails::first(2));
+        let valid = [(0, 2), (1, 2), (2, 2), (0, 1)].map(|(rail, of)| link.is_valid(&place(rail, of)));
+        assert_eq!(valid, [true, true, false, false]);
     }
 }

@@ -1,18 +1,17 @@
-//! The connections' lives: offered, joined, open, broken, made anew or lost; and what goes through them.
+//! The connections' lives: offered, joined, open, broken, made anew or lost.
+
+use std::time::Instant;
 
 use windlass_transports::ledger::Generation;
 use windlass_transports::link::{Garbled, Link, Resumed};
 use windlass_transports::{Event, LostCause, Message, MessageId, Rank, Token, Transport};
 
 use super::Rdma;
-use super::end::{End, Name};
+use super::end::{End, Name, Refused};
 use super::offer::{Offer, SAID_BYTES, Said};
-use super::watch::Watch;
-use crate::pipe::{Immediate, Landed};
-use crate::verbs::{Completion, Failure, Kind, Status, VerbError};
+use crate::lanes::{Rails, Record};
+use crate::verbs::{Failure, Status, VerbError};
 
-/// Batches of completions that one poll takes from a NIC.
-const BATCHES: usize = 4;
 /// Polls by which all that a peer had written before it left is taken.
 const FAREWELLS: usize = 64;
 /// Tokens of what this rank says over control streams; those below are receives, by peer.
@@ -38,7 +37,7 @@ pub(super) struct Peer {
     pub(super) standing: Standing,
     /// Of the connection that is open, or was tried last.
     generation: Generation,
-    /// While there is a queue pair.
+    /// While there are queue pairs.
     pub(super) end: Option<End>,
     /// The peer's newest offer, if it is for a connection that this end has not made yet.
     offer: Option<Offer>,
@@ -50,8 +49,8 @@ pub(super) struct Peer {
     said: u64,
     heard: u64,
     inbox: Box<[u8; SAID_BYTES]>,
-    /// NICs that both have.
-    rails: usize,
+    /// How the NICs that both have, have served.
+    pub(super) record: Record,
     /// In the list of peers that each poll looks at.
     pub(super) active: bool,
 }
@@ -69,7 +68,7 @@ impl Peer {
             said: 0,
             heard: 0,
             inbox: Box::new([0; SAID_BYTES]),
-            rails,
+            record: Record::new(rails),
             active: false,
         }
     }
@@ -85,7 +84,7 @@ impl Peer {
 }
 
 /// Why a queue pair is not what it should be, for those who have never heard of any.
-fn cause(failure: &Failure) -> LostCause {
+pub(super) fn cause(failure: &Failure) -> LostCause {
     use rustix::io::Errno;
     let (what, errno) = match failure.status {
         Status::RetryExceeded => ("its NIC does not answer", Errno::TIMEDOUT),
@@ -103,7 +102,7 @@ fn cause(failure: &Failure) -> LostCause {
     LostCause::Device { what, errno: errno.raw_os_error() }
 }
 
-fn failed(error: &VerbError) -> LostCause {
+pub(super) fn failed(error: &VerbError) -> LostCause {
     LostCause::System { call: error.verb, errno: error.errno }
 }
 
@@ -182,6 +181,7 @@ impl Rdma {
 
     fn offered(&mut self, peer: Rank, offer: Offer) {
         let entry = &mut self.peers[peer as usize];
+        entry.record.hear(offer.rails());
         let newer = offer.generation > entry.generation;
         match entry.standing {
             Standing::Opening if entry.end.is_some() && offer.generation == entry.generation => {
@@ -208,28 +208,48 @@ impl Rdma {
 
     // ---- connections -------------------------------------------------------------------------------------------------------
 
-    /// Makes a queue pair and offers it, under the peer's generation if it has offered one.
+    /// The rails by which a connection to a peer would be offered now.
+    pub(super) fn rails_to(&self, peer: Rank, theirs: Option<Rails>) -> Rails {
+        let present = |up: bool| {
+            let rails = self.rails.iter().enumerate();
+            let of = move |rail: &super::Rail| rail.up || !up;
+            rails.filter(|(_, rail)| rail.as_ref().is_some_and(of)).map(|(at, _)| at).collect()
+        };
+        let first = self.rank as usize + peer as usize;
+        self.peers[peer as usize].record.offered(first, present(false), present(true), theirs, Instant::now())
+    }
+
+    /// Makes queue pairs and offers them, under the peer's generation if it has offered one.
     pub(super) fn begin(&mut self, peer: Rank) {
         let entry = &mut self.peers[peer as usize];
         let offer = entry.offer.take();
         let next = entry.generation.next();
         entry.generation = offer.map_or(next, |offer| offer.generation.max(next));
         let generation = entry.generation;
-        let rail = (self.rank as usize + peer as usize + generation.0 as usize) % entry.rails.max(1);
-        self.serials = (self.serials + 1) % (1 << 24);
-        let name = Name::new(self.serials, peer);
-        let shape = self.options.shape;
-        let end = match End::create(&self.rails[rail], rail, name, shape) {
-            Ok(end) => end,
-            Err(error) => return self.break_off(peer, failed(&error)),
-        };
-        let ring = self.rings.ring(peer).expose_provenance() as u64;
+        self.serials = (self.serials + 1) % Name::SERIALS;
+        let mut end = End::new(Name::new(self.serials, peer), self.options.shape);
+        let mut refused = None;
+        for at in self.rails_to(peer, offer.map(|offer| offer.rails())).iter() {
+            let Some(rail) = &self.rails[at] else { continue };
+            if let Err(Refused { rail, error }) = end.add(rail, at, self.options.pairs) {
+                self.peers[peer as usize].record.fail(rail, Instant::now());
+                refused = Some(failed(&error));
+            }
+        }
+        if end.rails().is_empty() {
+            let errno = rustix::io::Errno::NODEV.raw_os_error();
+            let gone = LostCause::Device { what: "this rank's NICs are gone, all of them", errno };
+            return match refused {
+                Some(refused) => self.break_off(peer, refused),
+                None => self.lose(peer, gone),
+            };
+        }
+        let entry = &mut self.peers[peer as usize];
         let said = Offer {
             generation,
-            address: end.address(),
-            rail: rail as u8,
-            ring: crate::verbs::Place { address: ring, key: self.rails[rail].ring.remote_key() },
-            shape,
+            rails: end.offered(&self.rails),
+            ring: self.rings.ring(peer).expose_provenance() as u64,
+            shape: self.options.shape,
             position: entry.link.position(),
         };
         entry.end = Some(end);
@@ -246,13 +266,20 @@ impl Rdma {
         if offer.shape != self.options.shape {
             return self.lose(peer, LostCause::Garbled("an offer of a ring of another shape"));
         }
-        if usize::from(offer.rail) != end.rail {
-            return self.lose(peer, LostCause::Garbled("an offer by another of its NICs"));
+        if let Err(refused) = end.join(offer, self.options.timing) {
+            return self.refused(peer, &refused);
         }
-        if let Err(error) = end.join(&offer.address, offer.ring, self.options.timing) {
-            return self.break_off(peer, failed(&error));
+        let rails = end.rails();
+        if rails.is_empty() {
+            entry.record.forgive(entry.record.shared());
+            let errno = rustix::io::Errno::NETUNREACH.raw_os_error();
+            let apart = LostCause::Device {
+                what: "there is no NIC of the same number that both ranks can use",
+                errno,
+            };
+            return self.break_off(peer, apart);
         }
-        entry.link.enter(offer.generation);
+        entry.link.enter(offer.generation, rails);
         match entry.link.resume(offer.position, &mut self.ready) {
             Ok(resumed) => entry.resumed = resumed,
             Err(Garbled(what)) => return self.lose(peer, LostCause::Garbled(what)),
@@ -275,7 +302,7 @@ impl Rdma {
         self.activate(peer);
     }
 
-    /// Destroys the queue pair: the NIC does nothing for this connection any more.
+    /// Destroys the queue pairs: the NICs do nothing for this connection any more.
     fn silence(&mut self, peer: Rank) {
         let entry = &mut self.peers[peer as usize];
         entry.end = None;
@@ -289,6 +316,12 @@ impl Rdma {
             self.peers[peer as usize].standing = Standing::Broken(cause.clone());
             self.ready.push(Event::Broken { peer, cause });
         }
+    }
+
+    /// A NIC does not take what it should: its rail has failed.
+    pub(super) fn refused(&mut self, peer: Rank, refused: &Refused) {
+        self.peers[peer as usize].record.fail(refused.rail, Instant::now());
+        self.break_off(peer, failed(&refused.error));
     }
 
     /// Takes memory back from the NICs of both ends.
@@ -320,172 +353,5 @@ impl Rdma {
             _ => return,
         }
         self.control.give_up(peer);
-    }
-
-    // ---- traffic -----------------------------------------------------------------------------------------------------------
-
-    /// Takes what the NICs have completed. Whether there was anything.
-    pub(super) fn harvest(&mut self) -> bool {
-        let mut moved = false;
-        for at in 0..self.rails.len() {
-            for _ in 0..BATCHES {
-                let mut completions = std::mem::take(&mut self.completions);
-                let polled = self.rails[at].queue.poll(&mut completions);
-                for completion in &completions {
-                    match Watch::is_its(completion.id) {
-                        true => self.rails[at].watch.completed(completion),
-                        false => self.completed(completion),
-                    }
-                }
-                // Those of one peer come in a row, mostly.
-                let names = completions.iter().map(|completion| Name::of(completion.id));
-                let mut last = None;
-                for name in names {
-                    if last.replace(name) != Some(name) {
-                        self.settle(name);
-                    }
-                }
-                let taken = completions.len();
-                completions.clear();
-                self.completions = completions;
-                if let Err(error) = polled {
-                    self.lose_rail(at, &failed(&error));
-                    return true;
-                }
-                if taken == 0 {
-                    break;
-                }
-                moved = true;
-                // What it was asked to tell of was this, and it tells it once.
-                self.rails[at].armed = false;
-            }
-        }
-        moved
-    }
-
-    /// A NIC is no more.
-    fn lose_rail(&mut self, at: usize, cause: &LostCause) {
-        for peer in 0..self.peers.len() as Rank {
-            if self.peers[peer as usize].end.as_ref().is_some_and(|end| end.rail == at) {
-                self.break_off(peer, cause.clone());
-            }
-        }
-    }
-
-    /// The end of this name, unless it is one that is no more.
-    fn end_of(&mut self, name: Name) -> Option<&mut End> {
-        self.peers.get_mut(name.peer() as usize)?.end.as_mut().filter(|end| end.name == name)
-    }
-
-    fn completed(&mut self, completion: &Completion) {
-        let name = Name::of(completion.id);
-        let peer = name.peer();
-        let Some(end) = self.end_of(name) else { return };
-        match completion.outcome {
-            Ok(Kind::Write) => end.completed(completion.id),
-            Ok(Kind::Receive { immediate, bytes }) => {
-                end.used += 1;
-                let arrived = match immediate.and_then(Immediate::decode) {
-                    Some(immediate) => end.pipe.arrived(immediate, bytes).map_err(|garbled| garbled.0),
-                    None => Err("a write that says nothing"),
-                };
-                if let Err(what) = arrived {
-                    self.lose(peer, LostCause::Garbled(what));
-                }
-            }
-            Ok(_) => self.lose(peer, LostCause::Garbled("what this rank's NIC was not asked for")),
-            Err(failure) => {
-                // What came before it counts.
-                self.settle(name);
-                self.break_off(peer, cause(&failure));
-            }
-        }
-    }
-
-    /// Acts on what has come from a peer, and gives credit for it.
-    fn settle(&mut self, name: Name) {
-        let peer = name.peer();
-        let Some(entry) = self.peers.get_mut(peer as usize) else { return };
-        let Some(end) = entry.end.as_mut().filter(|end| end.name == name) else { return };
-        if let Err(error) = end.replenish() {
-            return self.break_off(peer, failed(&error.cause));
-        }
-        while let Some(landed) = end.pipe.poll() {
-            let fed = match landed {
-                Landed::Ring { slot, bytes } => {
-                    let slot = self.rings.ring(peer).wrapping_add(self.options.shape.offset(slot));
-                    // SAFETY: the slot was written, and is not written again before credit is given for it, which is below.
-                    let bytes = unsafe { std::slice::from_raw_parts(slot, bytes) };
-                    entry.link.feed(bytes, &mut self.ready)
-                }
-                Landed::Placed { bytes } => entry.link.landed(bytes, &mut self.ready),
-            };
-            if let Err(Garbled(what)) = fed {
-                return self.lose(peer, LostCause::Garbled(what));
-            }
-        }
-        if let Some(credit) = end.pipe.credit()
-            && let Err(error) = end.give_credit(credit)
-        {
-            return self.break_off(peer, failed(&error.cause));
-        }
-        self.activate(peer);
-    }
-
-    /// Writes what waits for a peer, as far as it has room. Whether anything left.
-    pub(super) fn flush(&mut self, peer: Rank) -> bool {
-        let Self { peers, rails, rings, register, ready, options, .. } = self;
-        let entry = &mut peers[peer as usize];
-        let Some(end) = entry.end.as_mut().filter(|_| entry.standing == Standing::Open) else { return false };
-        let rail = &mut rails[end.rail];
-        let mut moved = false;
-        while end.has_room() {
-            // SAFETY: the NIC reads slots that have left and are not free again; the pipe writes into one that is free.
-            let staging =
-                unsafe { std::slice::from_raw_parts_mut(rings.staging(peer), options.shape.ring_bytes()) };
-            let registered = |memory: *const u8, bytes: usize| {
-                let found = register.as_ref()?.find(memory, bytes)?;
-                rail.know(&found, bytes).map(|known| (known.address, known.local))
-            };
-            entry.link.load();
-            let Some(write) = end.pipe.depart(&mut entry.link, staging, registered, ready) else {
-                if end.pipe.has_room() && entry.link.destined().is_some() {
-                    // Half a piece has left, and the rest is away: it begins anew, and lets others pass.
-                    self.fence(peer);
-                }
-                break;
-            };
-            moved = true;
-            if let Err(error) = end.post(&write, rail, rings) {
-                let cause = failed(&error.cause);
-                self.break_off(peer, cause);
-                break;
-            }
-        }
-        moved
-    }
-
-    /// Goes on with all that has to leave before this rank does. Whether it has.
-    pub(super) fn bid_farewell(&mut self) -> bool {
-        self.attend();
-        self.harvest();
-        self.flush_active();
-        let mut gone = true;
-        for peer in 0..self.peers.len() as Rank {
-            let entry = &mut self.peers[peer as usize];
-            if entry.standing != Standing::Open {
-                continue;
-            }
-            let Some(end) = entry.end.as_mut() else { continue };
-            if entry.link.has_output() {
-                gone = false;
-            } else if let Err(error) = end.bid_farewell() {
-                let cause = failed(&error.cause);
-                self.break_off(peer, cause);
-            } else {
-                gone &= end.has_left();
-            }
-        }
-        gone
     }
 }

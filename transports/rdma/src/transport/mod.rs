@@ -1,16 +1,17 @@
 //! Links over queue pairs.
 //!
-//! Every pair of ranks has a **control stream** (a [`Tcp`] transport, with its door, greeting and reconnection) and a **queue pair**. The stream
-//! carries what sets queue pairs up ([`offer`]) and nothing else; all messages go by the queue pair, cut into writes by a [pipe](crate::pipe). Control
-//! never goes by a queue pair that writes into a program's memory.
+//! Every pair of ranks has a **control stream** (a [`Tcp`] transport, with its door, greeting and reconnection) and **queue pairs**: one, or several, on
+//! each of the NICs that it uses. The stream carries what sets queue pairs up ([`offer`]) and nothing else; all messages go by the queue pairs, cut into
+//! writes by a [pipe](crate::pipe), over which the [lanes](crate::lanes) are chosen. Control never goes by a queue pair that writes into a program's memory.
 //!
-//! **A connection** has a generation. Each end makes a queue pair, posts its receives and *offers* it, with what it has received over the connections
-//! before. Who has an offer of its own generation joins the two and says that it is *ready*; who hears that may write. The higher generation wins: an
-//! end that hears a higher one breaks its connection off, if it has one, and offers under that.
+//! **A connection** has a generation. Each end makes queue pairs, posts their receives and *offers* them, with what it has received over the connections
+//! before. Who has an offer of its own generation joins those that both have offered and says that it is *ready*; who hears that may write. The higher generation
+//! wins: an end that hears a higher one breaks its connection off, if it has one, and offers under that.
 //!
-//! **A connection that breaks** (a completion with an error, or a control stream that does) is reported. The end's queue pair is destroyed before
-//! anything else is done: from then on the NIC neither writes nor reads for it, so what this end has received is settled, and may be told. What
-//! the other has not got leaves again once both are ready. A dead peer's NIC is noticed when something is written to it, within about a second.
+//! **A connection that breaks** (a completion with an error on any lane, a port that goes down while another is left, a NIC that is removed, or a control
+//! stream that breaks) is reported. The end's queue pairs are destroyed before anything else is done: from then on the NICs neither write nor read for it,
+//! so what this end has received is settled, and may be told. What the other has not got leaves again once both are ready, by the
+//! rails that [are left](crate::lanes). A dead peer's NIC is noticed when something is written to it, within about a second.
 //!
 //! **Large messages** are written straight into the memory of their receive, where both sides' memory can be registered ([`Register`]): the clearance
 //! tells the place. All other bytes go by the rings. What cannot be registered (a limit was reached, say) goes by the rings too, and
@@ -19,19 +20,20 @@
 //! **Withdrawal.** Memory that the peer was told of, or that the NIC may be reading, is taken back by breaking the connection off. That is rare, costs one
 //! reconnection, and nothing is lost.
 //!
-//! **Several NICs.** Each connection uses one; pairs of ranks are spread over them, and each new generation takes the next, so that a connection whose
-//! NIC died goes on by another.
+//! **NICs that are removed** say so ([`notices`]), and are let go of. A connection without a NIC is lost.
 //!
 //! **Device memory** that moves without asking is given only to NICs that have been [seen](crate::selftest) to cope; what was taken away without a word is
 //! found by a look now and then ([`Transport::probe`]).
 //!
-//! **Waiting.** The descriptor is an epoll instance over the control streams and the NICs' completion channels. A poll that found nothing asks the
-//! NICs to tell of the next completion, then looks again, so that none is slept through.
+//! **Waiting.** The descriptor is an epoll instance over the control streams, the NICs' completion channels and what they tell unasked. A poll that found
+//! nothing asks the NICs to tell of the next completion, then looks again, so that none is slept through.
 
 mod connections;
 mod end;
+mod notices;
 pub mod offer;
 mod rail;
+mod traffic;
 mod watch;
 
 use std::collections::BTreeMap;
@@ -44,12 +46,14 @@ use std::time::{Duration, Instant};
 
 use rustix::event::epoll;
 use windlass_memory::accelerator::Accelerator;
+use windlass_transports::link::place::Keys;
 use windlass_transports::link::{self, Limits, Link};
 use windlass_transports::reach::{Register, SegmentKey};
 use windlass_transports::tcp::{self, Tcp};
 use windlass_transports::{Capabilities, Event, Message, MessageId, Rank, Token, Transport};
 
 use crate::choice::{Choice, Facts, NoChoice, Wishes, choose};
+use crate::lanes::{PAIRS, Rails};
 use crate::pipe::Shape;
 use crate::verbs::{Absent, Completion, LinkLayer, RegisterError, Timing, VerbError, Verbs};
 use connections::{Peer, Standing};
@@ -121,6 +125,8 @@ pub struct Options {
     pub shape: Shape,
     /// How long a NIC waits for a peer's.
     pub timing: Timing,
+    /// Queue pairs of a connection on each NIC, from 1 to [`PAIRS`].
+    pub pairs: usize,
     /// Where the control streams listen; otherwise at the first NIC's own address.
     pub address: Option<IpAddr>,
     /// A planted fault, by which tests show that they would notice.
@@ -132,7 +138,7 @@ impl Default for Options {
     fn default() -> Self {
         let limits = Limits { eager_bytes: 16 << 10, credit_bytes: 256 << 10, ..Limits::default() };
         let (wishes, shape, timing) = (Wishes::default(), Shape::default(), Timing::default());
-        Self { wishes, limits, shape, timing, address: None, planted: None }
+        Self { wishes, limits, shape, timing, pairs: 1, address: None, planted: None }
     }
 }
 
@@ -177,12 +183,17 @@ pub struct Rdma {
     peers: Vec<Peer>,
     /// What is being said over control streams.
     outbox: BTreeMap<Token, Box<[u8; offer::SAID_BYTES]>>,
-    rails: Vec<Rail>,
+    /// By number; none where a NIC was removed.
+    rails: Vec<Option<Rail>>,
+    /// When what they tell unasked was heard last.
+    noticed: Option<Instant>,
     /// After all that the NICs use it by.
     rings: Rings,
     register: Option<Arc<dyn Register>>,
     verbs: Verbs,
     epoll: OwnedFd,
+    /// As `epoll`, of what comes unasked: calls for connections, and the NICs' notices.
+    alarm: OwnedFd,
     /// Peers that each poll looks at.
     active: Vec<Rank>,
     completions: Vec<Completion>,
@@ -229,8 +240,11 @@ impl Rdma {
         let (control, door) = Tcp::bind_with(rank, job, control)?;
         let rails = u8::try_from(choice.rails.len()).unwrap_or(u8::MAX);
         let rings = Rings::allocate(1, options.shape)?;
-        let epoll = epoll::create(epoll::CreateFlags::CLOEXEC)
-            .map_err(|errno| Error::System { call: "epoll_create1", errno: errno.raw_os_error() })?;
+        let epoll = || {
+            epoll::create(epoll::CreateFlags::CLOEXEC)
+                .map_err(|errno| Error::System { call: "epoll_create1", errno: errno.raw_os_error() })
+        };
+        let (epoll, alarm) = (epoll()?, epoll()?);
         let rdma = Self {
             rank,
             options,
@@ -239,10 +253,12 @@ impl Rdma {
             peers: Vec::new(),
             outbox: BTreeMap::new(),
             rails: Vec::new(),
+            noticed: None,
             rings,
             register,
             verbs,
             epoll,
+            alarm,
             active: Vec::new(),
             completions: Vec::new(),
             heard: Vec::new(),
@@ -261,18 +277,21 @@ impl Rdma {
         let shape = self.options.shape;
         self.rings = Rings::allocate(addresses.len().max(1), shape)?;
         // Of an end that was dropped, completions may still be there when its successor has as many.
-        let completions = 2 * (shape.receives() + End::sends(shape));
-        for chosen in &self.choice.rails {
-            self.rails.push(Rail::open(&self.verbs, chosen, &self.rings, completions)?);
+        let pairs = self.options.pairs.clamp(1, PAIRS);
+        let completions = 2 * pairs as u32 * (shape.receives() + End::sends(shape));
+        for chosen in self.choice.rails.iter().take(Rails::END) {
+            self.rails.push(Some(Rail::open(&self.verbs, chosen, &self.rings, completions)?));
         }
         let doors: Vec<SocketAddr> = addresses.iter().map(|address| address.control).collect();
         self.control.connect(doors)?;
-        for rail in &self.rails {
+        for rail in self.rails.iter().flatten() {
             watch(&self.epoll, rail.channel.descriptor())?;
+            watch(&self.alarm, rail.device.event_descriptor())?;
         }
         if let Some(descriptor) = self.control.descriptor() {
-            watch(&self.epoll, descriptor)?;
+            watch(&self.alarm, descriptor)?;
         }
+        watch(&self.epoll, self.alarm.as_fd())?;
         let Options { limits, planted, .. } = self.options;
         let register = &self.register;
         let peer = |(rank, address): (usize, &PeerAddress)| {
@@ -299,7 +318,7 @@ impl Rdma {
 
     /// Memory that NICs have refused to register, so that it goes by the rings.
     pub fn refusals(&self) -> impl Iterator<Item = &RegisterError> {
-        self.rails.iter().flat_map(Rail::refused)
+        self.rails.iter().flatten().flat_map(Rail::refused)
     }
 
     fn activate(&mut self, peer: Rank) {
@@ -328,23 +347,30 @@ impl Rdma {
     /// Asks the NICs to tell of the next completion; then looks again, since those that came before are not told. Whether there were any.
     fn arm(&mut self) -> bool {
         let mut asked = false;
-        for rail in self.rails.iter_mut().filter(|rail| !rail.armed) {
+        for rail in self.rails.iter_mut().flatten().filter(|rail| !rail.armed) {
             // A NIC that cannot be asked says why when it is polled.
             asked |= rail.arm().is_ok();
         }
         asked && self.harvest()
     }
 
-    /// How the peer would reach this memory.
-    fn reach(&mut self, peer: Rank, memory: *const u8, bytes: usize) -> Option<(u64, u32)> {
+    /// How the peer would reach this memory: by each rail of the connection whose NIC can have it.
+    fn reach(&mut self, peer: Rank, memory: *const u8, bytes: usize) -> Option<(u64, Keys)> {
         if bytes <= self.options.limits.eager_bytes as usize {
             return None;
         }
-        let rail = self.peers[peer as usize].end.as_ref()?.rail;
+        let rails = self.peers[peer as usize].end.as_ref()?.rails();
         let found = self.register.as_ref()?.find(memory, bytes)?;
-        let known = self.rails[rail].know(&found, bytes)?;
         let wrong = self.options.planted == Some(Planted::WrongKeys);
-        Some((known.address, if wrong { !known.remote } else { known.remote }))
+        let mut address = None;
+        let mut known = |at: usize| {
+            let known = self.rails[at].as_mut()?.know(&found, bytes)?;
+            // All NICs know memory by the address that it has in this process, or by where it lies in its dma-buf.
+            address = Some(known.address);
+            Some((at, if wrong { !known.remote } else { known.remote }))
+        };
+        let keys = rails.iter().filter_map(&mut known).collect();
+        Some((address?, keys))
     }
 }
 
@@ -368,7 +394,7 @@ impl Transport for Rdma {
         Capabilities {
             maps_peers: false,
             eager_bytes: self.options.limits.eager_bytes as usize,
-            reaches_devices: self.rails.iter().any(|rail| rail.imports),
+            reaches_devices: self.rails.iter().flatten().any(|rail| rail.imports),
             streams_break: true,
             has_descriptor: true,
         }
@@ -427,19 +453,19 @@ impl Transport for Rdma {
             }
             self.peers[peer as usize].link.unregister(within);
         }
-        for rail in &mut self.rails {
+        for rail in self.rails.iter_mut().flatten() {
             rail.forget(segment);
         }
     }
 
     fn attach(&mut self, accelerator: &dyn Accelerator) -> Vec<Box<dyn std::error::Error>> {
-        let staged = self.rails.iter_mut().filter_map(|rail| rail.attach(accelerator).err());
+        let staged = self.rails.iter_mut().flatten().filter_map(|rail| rail.attach(accelerator).err());
         staged.map(|staged| Box::new(staged) as Box<dyn std::error::Error>).collect()
     }
 
     fn probe(&mut self) -> Vec<SegmentKey> {
         self.harvest();
-        self.rails.iter_mut().flat_map(Rail::probe).collect()
+        self.rails.iter_mut().flatten().flat_map(Rail::probe).collect()
     }
 
     fn reopen(&mut self, peer: Rank) {
@@ -490,8 +516,8 @@ impl Transport for Rdma {
     }
 
     fn guard(&self) -> Option<BorrowedFd<'_>> {
-        // An offer is a call, too.
-        self.control.descriptor()
+        // An offer is a call, too, and so is what a NIC tells.
+        Some(self.alarm.as_fd())
     }
 
     fn sever(&mut self, peer: Rank) {
@@ -508,6 +534,7 @@ impl Transport for Rdma {
         if !moved || self.turns >= TURNS {
             self.turns = 0;
             moved |= self.attend();
+            moved |= self.notice();
         }
         if !moved {
             moved |= self.arm();

@@ -108,6 +108,8 @@ pub(super) struct Rail {
     /// Whether it takes those whose memory moves without asking.
     imports_unasked: bool,
     pub(super) watch: Watch,
+    /// Whether its port is active.
+    pub(super) up: bool,
     pub(super) device: Device,
 }
 
@@ -151,6 +153,7 @@ impl Rail {
             imports,
             imports_unasked: false,
             watch: Watch::default(),
+            up: true,
             device,
         })
     }

@@ -17,7 +17,7 @@ const READS: u32 = 64;
 pub(super) const COMPLETIONS: u32 = 2 * READS;
 const BYTES: u32 = 8;
 /// Names of its work requests: no end's, as no rank has so high a number. The lower bits say of which loopback.
-const NAME: u64 = (u32::MAX as u64) << 8;
+const NAME: u64 = (u32::MAX as u64) << 10;
 
 /// See the module's documentation.
 #[derive(Debug, Default)]
@@ -35,7 +35,7 @@ pub(super) struct Watch {
 
 impl Watch {
     /// Whether a completion is of its reads.
-    pub(super) const fn is_its(id: u64) -> bool {
+    const fn is_its(id: u64) -> bool {
         id & NAME == NAME
     }
 
@@ -69,15 +69,20 @@ impl Watch {
     }
 
     fn id(&self) -> u64 {
-        self.serial << 40 | NAME
+        self.serial << 42 | NAME
     }
 
-    /// A read has ended. The first that fails names the culprit, and those behind it are thrown away.
-    pub(super) fn completed(&mut self, completion: &Completion) {
-        if completion.id != self.id() {
-            return;
+    /// Whether it was a read of the watch's that has ended. The first that fails names the culprit, and those behind it are thrown away.
+    pub(super) fn completed(&mut self, completion: &Completion) -> bool {
+        if completion.id == self.id()
+            && let Some(key) = self.asked.pop_front()
+        {
+            self.ended(key, completion);
         }
-        let Some(key) = self.asked.pop_front() else { return };
+        Self::is_its(completion.id)
+    }
+
+    fn ended(&mut self, key: Option<SegmentKey>, completion: &Completion) {
         if let Err(failure) = completion.outcome {
             if matches!(failure.status, Status::RemoteAccess | Status::RemoteOperation) {
                 self.gone.extend(key);
@@ -116,7 +121,7 @@ mod tests {
 
     fn ended(watch: &mut Watch, outcome: Result<Kind, Status>) {
         let outcome = outcome.map_err(|status| Failure { status, vendor: 0 });
-        watch.completed(&Completion { id: 5 << 40 | NAME, queue_pair: 1, outcome });
+        watch.completed(&Completion { id: 5 << 42 | NAME, queue_pair: 1, outcome });
     }
 
     #[test]
@@ -154,8 +159,8 @@ mod tests {
     fn reads_of_a_loopback_that_is_gone_say_nothing() {
         let mut watch = asked(&[1]);
         let outcome = Err(Failure { status: Status::RemoteAccess, vendor: 0 });
-        watch.completed(&Completion { id: 4 << 40 | NAME, queue_pair: 1, outcome });
+        watch.completed(&Completion { id: 4 << 42 | NAME, queue_pair: 1, outcome });
         assert!(watch.take_gone().is_empty() && watch.asked.len() == 1);
-        assert!(Watch::is_its(watch.id()) && !Watch::is_its(5 << 40 | 7 << 8 | 1));
+        assert!(Watch::is_its(watch.id()) && !Watch::is_its(5 << 42 | 7 << 10 | 1));
     }
 }

@@ -1,31 +1,30 @@
 //! Random posts, withdrawals and breaks between two ranks over a simulated device that keeps no order: its writes are applied piece by piece, in any
-//! order among each other and within themselves, and complete in any order. The device checks what no program could: that it never touches memory
-//! whose operation has ended or that was taken back, and that every write finds a receive.
+//! order among each other and within themselves, and complete in any order, whichever lane they go by. The device checks what no program could: that it
+//! never touches memory whose operation has ended or that was taken back, or by the key of another rail, and that every write finds a receive on its lane.
+//! With each new connection the lanes are others.
 //!
 //! Some memory is such as the processor does not touch: it is named by addresses that fault. It is taken back from the device, is on its way to another
 //! place, comes back and is registered anew, at any time.
 
+mod device;
 mod disturb;
 mod memory;
 
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use windlass_rdma::pipe::{CREDITS, Kind, Landed, Pipe, Planted, Shape, Source, Target, Write};
+use windlass_rdma::lanes::Rails;
+use windlass_rdma::pipe::{Landed, Planted, Source, Target, Write};
 use windlass_transports::ledger::Generation;
-use windlass_transports::link::{self, COPIED_BYTES, Limits, Link, Wants};
+use windlass_transports::link::place::Destined;
+use windlass_transports::link::{COPIED_BYTES, Wants};
 use windlass_transports::{Event, Message, MessageId, Token};
 
+use device::{Completion, End, SHAPE, new_lanes};
 use memory::Memories;
 
-const SHAPE: Shape = Shape { slots: 8, slot_bytes: 500, placed_bytes: 20_000 };
-const LIMITS: Limits = Limits { eager_bytes: 64, credit_bytes: 200, credit_messages: 3, announcements: 2 };
 const BYTES: [usize; 8] = [0, 8, 64, 65, 2500, 70_000, 100_000, (1 << 20) + 66_000];
-/// One less than a rank posts: nobody says farewell here.
-const RECEIVES: u32 = SHAPE.receives() - 1;
 const IDENTITIES: u64 = 30;
-/// What the device moves at once.
-const PACKET: usize = 4096;
 
 /// What is wrong on purpose.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -46,28 +45,12 @@ enum Fault {
     SameGeneration,
     /// What has left is taken for delivered.
     TrustCompletion,
-}
-
-/// A write that the device is at.
-struct Flight {
-    write: Write,
-    /// Packets that are not applied.
-    left: Vec<usize>,
-}
-
-struct End {
-    link: Link,
-    pipe: Pipe,
-    staging: Vec<u8>,
-    ring: Vec<u8>,
-    /// Writes of this end.
-    flights: Vec<Flight>,
-    /// What has come and was not polled.
-    completions: Vec<(u32, u32)>,
-    /// Credits of this end that are complete.
-    credits: u32,
-    receives: u32,
-    open: bool,
+    /// Memory is named by a key of another rail's device.
+    OtherRail,
+    /// Lanes have receives for their share of the writes alone.
+    SharedReceives,
+    /// A place is taken for valid by whatever rails.
+    AnyRails,
 }
 
 struct Operation {
@@ -92,6 +75,8 @@ struct Seen {
     mended: u64,
     /// Bytes that were placed.
     placed: u64,
+    /// Bytes that the device has moved by rails other than the first of their connection.
+    striped: u64,
     /// Releases that had to break the connection.
     fenced: u64,
     /// Connections broken off because half a piece had left and the rest was away.
@@ -133,41 +118,6 @@ fn message(identity: u64) -> Message {
 
 fn fill(identity: u64, at: usize) -> u8 {
     (identity as usize ^ at ^ (at >> 8) ^ (at >> 16)) as u8
-}
-
-impl End {
-    fn new(peer: u32, fault: Fault, memories: &Arc<Memories>) -> Self {
-        let ring = vec![0; SHAPE.ring_bytes()];
-        let pipe = Self::pipe(fault);
-        let planted = (fault == Fault::TrustCompletion).then_some(link::Planted::TrustCompletion);
-        let mut link = Link::placing_planted(peer, LIMITS, planted).with_register(Some(memories.clone()));
-        link.enter(Generation(1));
-        let (flights, completions) = (Vec::new(), Vec::new());
-        let receives = RECEIVES;
-        Self {
-            link,
-            pipe,
-            staging: ring.clone(),
-            ring,
-            flights,
-            completions,
-            credits: 0,
-            receives,
-            open: true,
-        }
-    }
-
-    fn pipe(fault: Fault) -> Pipe {
-        match fault {
-            Fault::Pipe(planted) => Pipe::planted(SHAPE, Some(planted)),
-            _ => Pipe::new(SHAPE),
-        }
-    }
-
-    fn post(&mut self, write: Write) {
-        let packets = write.bytes.div_ceil(PACKET).max(1);
-        self.flights.push(Flight { write, left: (0..packets).collect() });
-    }
 }
 
 impl Walk {
@@ -215,7 +165,8 @@ impl Walk {
             self.memories.register(token.0);
         }
         let mut events = Vec::new();
-        let reach = if message.bytes > 64 { self.memories.known(address) } else { None };
+        let rails = self.ends[rank].lanes.rails();
+        let reach = if message.bytes > 64 { self.memories.reach(address, rails) } else { None };
         let link = &mut self.ends[rank].link;
         // SAFETY: the memory lives among `memories`, or is foreign, until the operation has ended or is withdrawn.
         unsafe {
@@ -260,9 +211,11 @@ impl Walk {
             for _ in 0..std::mem::take(&mut end.credits) {
                 end.pipe.credit_completed();
             }
-            for (word, bytes) in end.completions.drain(..most.min(end.completions.len())) {
-                end.receives += 1;
-                let immediate = windlass_rdma::pipe::Immediate::decode(word).expect("a kind");
+            for Completion { lane, immediate, bytes } in
+                end.completions.drain(..most.min(end.completions.len()))
+            {
+                end.lanes.get_mut(lane).expect("a lane of the connection's").pair.receives += 1;
+                let immediate = windlass_rdma::pipe::Immediate::decode(immediate).expect("a kind");
                 end.pipe.arrived(immediate, bytes).expect("a write that can have been sent");
             }
             while let Some(landed) = end.pipe.poll() {
@@ -279,67 +232,37 @@ impl Walk {
                 }
             }
             if let Some(immediate) = end.pipe.credit() {
-                end.post(Write { immediate, source: Source::Slot(0), target: Target::Slot(0), bytes: 0 });
+                let lane = end.lanes.choose_for_credit().expect("a lane").number;
+                let (source, target) = (Source::Slot(0), Target::Slot(0));
+                end.post(Write { lane, immediate, source, target, bytes: 0 });
             }
-            let known = |memory: *const u8, _bytes: usize| self.memories.known(memory);
+            let mut full = false;
             loop {
                 if self.fault != Fault::NoLoad {
                     end.link.load();
                 }
-                let departed = end.pipe.depart(&mut end.link, &mut end.staging, known, &mut events);
+                let way = |placed: Option<(&Destined, usize)>| {
+                    let Some((destined, _)) = placed else { return end.lanes.way_by_ring() };
+                    let known = |rail| self.memories.known(destined.memory, rail).filter(|_| destined.lasts);
+                    let way = end.lanes.way_to_place(&destined.place.keys, known);
+                    full = way.is_none();
+                    let mut way = way?;
+                    if self.fault == Fault::OtherRail {
+                        way.remote_key ^= 1;
+                    }
+                    Some(way)
+                };
+                let departed = end.pipe.depart(&mut end.link, &mut end.staging, way, &mut events);
                 let Some(write) = departed else { break };
                 end.post(write);
             }
-            if end.pipe.has_room() && end.link.destined().is_some() && self.fault != Fault::NoTear {
+            if !full && end.pipe.has_room() && end.link.destined().is_some() && self.fault != Fault::NoTear {
                 self.seen.torn += 1;
                 self.note(rank, events);
                 return self.break_at(rank);
             }
         }
         self.note(rank, events);
-    }
-
-    /// The device moves a packet of a write of `rank`'s.
-    fn carry(&mut self, rank: usize) {
-        if !self.ends[1 - rank].open {
-            // It goes to a queue pair that is no more.
-            self.ends[rank].flights.clear();
-        }
-        if self.ends[rank].flights.is_empty() {
-            return;
-        }
-        let (any, last) =
-            (self.chance(self.ends[rank].flights.len() as u64) as usize, self.ends[rank].flights.len() - 1);
-        // What was posted last overtakes all before it, for as long as there is something later.
-        let at = if self.slow && self.chance(8) > 0 { last } else { any };
-        let packet = self.chance(self.ends[rank].flights[at].left.len() as u64) as usize;
-        let [one, other] = &mut self.ends;
-        let (from, to) = if rank == 0 { (one, other) } else { (other, one) };
-        let Write { source, target, bytes, .. } = from.flights[at].write;
-        let skip = from.flights[at].left.swap_remove(packet) * PACKET;
-        let step = PACKET.min(bytes - skip);
-        let packet: Vec<u8> = match source {
-            Source::Slot(slot) => from.staging[SHAPE.offset(slot) + skip..][..step].to_vec(),
-            Source::Memory { address, key } => {
-                self.memories.at(address + skip as u64, key, step, |bytes| bytes.to_vec())
-            }
-        };
-        match target {
-            Target::Slot(slot) => to.ring[SHAPE.offset(slot) + skip..][..step].copy_from_slice(&packet),
-            Target::Place { address, key } => {
-                let write = |bytes: &mut [u8]| bytes.copy_from_slice(&packet);
-                self.memories.at(address + skip as u64, key, step, write);
-            }
-        }
-        if from.flights[at].left.is_empty() {
-            let flight = from.flights.swap_remove(at);
-            assert!(to.receives > 0, "a write finds no receive");
-            to.receives -= 1;
-            to.completions.push((flight.write.immediate.encode(), bytes as u32));
-            let credits = to.completions.iter().filter(|(word, _)| word >> 30 == Kind::Credit as u32).count();
-            assert!(credits < CREDITS as usize, "more credits wait than there are receives for");
-            from.credits += u32::from(flight.write.immediate.kind == Kind::Credit);
-        }
     }
 
     /// The device is silent, and `rank`'s end of the connection is over.
@@ -367,13 +290,18 @@ impl Walk {
         }
         self.generation += u32::from(self.fault != Fault::SameGeneration);
         let positions = [0, 1].map(|rank: usize| self.ends[rank].link.position());
+        let rails: Rails = (0..3).filter(|_| self.chance(2) == 0).collect();
+        let rails = if rails.is_empty() { Rails::default().with(self.chance(3) as usize) } else { rails };
+        let pairs = 1 + self.chance(2) as usize;
         for rank in 0..2 {
             let mut events = Vec::new();
             let end = &mut self.ends[rank];
-            end.link.enter(Generation(self.generation));
+            let known = if self.fault == Fault::AnyRails { Rails::first(3) } else { rails };
+            end.link.enter(Generation(self.generation), known);
             let resumed = end.link.resume(positions[1 - rank], &mut events);
             resumed.expect("a position that can be");
-            (end.pipe, end.receives, end.open) = (End::pipe(self.fault), RECEIVES, true);
+            (end.pipe, end.open) = (End::pipe(self.fault), true);
+            end.lanes = new_lanes(rails, pairs, self.fault);
             self.note(rank, events);
         }
         self.seen.mended += 1;
@@ -475,6 +403,7 @@ fn sum(seeds: std::ops::Range<u64>, disturbances: impl Fn(u64) -> Disturbances) 
         seeds.map(|seed| walk(seed, disturbances(seed), Fault::None)).fold(Seen::default(), |a, b| Seen {
             mended: a.mended + b.mended,
             placed: a.placed + b.placed,
+            striped: a.striped + b.striped,
             fenced: a.fenced + b.fenced,
             torn: a.torn + b.torn,
             lost: a.lost + b.lost,
@@ -490,7 +419,7 @@ fn sum(seeds: std::ops::Range<u64>, disturbances: impl Fn(u64) -> Disturbances) 
 #[test]
 fn undisturbed_messages_all_arrive() {
     let seen = sum(0..60, |_| Disturbances::default());
-    assert!(seen.mended == 0 && seen.placed > 60 << 20, "{seen:?}");
+    assert!(seen.mended == 0 && seen.placed > 60 << 20 && seen.striped > 30 << 20, "{seen:?}");
     assert!(seen.loaded > 10 << 20 && seen.stored > 10 << 20, "{seen:?}");
 }
 
@@ -546,4 +475,7 @@ fn planted_faults_are_noticed() {
     caught(Fault::NoTear);
     caught(Fault::SameGeneration);
     caught(Fault::TrustCompletion);
+    caught(Fault::OtherRail);
+    caught(Fault::SharedReceives);
+    caught(Fault::AnyRails);
 }

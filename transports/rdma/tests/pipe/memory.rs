@@ -4,10 +4,13 @@
 use std::collections::HashMap;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use windlass_transports::link::place::{Keys, Rails};
 use windlass_transports::reach::{Register, Registrable};
 
 /// Addresses of foreign memory begin here: a processor that loads from one faults.
 const FOREIGN: usize = 0x40f << 52;
+/// How many keys some memory has: one for each rail.
+const RAILS: u32 = 4;
 /// How a token and an offset share the address of foreign memory, and a key and an offset that of a device.
 const OFFSET_BITS: u32 = 32;
 
@@ -15,7 +18,7 @@ const OFFSET_BITS: u32 = 32;
 struct Region {
     bytes: Vec<u8>,
     foreign: bool,
-    /// By which the device knows it.
+    /// By which the devices know it, each by one of as many keys as there are rails.
     key: Option<u32>,
     /// It is on its way to another place.
     away: bool,
@@ -128,8 +131,15 @@ impl Memories {
         })
     }
 
-    /// By which address and key the device knows memory.
-    pub(super) fn known(&self, memory: *const u8) -> Option<(u64, u32)> {
+    /// By which address and keys the devices of these rails know memory. Not every one has all memory.
+    pub(super) fn reach(&self, memory: *const u8, rails: Rails) -> Option<(u64, Keys)> {
+        let known = rails.iter().filter_map(|rail| self.known(memory, rail).map(|(at, key)| (at, rail, key)));
+        let known: Vec<_> = known.collect();
+        Some((known.first()?.0, known.iter().map(|(_, rail, key)| (*rail, *key)).collect()))
+    }
+
+    /// By which address and key the device of a rail knows memory.
+    pub(super) fn known(&self, memory: *const u8, rail: usize) -> Option<(u64, u32)> {
         let table = self.table();
         let (region, at) = match decode(memory) {
             Some((token, at)) => (table.regions.get(&token)?, at),
@@ -139,12 +149,21 @@ impl Memories {
                 (region, memory.addr() - region.bytes.as_ptr().addr())
             }
         };
-        region.key.map(|key| (u64::from(key) << OFFSET_BITS | at as u64, key))
+        let key = region.key.filter(|key| key % 5 != rail as u32)?;
+        Some((u64::from(key) << OFFSET_BITS | at as u64, key * RAILS + rail as u32))
     }
 
-    /// The device's own access, which is checked.
-    pub(super) fn at<T>(&self, address: u64, key: u32, bytes: usize, act: impl FnOnce(&mut [u8]) -> T) -> T {
+    /// A device's own access, which is checked.
+    pub(super) fn at<T>(
+        &self,
+        rail: usize,
+        (address, key): (u64, u32),
+        bytes: usize,
+        act: impl FnOnce(&mut [u8]) -> T,
+    ) -> T {
         let (of, at) = split(address);
+        assert_eq!(rail as u32, key % RAILS, "the key of another device");
+        let key = key / RAILS;
         assert_eq!(of, u64::from(key), "an address of the key's");
         let mut table = self.table();
         let region = table.regions.values_mut().find(|region| region.key == Some(key));
