@@ -202,7 +202,7 @@ fn without_a_nic_the_job_ends_and_says_why() {
         }
     };
     println!("after {:?}: {failed}", begin.elapsed());
-    assert!(matches!(failed, windlass::Error::PeerFailed { .. }), "{failed:?}");
+    assert!(matches!(failed, Error::PeerFailed { .. }), "{failed:?}");
     assert!(begin.elapsed() < Duration::from_secs(30), "{:?}", begin.elapsed());
 }
 
