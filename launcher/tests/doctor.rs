@@ -132,3 +132,43 @@ fn the_testbed_s_nics_are_found_and_chosen() {
     );
     ip(&["link", "set", "eth0", "up"]);
 }
+
+/// In the testbed, how its NICs take memory that moves is what it was started with.
+#[test]
+fn each_accelerator_is_tried_with_each_nic() {
+    if std::env::var("WINDLASS_TESTBED_HOST").is_err() {
+        println!("skipped: accelerators and NICs, because this is not the testbed");
+        return;
+    }
+    let mode = std::fs::read_to_string("/sys/module/rdma_rxe/parameters/dmabuf_mode").unwrap();
+    let (wanted, level, said) = match mode.trim() {
+        "dynamic" => ("transparent", "ok", "moved, the NIC follows"),
+        "revocable" => ("revocable", "ok", "when moved with force, the key dies"),
+        _ => ("pinned", "note", "when moved with force, the NIC goes on with where it was"),
+    };
+    let (json, _) = doctor(&[]);
+    let pairs = json["facts"]["pairs"].as_array().unwrap();
+    let rails = json["facts"]["rdma"]["choice"]["rails"].as_array().unwrap();
+    assert_eq!(pairs.len(), 4 * rails.len(), "{json:#}");
+    let alone = std::env::var("WINDLASS_TESTBED_HOSTS").is_ok_and(|hosts| !hosts.contains(','));
+    for pair in pairs {
+        match pair["accelerator"].as_str().unwrap() {
+            "testbed" => {
+                let moves = &pair["found"]["moves"];
+                assert_eq!(
+                    (&moves["mode"], &moves["unasked_is_direct"]),
+                    (&wanted.into(), &(level == "ok").into())
+                );
+            }
+            // One process alone can have it: another host's doctor, perhaps.
+            "habanalabs" if !alone => {}
+            _ => assert_eq!(pair["found"], "still", "{pair}"),
+        }
+    }
+    for found in findings(&json, "pairs.moves") {
+        assert_eq!(found["level"], level, "{found}");
+        assert!(found["text"].as_str().unwrap().contains(said), "{found}");
+    }
+    let told = windlass(&["doctor"]).output().unwrap();
+    println!("{}", text(&told.stdout).split_once("Accelerator × NIC").unwrap().1);
+}

@@ -88,6 +88,9 @@ pub struct Config {
     pub rdma_devices: Vec<String>,
     /// The place of the RDMA ports' tables whose GID is used; `None`: the best one of this host's. `WINDLASS_RDMA_GID_INDEX`.
     pub rdma_gid_index: Option<u8>,
+    /// Within this time device memory that was taken away without a word is found, if NICs have it; zero: not before it is used.
+    /// `WINDLASS_RDMA_WATCH`, in seconds.
+    pub rdma_watch: Duration,
     /// Queue pairs of a connection on each NIC that it uses, from 1 to 4; of two ranks, the fewer. `WINDLASS_RDMA_PAIRS`.
     pub rdma_pairs: u8,
     /// The constants of the cost model: a file written by `windlass tune`. `WINDLASS_MODEL`.
@@ -111,6 +114,7 @@ impl Default for Config {
             report_after: Duration::from_secs(10),
             rdma_devices: Vec::new(),
             rdma_gid_index: None,
+            rdma_watch: Duration::from_secs(1),
             rdma_pairs: 1,
             model: Model::default(),
             adds_on_device: false,
@@ -230,6 +234,7 @@ const SETTINGS: &[Setting] = &[
         },
         show: |c| c.rdma_gid_index.map_or_else(|| "auto".to_owned(), |index| index.to_string()),
     },
+    time!(rdma_watch, "WINDLASS_RDMA_WATCH", shared: false),
     Setting {
         key: "rdma_pairs",
         variable: "WINDLASS_RDMA_PAIRS",

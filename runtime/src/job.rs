@@ -15,8 +15,10 @@ use std::sync::{Arc, Condvar, Mutex, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use windlass_memory::accelerator::Accelerator;
 use windlass_memory::adopted::Adopted;
 use windlass_memory::{Pool, Segment};
+use windlass_transports::reach::SegmentKey;
 use windlass_transports::shm::{Board, Doorbell, Shape};
 use windlass_transports::{Message, Rank, Token, Transport};
 
@@ -446,6 +448,21 @@ impl Job {
         if let Some(messages) = &self.messages {
             lock(messages).release(segment, within);
         }
+    }
+
+    /// Finds out how the transport's devices take memory that moves without asking, and tells the user where it goes by way of the host.
+    pub(crate) fn try_devices(&self, accelerator: &dyn Accelerator) {
+        if let Some(messages) = &self.messages {
+            let staged = lock(messages).attach(accelerator);
+            for why in staged {
+                crate::error::report(format_args!("rank {}: {why}", self.rank));
+            }
+        }
+    }
+
+    /// Device memory that the transport's devices do not reach any more: see [`Transport::probe`].
+    pub(crate) fn probe(&self) -> Vec<SegmentKey> {
+        self.messages.as_ref().map_or_else(Vec::new, |messages| lock(messages).probe())
     }
 
     pub(crate) fn withdraw(&self, token: Token) {

@@ -28,6 +28,9 @@ use std::fmt;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
+use reach::SegmentKey;
+use windlass_memory::accelerator::Accelerator;
+
 /// A rank's number in the job.
 pub type Rank = u32;
 
@@ -208,6 +211,18 @@ pub trait Transport: Send + fmt::Debug {
     /// Takes a segment back from the devices that it is registered with, and that peers may reach it by: after the return nothing of it is touched. What
     /// is under way of its memory, which `within` knows, goes on by way of the host.
     fn release(&mut self, _segment: u64, _within: &dyn Fn(*const u8) -> bool) {}
+
+    /// The rank has taken an accelerator into use whose memory moves without asking. Tries how the devices take that; the answers are why some
+    /// of them are given no such memory. May take as long as a device that does not answer is waited for.
+    fn attach(&mut self, _accelerator: &dyn Accelerator) -> Vec<Box<dyn std::error::Error>> {
+        Vec::new()
+    }
+
+    /// Begins to look whether the devices still reach the foreign memory that is registered with them, and tells what earlier looks have found: segments
+    /// that they do not. For whoever has a timer.
+    fn probe(&mut self) -> Vec<SegmentKey> {
+        Vec::new()
+    }
 
     /// Breaks the stream to a peer under its protocol, as a network would. For tests.
     #[doc(hidden)]

@@ -57,6 +57,8 @@ pub enum Source {
         descriptor: Arc<OwnedFd>,
         /// Its length.
         bytes: usize,
+        /// It stays where it is until it is taken back from the device. Else it is given only to devices that have been seen to cope.
+        asks: bool,
     },
 }
 

@@ -4,6 +4,7 @@
 
 mod machine;
 mod nic;
+mod pair;
 mod report;
 #[cfg(test)]
 mod tests;
@@ -25,6 +26,9 @@ Examples:
 
 JSON: {version, problems, notes, sections: [{name, title, findings: [{name, level, text, fix: [command or advice]}]}], facts}; level is ok,
 note or problem; facts are what the findings are made of. Nothing is changed on the machine.
+
+Accelerator × NIC: a few pages of each accelerator that opens are registered with each NIC in use, written, read back, and moved and revoked where that
+can be done; then they are freed. The verdict says whether such memory goes straight from the NIC, or by way of the host, and why.
 
 Exit status: 0 without a problem (notes are none), 1 with one.";
 
@@ -48,19 +52,22 @@ pub(crate) fn doctor(arguments: &DoctorArguments) -> ExitCode {
 
 /// What the facts mean.
 fn judge(facts: &Facts) -> Report<'_> {
-    Report::new(
-        facts,
-        vec![
-            Section { name: "build", title: "This build", findings: machine::build(&facts.build) },
-            Section { name: "host", title: "This host", findings: machine::host(&facts.host) },
-            Section { name: "settings", title: "Settings", findings: machine::settings(&facts.settings) },
-            Section { name: "sharing", title: "Shared memory", findings: machine::sharing(&facts.sharing) },
-            Section { name: "rdma", title: "RDMA", findings: nic::rdma(&facts.rdma, &facts.host) },
-            Section {
-                name: "accelerators",
-                title: "Accelerators",
-                findings: nic::accelerators(&facts.accelerators),
-            },
-        ],
-    )
+    let mut sections = vec![
+        Section { name: "build", title: "This build", findings: machine::build(&facts.build) },
+        Section { name: "host", title: "This host", findings: machine::host(&facts.host) },
+        Section { name: "settings", title: "Settings", findings: machine::settings(&facts.settings) },
+        Section { name: "sharing", title: "Shared memory", findings: machine::sharing(&facts.sharing) },
+        Section { name: "rdma", title: "RDMA", findings: nic::rdma(&facts.rdma, &facts.host) },
+        Section {
+            name: "accelerators",
+            title: "Accelerators",
+            findings: nic::accelerators(&facts.accelerators),
+        },
+    ];
+    // Only where there are both.
+    if !facts.pairs.is_empty() {
+        let findings = facts.pairs.iter().map(pair::finding).collect();
+        sections.push(Section { name: "pairs", title: "Accelerator × NIC", findings });
+    }
+    Report::new(facts, sections)
 }

@@ -36,6 +36,19 @@ fn node(path: &str, what: &'static str, driver: Option<&str>, opening: Opening) 
     DeviceNode { path: path.into(), what, driver: driver.map(Into::into), opening }
 }
 
+fn pair(accelerator: &'static str, found: PairFound) -> Pair {
+    Pair { accelerator, device: "mlx5_0".into(), found }
+}
+
+fn moves(mode: PairMode, shifted: AfterMove, forced: AfterMove, revoked: AfterMove) -> PairFound {
+    let unasked_is_direct = matches!(mode, PairMode::Transparent | PairMode::Revocable);
+    PairFound::Moves { mode, shifted, forced, revoked, unasked_is_direct }
+}
+
+fn dies() -> AfterMove {
+    AfterMove::Dies { status: "the remote key does not hold, or no longer (IBV_WC_REM_ACCESS_ERR)".into() }
+}
+
 /// A server on which nothing is wrong.
 fn healthy() -> Facts {
     let rail = RdmaRail {
@@ -95,6 +108,10 @@ fn healthy() -> Facts {
         accelerators: vec![
             node("/dev/udmabuf", "host memory as dma-bufs, by the kernel", None, Opening::Opens),
             node("/dev/accel/accel0", "a compute accelerator", Some("habanalabs"), Opening::Permitted),
+        ],
+        pairs: vec![
+            pair("udmabuf", PairFound::Still),
+            pair("testbed", moves(PairMode::Transparent, AfterMove::Follows, AfterMove::Follows, dies())),
         ],
     }
 }
@@ -161,6 +178,14 @@ fn troubled() -> Facts {
         ),
         node("/dev/dri/renderD128", "a GPU", Some("amdgpu"), Opening::Refused { errno: libc::ENODEV }),
     ];
+    let stays = || AfterMove::Stays { errno: libc::EBUSY };
+    let strays = || AfterMove::Strays;
+    facts.pairs = vec![
+        pair("testbed", moves(PairMode::Pinned, stays(), strays(), strays())),
+        pair("testbed", moves(PairMode::Revocable, stays(), dies(), dies())),
+        pair("testbed", moves(PairMode::Unsafe, strays(), strays(), strays())),
+        pair("habanalabs", PairFound::Untried { error: "mlx5_0 may not reach this memory (errno 1)".into() }),
+    ];
     facts
 }
 
@@ -182,6 +207,7 @@ fn machines_are_told_as_reviewed() {
     // The same machine without the library, without a device, and a program built without RDMA.
     let mut facts = healthy();
     facts.rdma.library_error = Some("libibverbs.so.1 cannot be loaded".into());
+    facts.pairs.clear();
     told("library", &facts);
     facts.rdma = Rdma {
         built: true,
@@ -229,10 +255,18 @@ fn a_healthy_machine_has_nothing_wrong_and_each_trouble_is_found() {
         one(&|f| f.accelerators[0].opening = Opening::Refused { errno: libc::EACCES }),
         [("accelerators.node", Note)]
     );
+    let strays = || AfterMove::Strays;
+    let stays = || AfterMove::Stays { errno: libc::EBUSY };
+    let spoilt = |found: PairFound| one(&move |f| f.pairs[1].found = found.clone());
+    assert_eq!(spoilt(moves(PairMode::Pinned, stays(), strays(), strays())), [("pairs.moves", Note)]);
+    assert_eq!(spoilt(moves(PairMode::Unsafe, strays(), strays(), strays())), [("pairs.moves", Problem)]);
+    assert_eq!(spoilt(moves(PairMode::Revocable, stays(), dies(), dies())), []);
+    assert_eq!(spoilt(PairFound::Untried { error: "why".into() }), [("pairs.untried", Note)]);
     // Where there is no NIC, its limits are nobody's trouble.
     let without = |f: &mut Facts| {
         f.rdma.devices.clear();
         f.rdma.kernel_devices.clear();
+        f.pairs.clear();
         f.host.locked_memory = limit(Some(64 << 10), Some(64 << 10));
     };
     assert_eq!(one(&without), []);
@@ -246,7 +280,7 @@ fn json_has_its_documented_shape() {
     assert_eq!(json["problems"], report.problems);
     let names: Vec<_> =
         json["sections"].as_array().unwrap().iter().map(|s| s["name"].as_str().unwrap()).collect();
-    assert_eq!(names, ["build", "host", "settings", "sharing", "rdma", "accelerators"]);
+    assert_eq!(names, ["build", "host", "settings", "sharing", "rdma", "accelerators", "pairs"]);
     for section in json["sections"].as_array().unwrap() {
         for finding in section["findings"].as_array().unwrap() {
             assert!(["ok", "note", "problem"].contains(&finding["level"].as_str().unwrap()), "{finding}");
@@ -258,4 +292,10 @@ fn json_has_its_documented_shape() {
     assert_eq!(json["facts"]["rdma"]["devices"][0]["dmabuf"], "no");
     assert_eq!(json["facts"]["accelerators"][0]["opening"]["refused"]["errno"], libc::EACCES);
     assert_eq!(json["facts"]["host"]["open_files"]["soft"], 128);
+    let found = &json["facts"]["pairs"][0]["found"]["moves"];
+    assert_eq!(
+        (&found["mode"], &found["forced"], &found["unasked_is_direct"]),
+        (&"pinned".into(), &"strays".into(), &false.into())
+    );
+    assert_eq!(found["shifted"]["stays"]["errno"], libc::EBUSY);
 }

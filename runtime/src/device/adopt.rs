@@ -45,7 +45,8 @@ impl Device {
                 AcceleratorError::AdoptsNothing => wrong("the accelerator", Problem::AdoptsNothing),
                 error => refused(&error),
             })?;
-        let segment = self.attached.regions().insert(memory, bytes, self.purpose());
+        // Its exporter, which nobody can ask, keeps it where it is or lets NICs follow; what it takes away, the watch finds.
+        let segment = self.attached.regions().insert(memory, bytes, self.purpose(), true);
         self.buffer(OPERATION, segment, offset, count)
     }
 }

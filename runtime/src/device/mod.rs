@@ -328,8 +328,17 @@ impl Drop for Attached {
 /// The movement thread's life.
 fn watch(attached: &Weak<Attached>, job: &Weak<Job>) {
     windlass_memory::serve(Promptness::Answers);
+    let mut looked = Instant::now();
     loop {
         let Some((attached, job)) = attached.upgrade().zip(job.upgrade()) else { return };
+        // What one look asks the next one hears: both within the time.
+        let time = job.config.rdma_watch;
+        if !time.is_zero() && looked.elapsed() >= time / 2 {
+            looked = Instant::now();
+            for key in job.probe() {
+                attached.regions().vanished(key);
+            }
+        }
         attached.wake.asleep.store(true, Ordering::SeqCst);
         let mut deadline = attached.turn(&job).unwrap_or(LOOK_AROUND);
         if job.see_to_mail() {
@@ -431,6 +440,9 @@ impl Device {
             return Err(other);
         }
         if !job.is_simulated() {
+            if !attached.accelerator.movement().asks() {
+                job.try_devices(&*attached.accelerator);
+            }
             attached.start(job)?;
         }
         Ok(Self { job: Arc::clone(job), attached })

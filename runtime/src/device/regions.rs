@@ -65,6 +65,8 @@ struct Own {
     heard: u32,
     /// An operation that was lent it at an earlier generation of the machine's is over: its peers may touch it no more.
     lent_from: u32,
+    /// It moves only after a question.
+    asks: bool,
     /// Why nobody will touch it again.
     failure: Option<RegionError>,
     /// Since when nobody may begin to touch it, on the accelerator's clock.

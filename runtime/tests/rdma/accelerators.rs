@@ -1,11 +1,12 @@
 //! Sums of an accelerator's memory, and messages from it and to it, by NICs that write there: while it stays, and while it moves.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use windlass::accelerator::kernel::KernelAccelerator;
-use windlass::accelerator::{Accelerator, Movement, Options};
-use windlass::{Communicator, Device, DeviceBuffer, ReduceOp};
+use windlass::accelerator::kernel::{KernelAccelerator, testbed};
+use windlass::accelerator::{self, Accelerator, Movement, Options};
+use windlass::{Communicator, Device, DeviceBuffer, Error, ReduceOp};
 
 use super::on_hosts;
 
@@ -33,6 +34,11 @@ impl Course {
 
     pub(crate) fn is_still(self) -> bool {
         self.moves + self.revokes == 0.0
+    }
+
+    /// These NICs would not notice.
+    fn is_staged(self) -> bool {
+        importer().as_deref() == Some("pinned") && !self.movement.asks()
     }
 
     /// The accelerator of a rank, in use there.
@@ -126,7 +132,8 @@ fn on_accelerators(job: &str, movement: Movement, moves: f64, revokes: f64) {
             // All do as many, however long each has been at it.
             let most = comm.all_reduce(told, ReduceOp::Max).wait().unwrap();
             let elapsed = Duration::from_millis(most[0]);
-            if elapsed >= TIME && (course.is_still() || most[1] >= TIMES || elapsed >= 6 * TIME) {
+            let seldom = course.is_still() || course.is_staged();
+            if elapsed >= TIME && (seldom || most[1] >= TIMES || elapsed >= 6 * TIME) {
                 break most[1];
             }
         };
@@ -143,6 +150,10 @@ fn on_accelerators(job: &str, movement: Movement, moves: f64, revokes: f64) {
         if course.is_still() {
             // The longest of each round, at least, are long enough on any number of ranks.
             assert!(imported >= rounds as usize, "messages went by the host");
+            return;
+        }
+        if course.is_staged() {
+            assert!(most > 0 && imported == 0, "a NIC was given memory that it would lose");
             return;
         }
         assert!(most >= TIMES, "memory was away {most} times, not {TIMES}");
@@ -184,4 +195,62 @@ fn it_is_revoked() {
     if importer().is_some_and(|mode| mode != "pinned") {
         on_accelerators("revocable", Movement::Revocable, 0.0, 10.0);
     }
+}
+
+/// Straight, it would be written where it has been: the NICs hear of nothing.
+#[test]
+fn it_would_be_lost_by_nics_and_goes_by_way_of_the_host() {
+    if importer().as_deref() == Some("pinned") {
+        on_accelerators("staged-moves", Movement::Revocable, 3.0, 0.0);
+        on_accelerators("staged-revokes", Movement::Revocable, 0.0, 3.0);
+        on_accelerators("staged-transparent", Movement::Transparent, 10.0, 0.0);
+    }
+}
+
+/// Neither its exporter nor the NIC says so, and nothing is sent.
+#[test]
+fn it_is_revoked_without_a_word() {
+    // Who pins without a callback reaches what was revoked as before, and a look finds nothing.
+    if importer().is_none_or(|mode| mode == "pinned") {
+        return println!("this needs NICs that hear of revokes");
+    }
+    on_hosts("unsaid", |comm| {
+        let (rank, ranks) = (comm.rank(), comm.size());
+        let (next, before) = ((rank + 1) % ranks, (rank + ranks - 1) % ranks);
+        let owner = testbed::Device::open().unwrap();
+        let memory = owner.allocate(1 << 20).unwrap();
+        // It has made none of this, and hears nothing of it.
+        let device = comm.attach(accelerator::open("dma-heap", Options::default()).unwrap()).unwrap();
+        let count = 100_000;
+        let mut from = device.adopt::<f32>(memory.as_fd(), 4096, count).unwrap();
+        from.write(&vec![rank as f32; count]).unwrap();
+        let into = device.alloc::<f32>(count).unwrap();
+        let (from, into) = comm.sendrecv(from, next, into, before, 0).wait().unwrap();
+        let mut values = vec![0.0; count];
+        into.read(&mut values).unwrap();
+        assert!(values.iter().all(|value| *value == before as f32));
+        let counted = || owner.stat(Some(memory.as_fd())).unwrap();
+        assert!(counted().maps > 0, "no NIC was given the memory");
+        comm.barrier().wait().unwrap();
+        if rank == 0 {
+            let begin = Instant::now();
+            owner.revoke(memory.as_fd()).unwrap();
+            while device.movements().revokes == 0 {
+                assert!(begin.elapsed() < Duration::from_secs(30), "the revoke was not found");
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            println!("found after {:?}", begin.elapsed());
+            let error = from.read(&mut values).unwrap_err();
+            assert!(matches!(error, Error::RegionRevoked { rank: 0, .. }), "{error}");
+            println!("{error}");
+        } else {
+            // Nothing is missed that is still there.
+            std::thread::sleep(Duration::from_secs(2));
+            assert_eq!(device.movements().revokes, 0);
+        }
+        assert_eq!((counted().stale_bytes, counted().maps == 0), (0, rank == 0));
+        // All else goes on.
+        let sum = comm.all_reduce(vec![1.0_f32; 50_000], ReduceOp::Sum).wait().unwrap();
+        assert!(sum.iter().all(|value| *value == ranks as f32));
+    });
 }

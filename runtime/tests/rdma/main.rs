@@ -14,7 +14,7 @@ mod reference;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use windlass::{Communicator, Config, Identity, JoinError, ReduceOp, TransportChoice};
+use windlass::{Communicator, Config, Error, Identity, JoinError, ReduceOp, TransportChoice};
 
 /// This host's number, and how many there are.
 fn host() -> Option<(u32, u32)> {
@@ -211,6 +211,6 @@ fn without_a_nic_the_job_ends_and_says_why() {
         }
     };
     println!("after {:?}: {failed}", begin.elapsed());
-    assert!(matches!(failed, windlass::Error::PeerFailed { .. }), "{failed:?}");
+    assert!(matches!(failed, Error::PeerFailed { .. }), "{failed:?}");
     assert!(begin.elapsed() < Duration::from_secs(30), "{:?}", begin.elapsed());
 }

@@ -36,7 +36,11 @@ unsafe impl Register for Everything {
         let bytes = (offset + bytes).next_multiple_of(PAGE);
         if self.lies {
             let descriptor = Arc::new(File::open("/dev/null").expect("it is everywhere").into());
-            return Some(Registrable { key, offset, source: Source::DmaBuf { descriptor, bytes } });
+            return Some(Registrable {
+                key,
+                offset,
+                source: Source::DmaBuf { descriptor, bytes, asks: true },
+            });
         }
         Some(Registrable { key, offset, source: Source::Host { base, bytes } })
     }

@@ -29,11 +29,17 @@ impl Regions {
             }));
         }
         let memory = self.accelerator.allocate(bytes).map_err(|error| refused(&error))?;
-        Ok(self.insert(memory, bytes, purpose))
+        Ok(self.insert(memory, bytes, purpose, self.accelerator.movement().asks()))
     }
 
-    /// The segment that the accelerator's memory is from now on.
-    pub(crate) fn insert(&mut self, memory: accelerator::Region, bytes: u64, purpose: Purpose) -> u32 {
+    /// The segment that the accelerator's memory is from now on; `asks`: it moves only after a question.
+    pub(crate) fn insert(
+        &mut self,
+        memory: accelerator::Region,
+        bytes: u64,
+        purpose: Purpose,
+        asks: bool,
+    ) -> u32 {
         let segment = self.next_segment;
         self.next_segment += 1;
         let name = RegionName { owner: self.rank, segment };
@@ -50,6 +56,7 @@ impl Regions {
             place: 0,
             heard: 0,
             lent_from: 0,
+            asks,
             failure: None,
             paused: None,
             asked: None,

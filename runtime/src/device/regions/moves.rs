@@ -43,7 +43,7 @@ impl Regions {
         }
     }
 
-    fn heed(&mut self, segment: u32, notice: accelerator::Notice) {
+    pub(super) fn heed(&mut self, segment: u32, notice: accelerator::Notice) {
         use accelerator::Notice as Said;
         let (now, clock) = (self.now(), self.accelerator.now());
         let Some(own) = self.own.get_mut(&segment) else { return };

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use windlass_memory::accelerator::DeviceRange;
+use windlass_memory::accelerator::{DeviceRange, Status};
 use windlass_transports::reach::{Registrable, SegmentKey, Source};
 
 use super::Regions;
@@ -34,7 +34,11 @@ impl Regions {
         }
         let (descriptor, exported) = own.given.as_ref()?;
         let (first, length) = exported.pages();
-        let source = Source::DmaBuf { descriptor: Arc::clone(descriptor), bytes: (first + length) as usize };
+        let source = Source::DmaBuf {
+            descriptor: Arc::clone(descriptor),
+            bytes: (first + length) as usize,
+            asks: own.asks,
+        };
         let key = SegmentKey { segment: key(segment), generation: own.place };
         Some(Registrable { key, offset: (exported.offset + offset) as usize, source })
     }
@@ -59,6 +63,25 @@ impl Regions {
             own.machine.handle_deregistered(now);
         }
         self.act(segment);
+    }
+
+    /// A NIC does not reach a segment any more. Unless its accelerator knows, and has said so or will, nobody brings it back.
+    pub(crate) fn vanished(&mut self, key: SegmentKey) {
+        use windlass_memory::accelerator::{Condition, Contents, Notice as Said};
+        self.turn();
+        let segment = (key.segment & (DEVICE - 1)) as u32;
+        let Some(own) = self.own.get(&segment) else { return };
+        let (region, generation) = (own.memory, own.place);
+        if generation != key.generation || own.machine.state() != table::owner::State::Active {
+            return;
+        }
+        let unaware =
+            |status: Status| status.generation == generation && matches!(status.condition, Condition::Active);
+        if self.accelerator.status(region).is_ok_and(unaware) {
+            let (next, contents) = (generation.saturating_add(1), Contents::Lost);
+            self.heed(segment, Said::Revoked { region, generation });
+            self.heed(segment, Said::Replaced { region, generation: next, contents });
+        }
     }
 
     /// Why the memory in a slot will never be usable again, if so.

@@ -78,6 +78,13 @@ pub enum Movement {
     Cooperative,
 }
 
+impl Movement {
+    /// Whether nothing moves before the runtime has agreed.
+    pub const fn asks(self) -> bool {
+        matches!(self, Self::Pinned | Self::Cooperative)
+    }
+}
+
 /// Where a region is in its life.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Condition {
@@ -246,6 +253,12 @@ pub trait Accelerator: fmt::Debug + Send + Sync {
     /// one counts places that it finds; the testbed's counts bytes, of every process since this one was opened. None where nobody counts.
     /// O(bytes given up lately).
     fn stale_stores(&self) -> Option<u64> {
+        None
+    }
+
+    /// The kernel's driver that its memory comes from, if there is one: for whoever tries how a NIC takes moves of such memory, because nobody can be asked.
+    #[cfg(not(loom))]
+    fn driver(&self) -> Option<kernel::Driver> {
         None
     }
 }

@@ -22,6 +22,9 @@
 //!
 //! **NICs that are removed** say so ([`notices`]), and are let go of. A connection without a NIC is lost.
 //!
+//! **Device memory** that moves without asking is given only to NICs that have been [seen](crate::selftest) to cope; what was taken away without a word is
+//! found by a look now and then ([`Transport::probe`]).
+//!
 //! **Waiting.** The descriptor is an epoll instance over the control streams, the NICs' completion channels and what they tell unasked. A poll that found
 //! nothing asks the NICs to tell of the next completion, then looks again, so that none is slept through.
 
@@ -31,6 +34,7 @@ mod notices;
 pub mod offer;
 mod rail;
 mod traffic;
+mod watch;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -41,9 +45,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use rustix::event::epoll;
+use windlass_memory::accelerator::Accelerator;
 use windlass_transports::link::place::Keys;
 use windlass_transports::link::{self, Limits, Link};
-use windlass_transports::reach::Register;
+use windlass_transports::reach::{Register, SegmentKey};
 use windlass_transports::tcp::{self, Tcp};
 use windlass_transports::{Capabilities, Event, Message, MessageId, Rank, Token, Transport};
 
@@ -453,6 +458,16 @@ impl Transport for Rdma {
         for rail in self.rails.iter_mut().flatten() {
             rail.forget(segment);
         }
+    }
+
+    fn attach(&mut self, accelerator: &dyn Accelerator) -> Vec<Box<dyn std::error::Error>> {
+        let staged = self.rails.iter_mut().flatten().filter_map(|rail| rail.attach(accelerator).err());
+        staged.map(|staged| Box::new(staged) as Box<dyn std::error::Error>).collect()
+    }
+
+    fn probe(&mut self) -> Vec<SegmentKey> {
+        self.harvest();
+        self.rails.iter_mut().flatten().flat_map(Rail::probe).collect()
     }
 
     fn reopen(&mut self, peer: Rank) {

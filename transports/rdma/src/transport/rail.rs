@@ -4,14 +4,17 @@ use std::collections::BTreeMap;
 use std::ptr::NonNull;
 
 use rustix::mm::{Advice, MapFlags, ProtFlags};
+use windlass_memory::accelerator::Accelerator;
 use windlass_transports::Rank;
 use windlass_transports::reach::{Registrable, SegmentKey, Source};
 
 use super::Error;
+use super::watch::{self, Watch};
 use crate::choice;
 use crate::pipe::Shape;
+use crate::selftest::{self, Staged};
 use crate::verbs::{
-    Access, Attachment, CompletionChannel, CompletionQueue, Device, DmaBufSupport, MemoryRegion,
+    Access, Attachment, CompletionChannel, CompletionQueue, Device, DmaBufSupport, MemoryRegion, Place,
     RegisterError, Verbs,
 };
 
@@ -75,6 +78,7 @@ struct Window {
     begin: usize,
     end: usize,
     region: MemoryRegion,
+    is_device: bool,
 }
 
 /// How a device knows some memory.
@@ -101,6 +105,9 @@ pub(super) struct Rail {
     pub(super) staging: MemoryRegion,
     /// Whether it takes dma-bufs.
     pub(super) imports: bool,
+    /// Whether it takes those whose memory moves without asking.
+    imports_unasked: bool,
+    pub(super) watch: Watch,
     /// Whether its port is active.
     pub(super) up: bool,
     pub(super) device: Device,
@@ -117,7 +124,7 @@ impl Rail {
         let device = Device::open(verbs, &chosen.device)?;
         let attachment = device.attachment(chosen.port, chosen.gid_index)?;
         let channel = CompletionChannel::create(&device)?;
-        let needed = u64::from(completions) * rings.peers as u64;
+        let needed = u64::from(completions) * rings.peers as u64 + u64::from(watch::COMPLETIONS);
         let (most, _) = device.most()?;
         let entries = u32::try_from(needed).ok().filter(|&entries| entries <= most);
         let entries = entries.ok_or_else(|| Error::TooManyPeers {
@@ -144,9 +151,33 @@ impl Rail {
             ring,
             staging,
             imports,
+            imports_unasked: false,
+            watch: Watch::default(),
             up: true,
             device,
         })
+    }
+
+    /// Finds out how the NIC takes the memory of an accelerator that does not ask before it moves.
+    pub(super) fn attach(&mut self, accelerator: &dyn Accelerator) -> Result<(), Staged> {
+        if self.imports {
+            selftest::admit(&self.device, self.attachment, accelerator)?;
+            self.imports_unasked = true;
+        }
+        Ok(())
+    }
+
+    /// Looks whether the NIC still reaches the device memory that is registered with it. What it does not, as far as is known by now.
+    pub(super) fn probe(&mut self) -> Vec<SegmentKey> {
+        let place =
+            |window: &Window| Place { address: window.region.address(), key: window.region.remote_key() };
+        // What is taken away is taken away whole.
+        let first = |(key, windows): (&SegmentKey, &Vec<Window>)| {
+            windows.first().filter(|window| window.is_device).map(|window| (*key, place(window)))
+        };
+        let places: Vec<_> = self.windows.iter().filter_map(first).collect();
+        self.watch.look(&self.device, self.attachment, &self.queue, &places);
+        self.watch.take_gone()
     }
 
     /// Asks to be told of the next completion. What was there before is not told.
@@ -161,11 +192,15 @@ impl Rail {
     pub(super) fn forget(&mut self, segment: u64) {
         self.windows.retain(|key, _| key.segment != segment);
         self.refused.retain(|key, _| key.segment != segment);
+        self.watch.forget(segment);
     }
 
     /// How the NIC knows these bytes, which are registered if they are not yet; `None` if they cannot be.
     pub(super) fn know(&mut self, found: &Registrable, bytes: usize) -> Option<Known> {
         let (begin, end) = (found.offset, found.offset.checked_add(bytes)?);
+        if matches!(found.source, Source::DmaBuf { asks: false, .. }) && !self.imports_unasked {
+            return None;
+        }
         let windows = self.windows.entry(found.key).or_default();
         let holds = |window: &&Window| window.begin <= begin && end <= window.end;
         if let Some(window) = windows.iter().find(holds) {
@@ -204,16 +239,17 @@ impl Window {
                 // by the completions of the operations that it belongs to.
                 let region =
                     unsafe { MemoryRegion::register(device, memory, end - begin, Access::REMOTE_WRITE) }?;
-                Ok(Self { begin, end, region })
+                Ok(Self { begin, end, region, is_device: false })
             }
-            Source::DmaBuf { descriptor, bytes } => {
+            Source::DmaBuf { descriptor, bytes, .. } => {
                 let (begin, end) = bounds(*bytes);
                 let descriptor = std::os::fd::AsFd::as_fd(descriptor);
                 let (offset, length) = (begin as u64, end - begin);
-                let access = Access::REMOTE_WRITE;
+                // Read by the watch alone.
+                let access = Access::REMOTE_WRITE | Access::REMOTE_READ;
                 let region =
                     MemoryRegion::register_dmabuf(device, descriptor, offset, length, offset, access)?;
-                Ok(Self { begin, end, region })
+                Ok(Self { begin, end, region, is_device: true })
             }
         }
     }

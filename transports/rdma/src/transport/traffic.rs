@@ -26,9 +26,11 @@ impl Rdma {
         let mut moved = false;
         for at in 0..self.rails.len() {
             for _ in 0..BATCHES {
-                let Some(rail) = &self.rails[at] else { break };
+                let Some(rail) = &mut self.rails[at] else { break };
                 let mut completions = std::mem::take(&mut self.completions);
                 let polled = rail.queue.poll(&mut completions);
+                let taken = completions.len();
+                completions.retain(|completion| !rail.watch.completed(completion));
                 for completion in &completions {
                     self.completed(completion);
                 }
@@ -40,7 +42,6 @@ impl Rdma {
                         self.settle(name);
                     }
                 }
-                let taken = completions.len();
                 completions.clear();
                 self.completions = completions;
                 if let Err(error) = polled {

@@ -15,7 +15,7 @@ use crate::rig::{Pages, Pair, move_over, place, sge};
 const BYTES: usize = 64 << 10;
 
 /// How RDMA imports dma-bufs here (`deploy/testbed/run --importer`).
-fn importer() -> String {
+pub(crate) fn importer() -> String {
     std::fs::read_to_string("/sys/module/rdma_rxe/parameters/dmabuf_mode")
         .unwrap_or_default()
         .trim()

@@ -4,4 +4,5 @@ mod accelerator;
 mod dmabuf;
 mod failures;
 mod rig;
+mod selftest;
 mod traffic;

@@ -28,6 +28,7 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::accelerator::kernel::Driver;
 use crate::accelerator::{
     Accelerator, AcceleratorError, Contents, DeviceRange, Drive, Export, Exported, Fence, Import, Movement,
     Notices, Operand, Region, Status, Ticket, Work,
@@ -93,6 +94,10 @@ pub(super) trait Owner: fmt::Debug + Send + 'static {
     fn revoke_now(&mut self, region: Region, contents: Contents) -> Result<()>;
     /// See [`Accelerator::stale_stores`].
     fn stale_stores(&mut self) -> Option<u64>;
+    /// See [`Accelerator::driver`].
+    fn driver(&self) -> Option<Driver> {
+        None
+    }
 
     /// Does what is due. Returns when something will be, and whether something must be asked for again and again.
     fn step(&mut self) -> (Option<Duration>, bool);
@@ -396,5 +401,9 @@ impl<D: Drives> Accelerator for D {
 
     fn stale_stores(&self) -> Option<u64> {
         self.driven().with(Owner::stale_stores)
+    }
+
+    fn driver(&self) -> Option<Driver> {
+        self.driven().look(Owner::driver)
     }
 }

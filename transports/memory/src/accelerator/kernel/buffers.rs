@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rustix::io::Errno;
 
-use super::{Exporter, Mover};
+use super::{Driver, Exporter, Mover};
 use crate::accelerator::driven::Owner;
 use crate::accelerator::driven::common::Common;
 use crate::accelerator::driven::pages::{ADOPTED, Identity, Pages, SKEW_BYTES, pages_of};
@@ -96,6 +96,7 @@ type Ran = Result<(Arc<Pages>, Contents)>;
 
 #[derive(Debug)]
 pub(in crate::accelerator) struct Buffers {
+    name: &'static str,
     exporter: Arc<dyn Exporter>,
     common: Common,
     regions: BTreeMap<u64, Owned>,
@@ -105,9 +106,10 @@ pub(in crate::accelerator) struct Buffers {
 }
 
 impl Buffers {
-    pub(super) fn new(exporter: Arc<dyn Exporter>, options: Options) -> Self {
+    pub(super) fn new(driver: Driver, options: Options) -> Self {
         let (common, regions, freed) = (Common::new(options), BTreeMap::new(), Vec::new());
-        Self { exporter, common, regions, freed, watched: Duration::ZERO }
+        let Driver { name, exporter } = driver;
+        Self { name, exporter, common, regions, freed, watched: Duration::ZERO }
     }
 
     fn owned(&self, region: Region) -> Result<(u64, &Owned)> {
@@ -449,6 +451,10 @@ impl Owner for Buffers {
         }
         self.revoke(number, Way::Swap(contents));
         Ok(())
+    }
+
+    fn driver(&self) -> Option<Driver> {
+        Some(Driver { name: self.name, exporter: Arc::clone(&self.exporter) })
     }
 
     fn stale_stores(&mut self) -> Option<u64> {

@@ -30,19 +30,20 @@
 //! old pages before they are copied, or in the new ones. That is why a forced move must find no engine at work, and why no engine can store too late: only a NIC can.
 
 mod buffers;
+mod driver;
 mod habanalabs;
 mod heaps;
 pub mod testbed;
 
 use std::fmt;
-use std::os::fd::{BorrowedFd, OwnedFd};
-use std::sync::Arc;
+use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use super::driven::{Driven, Drives, Next};
 use super::{AcceleratorError, Contents, Counters, Movement, OpenError, Options, Region};
-use crate::MemoryError;
 use buffers::Buffers;
+
+pub use driver::{Driver, Mover};
 
 /// A driver that exports memory.
 trait Exporter: fmt::Debug + Send + Sync {
@@ -65,54 +66,8 @@ trait Exporter: fmt::Debug + Send + Sync {
     }
 }
 
-/// A driver whose memory moves.
-trait Mover {
-    /// New pages with the same bytes. EBUSY: an importer has pinned them, and `force` is not set. ENODEV: revoked.
-    fn shift(&self, buffer: BorrowedFd<'_>, force: bool) -> Result<(), MemoryError>;
-    /// Takes the memory away for good.
-    fn revoke(&self, buffer: BorrowedFd<'_>) -> Result<(), MemoryError>;
-    /// How many importers map it.
-    fn importers(&self, buffer: BorrowedFd<'_>) -> Result<u64, MemoryError>;
-    /// Bytes written too late.
-    fn stale_bytes(&self) -> Option<u64>;
-}
-
 /// The names of this module's accelerators.
-pub(super) const NAMES: [&str; 4] = ["testbed", "dma-heap", "udmabuf", "habanalabs"];
-
-/// One of these drivers, without an accelerator on it: for whoever wants dma-bufs to register.
-#[derive(Debug)]
-pub struct Driver {
-    name: &'static str,
-    exporter: Arc<dyn Exporter>,
-}
-
-impl Driver {
-    /// Opens the one of a name.
-    ///
-    /// # Errors
-    /// [`OpenError::Unknown`]; `NoDevice` when it is not there.
-    pub fn open(name: &str) -> Result<Self, OpenError> {
-        let Some(name) = NAMES.into_iter().find(|known| *known == name) else {
-            return Err(OpenError::Unknown { name: name.to_owned() });
-        };
-        let exporter: Arc<dyn Exporter> = match name {
-            "testbed" => Arc::new(testbed::Testbed::open()?),
-            "dma-heap" => Arc::new(heaps::DmaHeap::open()?),
-            "udmabuf" => Arc::new(heaps::Udmabuf::open()?),
-            _ => Arc::new(habanalabs::Habanalabs::open()?),
-        };
-        Ok(Self { name, exporter })
-    }
-
-    /// A new dma-buf of whole pages, of unspecified contents.
-    ///
-    /// # Errors
-    /// `OutOfMemory`; `System`.
-    pub fn allocate(&self, bytes: u64) -> Result<OwnedFd, AcceleratorError> {
-        self.exporter.allocate(bytes)
-    }
-}
+pub const NAMES: [&str; 4] = ["testbed", "dma-heap", "udmabuf", "habanalabs"];
 
 /// An accelerator on memory of the kernel's; see the [module](self).
 pub struct KernelAccelerator {
@@ -150,7 +105,7 @@ impl KernelAccelerator {
             }
             options.movement = Movement::Pinned;
         }
-        Ok(Self { name, driven: Driven::new(Buffers::new(exporter, options)) })
+        Ok(Self { name, driven: Driven::new(Buffers::new(Driver { name, exporter }, options)) })
     }
 
     /// See [`SimulatedAccelerator::step`](super::simulated::SimulatedAccelerator::step).

@@ -162,6 +162,10 @@ impl Mover for Testbed {
         let stat = self.device.stat(None).ok()?;
         Some(stat.stale_bytes.saturating_sub(self.stale_bytes))
     }
+
+    fn stale_bytes_in(&self, buffer: BorrowedFd<'_>) -> Option<u64> {
+        self.device.stat(Some(buffer)).ok().map(|stat| stat.stale_bytes)
+    }
 }
 
 #[cfg(test)]
