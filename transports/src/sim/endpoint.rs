@@ -320,7 +320,9 @@ impl Transport for Endpoint {
         let live = self.peers.values().flatten();
         state.is_awake(self.rank)
             && (state.mail[self.rank as usize].iter().any(signalled)
-                || live.into_iter().any(|far| far.standing == Standing::Open && far.link.writes_again()))
+                || live.into_iter().any(|far| {
+                    far.standing == Standing::Open && (far.link.writes_again() || far.link.owes())
+                }))
     }
 
     fn acknowledge(&mut self) -> bool {
