@@ -30,9 +30,13 @@ fn selftest_finds_how_the_nic_takes_moves_and_harms_nobody() {
         assert_eq!((found.mode(), [found.shifted, found.forced, found.revoked]), (mode, moves));
         assert_eq!(found.permit(Movement::Revocable), mode != Mode::Pinned);
     }
-    // Not a byte was written to where memory had been, nor is anything held.
-    let after = counted();
-    assert_eq!((after.stale_bytes, after.pins, after.maps), (before.stale_bytes, before.pins, before.maps));
+    // Not a byte was written to where memory had been, nor is anything held; other hosts' tests, which are counted, too, end.
+    let begin = std::time::Instant::now();
+    while (counted().pins, counted().maps) > (before.pins, before.maps) {
+        assert!(begin.elapsed().as_secs() < 60, "{:?}, {before:?} before", counted());
+        std::thread::sleep(std::time::Duration::from_millis(20));
+    }
+    assert_eq!(counted().stale_bytes, before.stale_bytes);
 }
 
 #[test]
